@@ -1,0 +1,53 @@
+# `make quickstart` and `make test` work on a clean clone with Python >= 3.10 and a C++17 compiler.
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    ?= runs/quickstart
+PYTEST ?=
+
+BIN     := $(VENV)/bin
+SOURCES := pyproject.toml constraints.txt $(shell find src native CMakeLists.txt -type f -not -name '*.pyc' -not -name '*.so' 2>/dev/null)
+NATIVE  := $(shell find native -name '*.cpp' -o -name '*.h' 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test check format native clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(VENV)/.train  ## train, pack and run a one-bit vision transformer on scanned digits
+	$(BIN)/gsb-vit quickstart --out $(RUN)
+
+test: $(VENV)/.dev native  ## run all tests (choose some with PYTEST='tests/test_cli.py -k bench')
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: $(VENV)/.dev  ## lint, check formats and types
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+
+format: $(VENV)/.dev  ## rewrite the sources in the house format
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+	$(BIN)/clang-format -i $(NATIVE)
+
+native: $(VENV)/.dev  ## build the extension into src/gsb_vit, for PYTHONPATH=src
+	$(BIN)/cmake -S . -B build/dev -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -Dnanobind_DIR="$$($(BIN)/python -m nanobind --cmake_dir)"
+	$(BIN)/cmake --build build/dev
+
+clean:  ## remove what the targets above made, except the runs
+	rm -rf $(VENV) build src/gsb_vit/*.so
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) is older than Python 3.10: name a newer one, as in 'make PYTHON=python3.12 $(MAKECMDGOALS)'" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet -c constraints.txt '.[train]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt '.[train,dev]'
+	@touch $@

@@ -1,0 +1,64 @@
+"""Classification metrics from logits, in NumPy, so that a device without PyTorch can evaluate a packed model."""
+
+import numpy as np
+
+from gsb_vit.errors import InputError
+
+
+def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count pictures by true class (row) and predicted class (column): (K, K) int64."""
+    cells = labels.astype(np.int64) * num_classes + predicted.astype(np.int64)
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Return the share of pictures whose label is among the k largest logits.
+
+    Among equal logits the lower class comes first, as it does for ``argmax``, so that top-1 is ``argmax == label``.
+    """
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    classes = np.arange(logits.shape[1])
+    ahead = (logits > own) | ((logits == own) & (classes < labels[:, None]))
+    return float((ahead.sum(axis=1) < k).mean())
+
+
+def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return top-1, top-5 and the macro averages of precision, recall and F1, all as shares from 0 to 1.
+
+    ``precision_k = M_kk / Σ_j M_jk``, ``recall_k = M_kk / Σ_j M_kj``, ``F1_k = 2·M_kk / (Σ_j M_jk + Σ_j M_kj)`` with M
+    the confusion matrix. A quotient without a denominator is 0. The mean runs over the classes that occur among the
+    labels or the predictions (scikit-learn's and torchmetrics' convention).
+
+    Args:
+        logits: float (n, K).
+        labels: integer (n,), each from 0 to K − 1.
+
+    Raises:
+        InputError: no pictures, or a label that is no class of the logits.
+    """
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    num_classes = logits.shape[1]
+    if len(labels) == 0:
+        raise InputError("no pictures to evaluate: give a folder that holds at least one picture")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise InputError(
+            f"label {labels.max() if labels.min() >= 0 else labels.min()} is not a class of a model with {num_classes} "
+            "classes: evaluate on data with the classes that the model was trained on"
+        )
+    counts = confusion_matrix(logits.argmax(axis=1), labels, num_classes)
+    hits = np.diag(counts).astype(np.float64)
+    predicted, actual = counts.sum(axis=0), counts.sum(axis=1)
+    occurs = (predicted + actual) > 0
+
+    def macro(denominator: np.ndarray, factor: float = 1.0) -> float:
+        quotient = np.divide(factor * hits, denominator, out=np.zeros(num_classes), where=denominator > 0)
+        return float(quotient[occurs].mean())
+
+    return {
+        "n": len(labels),
+        "top1": top_k_accuracy(logits, labels, 1),
+        "top5": top_k_accuracy(logits, labels, 5),
+        "macro_precision": macro(predicted),
+        "macro_recall": macro(actual),
+        "macro_f1": macro(predicted + actual, factor=2.0),
+    }

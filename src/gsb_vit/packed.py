@@ -93,7 +93,11 @@ def write(path: PathLike, model: PackedModel) -> None:
         "preprocessing": model.preprocessing.to_json(),
         "provenance": dict(model.provenance),
     }
-    metadata = {"format": FORMAT, "version": VERSION, "model": json.dumps(header, allow_nan=False)}
+    try:
+        text = json.dumps(header, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: provenance is not plain JSON ({error}); give text and finite numbers") from error
+    metadata = {"format": FORMAT, "version": VERSION, "model": text}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file({name: np.ascontiguousarray(array) for name, array in model.tensors.items()}, temporary, metadata)

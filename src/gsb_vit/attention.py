@@ -1,0 +1,314 @@
+"""Attention with superposed attention and Value matrices, and the learned biases added after the softmax."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import InputError
+from .layers import ElasticSign, Quantizer
+from .quantizers import scale_ste
+from .superposition import (
+    attention_groups,
+    attention_levels,
+    attention_planes,
+    attention_superposition,
+    group_factors,
+    increments,
+    value_groups,
+    value_levels,
+    value_planes,
+    value_superposition,
+)
+
+ThresholdScope = Literal["sample", "batch", "fixed"]
+EXTREME_MOMENTUM = 0.1
+
+
+class Superposition(Quantizer):
+    """Base of the two superpositions: ``scale`` (G,), thresholds as ratios of the extremes, and their scope.
+
+    Scopes: ``sample`` takes the extremes of each picture, ``batch`` of the whole tensor (the released code; a
+    prediction then depends on the picture's neighbours), ``fixed`` those stored in the buffer ``running_extremes``.
+    The stored ones are the means over pictures of each picture's extremes: set by the first batch, moved by 0.1 of
+    the way to each further training batch before they are used, constant in eval mode, or set by
+    ``convert.calibrate_thresholds``.
+
+    Initial scales: ``increment`` starts each further group at the difference of two levels, because the groups add
+    up. ``authors`` (the released code) uses these differences in the first forward pass only and then goes on with
+    the levels themselves.
+    """
+
+    extremes_count: int
+
+    def __init__(
+        self,
+        thresholds: Sequence[float] = (0.7, 0.9),
+        threshold_scope: ThresholdScope = "sample",
+        initial_scales: Literal["increment", "authors"] = "increment",
+    ) -> None:
+        super().__init__((len(thresholds) + 1,))
+        self.thresholds = tuple(thresholds)
+        self.threshold_scope = threshold_scope
+        self.initial_scales = initial_scales
+        self.calibration: list[Tensor] | None = None
+        if threshold_scope == "fixed":
+            self.register_buffer("running_extremes", torch.zeros(self.extremes_count))
+
+    def _extremes(self, x: Tensor, whole_batch: bool) -> Tensor:
+        """Extremes of x (B, h, ., .): (E, B, 1, 1, 1), or (E, 1, 1, 1, 1) of the whole batch."""
+        raise NotImplementedError
+
+    def _levels(self, x: Tensor, limits: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _ratio_limits(self, extremes: Tensor) -> Tensor:
+        """The limits (G - 1, E, ...) that go with extremes (E, ...)."""
+        if not self.thresholds:
+            return extremes.new_zeros((0, *extremes.shape))
+        return torch.stack([extremes * ratio for ratio in self.thresholds])
+
+    def fixed_limits(self) -> Tensor:
+        """Return the stored limits (G - 1, E), E = 1 (maximum) or 2 (maximum, minimum); scope ``fixed`` only.
+
+        Raises InputError for other scopes, which have no stored limits.
+        """
+        if self.threshold_scope != "fixed":
+            raise InputError(f"threshold_scope={self.threshold_scope!r} stores no limits; only 'fixed' does")
+        return self._ratio_limits(self.running_extremes)
+
+    @torch.no_grad()
+    def set_extremes(self, extremes: Tensor) -> None:
+        """Store the extremes (E,) that scope ``fixed`` uses."""
+        self.running_extremes.copy_(extremes)
+
+    @torch.no_grad()
+    def _limits(self, x: Tensor) -> Tensor:
+        x = x.detach()
+        if self.threshold_scope == "batch":
+            return self._ratio_limits(self._extremes(x, whole_batch=True))
+        if self.threshold_scope == "sample":
+            return self._ratio_limits(self._extremes(x, whole_batch=False))
+        if self.calibration is not None:
+            extremes = self._extremes(x, whole_batch=False)
+            self.calibration.append(extremes.flatten(1).to(torch.float32))
+            return self._ratio_limits(extremes)
+        if self.training or not self.is_ready:
+            batch_mean = self._extremes(x, whole_batch=False).flatten(1).mean(1, dtype=torch.float32)
+            self.running_extremes.lerp_(batch_mean, EXTREME_MOMENTUM if self.is_ready else 1.0)
+        return self._ratio_limits(self.running_extremes.clone().to(x.dtype).view(-1, 1, 1, 1, 1))
+
+    def initial_scale(self, x: Tensor) -> Tensor:
+        levels = self._levels(x, self._limits(x))
+        return levels if self.initial_scales == "authors" else increments(levels)
+
+    def _prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The scales (G,) and the limits (G - 1, E, B | 1, 1, 1, 1) for x, after initialization where needed."""
+        if self.is_ready:
+            return self.scale, self._limits(x)
+        self.initialize(x)
+        limits = self._limits(x)
+        if self.initial_scales == "authors":
+            levels = self.scale.detach()
+            return self.scale + (increments(levels) - levels), limits
+        return self.scale, limits
+
+
+class AttentionSuperposition(Superposition):
+    """Superposition of the attention matrix A (B, h, N, N): A_b = s_1·1[A > s_1/2] + Σ s_g·1[A > ratio_g·max A].
+
+    Gradients and ties: ``superposition.attention_superposition``. Initial levels: ``superposition.attention_levels``.
+    """
+
+    extremes_count = 1
+
+    def _extremes(self, x: Tensor, whole_batch: bool) -> Tensor:
+        return x.amax((0, 1, 2, 3) if whole_batch else (1, 2, 3), keepdim=True).unsqueeze(0)
+
+    def _levels(self, x: Tensor, limits: Tensor) -> Tensor:
+        return attention_levels(x, limits[:, 0])
+
+    def quantize(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        scale, limits = self._prepare(x)
+        limits = limits[:, 0]
+        scale = scale_ste(scale, group_factors(attention_groups(x.detach(), limits), x))
+        return attention_planes(x, scale[0], limits), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, limits = self._prepare(x)
+        return attention_superposition(x, scale, limits[:, 0])
+
+
+class ValueSuperposition(Superposition):
+    """Superposition of the Value V (B, h, N, d): V_b = s_1·sign(V) + Σ s_g·T_g·sign(V).
+
+    T_g = 1[V > ratio_g·max V or V < ratio_g·min V]. Gradients (``aligned`` or the released code's) and ties:
+    ``superposition.value_superposition``. Initial levels: ``superposition.value_levels``.
+    """
+
+    extremes_count = 2
+
+    def __init__(
+        self,
+        thresholds: Sequence[float] = (0.7, 0.9),
+        threshold_scope: ThresholdScope = "sample",
+        initial_scales: Literal["increment", "authors"] = "increment",
+        gradient: Literal["aligned", "authors"] = "aligned",
+    ) -> None:
+        super().__init__(thresholds, threshold_scope, initial_scales)
+        self.gradient = gradient
+
+    def _extremes(self, x: Tensor, whole_batch: bool) -> Tensor:
+        dims = (0, 1, 2, 3) if whole_batch else (1, 2, 3)
+        return torch.stack([x.amax(dims, keepdim=True), x.amin(dims, keepdim=True)])
+
+    def _levels(self, x: Tensor, limits: Tensor) -> Tensor:
+        return value_levels(x, limits)
+
+    def quantize(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        scale, limits = self._prepare(x)
+        scale = scale_ste(scale, group_factors(value_groups(x.detach(), limits), x))
+        return value_planes(x, scale, limits, self.gradient == "aligned"), scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, limits = self._prepare(x)
+        return value_superposition(x, scale, limits, self.gradient == "aligned")
+
+
+class FullAttentionBias(nn.Module):
+    """A learned bias of heads·N² numbers, zero at first; calling it returns (h, N, N)."""
+
+    def __init__(self, num_heads: int, num_tokens: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(num_heads, num_tokens, num_tokens))
+
+    def forward(self) -> Tensor:
+        return self.bias
+
+
+def relative_index(grid_size: tuple[int, int], prefix_tokens: int) -> Tensor:
+    """Return the (N, N) indices into the relative table of T = (2gh-1)(2gw-1) + P² + 2P entries.
+
+    The formula is in docs/packed-format.md: patches by their offset, then prefix → prefix, prefix → patch and
+    patch → prefix.
+    """
+    height, width = grid_size
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    offset = (2 * height - 1) * (2 * width - 1)
+    P, tokens = prefix_tokens, prefix_tokens + height * width
+    prefix = torch.arange(P)
+    index = torch.empty(tokens, tokens, dtype=torch.int64)
+    index[P:, P:] = (y[:, None] - y + height - 1) * (2 * width - 1) + (x[:, None] - x + width - 1)
+    index[:P, :P] = offset + prefix[:, None] * P + prefix
+    index[:P, P:] = (offset + P * P + prefix)[:, None]
+    index[P:, :P] = offset + P * P + P + prefix
+    return index
+
+
+class RelativeAttentionBias(nn.Module):
+    """A learned bias by relative position: ``table`` (h, T), zero at first; calling it returns (h, N, N)."""
+
+    def __init__(self, num_heads: int, grid_size: tuple[int, int], prefix_tokens: int) -> None:
+        super().__init__()
+        height, width = grid_size
+        entries = (2 * height - 1) * (2 * width - 1) + prefix_tokens**2 + 2 * prefix_tokens
+        self.table = nn.Parameter(torch.zeros(num_heads, entries))
+        index = relative_index(grid_size, prefix_tokens)
+        self.num_tokens = len(index)
+        self.register_buffer("index", index.flatten(), persistent=False)
+
+    def forward(self) -> Tensor:
+        return self.table.index_select(1, self.index).view(-1, self.num_tokens, self.num_tokens)
+
+
+class GSBAttention(nn.Module):
+    """Multi-head attention on one-bit queries and keys and superposed attention and Value matrices.
+
+    x (B, N, C) → qkv; q, k, v (B, h, N, d) each plus a learned shift (h, 1, d);
+    A = dropout(softmax(s_q·s_k·(B_q B_kᵀ)/√d) + E); y = A_b V_b → proj. The bias E is added after the softmax.
+    In eval mode A_b V_b is the sum of integer plane products times S_ab = s_Aa·s_Vb, in the order of
+    docs/numerics.md; in training mode one product of the superposed tensors. Without quantizers (all four None) q, k,
+    v and A stay in floating point. GSB, https://arxiv.org/abs/2305.07931.
+
+    Raises InputError when called with an attention mask or causal, which one-bit attention does not have.
+    """
+
+    def __init__(
+        self,
+        qkv: nn.Linear,
+        proj: nn.Linear,
+        num_heads: int,
+        attention_bias: RelativeAttentionBias | FullAttentionBias | None = None,
+        attention_quantizer: AttentionSuperposition | None = None,
+        value_quantizer: ValueSuperposition | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if (attention_quantizer is None) != (value_quantizer is None):
+            raise InputError("give both attention_quantizer and value_quantizer, or neither")
+        self.num_heads = num_heads
+        self.attn_dim = qkv.out_features // 3
+        self.head_dim = self.attn_dim // num_heads
+        self.qkv, self.proj = qkv, proj
+        for name in ("q_shift", "k_shift", "v_shift"):
+            setattr(self, name, nn.Parameter(qkv.weight.new_zeros(num_heads, 1, self.head_dim)))
+        binary = attention_quantizer is not None
+        self.query_quantizer = ElasticSign() if binary else None
+        self.key_quantizer = ElasticSign() if binary else None
+        self.attention_quantizer, self.value_quantizer = attention_quantizer, value_quantizer
+        self.attention_bias = attention_bias
+        self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(proj_drop)
+        self.to(qkv.weight.device)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the shifted queries, keys and values (B, h, N, d), before their quantizers."""
+        B, N, _ = x.shape
+        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        return q + self.q_shift, k + self.k_shift, v + self.v_shift
+
+    def attention_matrix(self, q: Tensor, k: Tensor) -> Tensor:
+        """Return A (B, h, N, N) before its quantizer: softmax, plus the bias, through dropout."""
+        scale = self.head_dim**-0.5
+        if self.query_quantizer is not None:
+            (q,), query_scale = self.query_quantizer.quantize(q)
+            (k,), key_scale = self.key_quantizer.quantize(k)
+            scale = query_scale * key_scale * scale
+        scores = q @ k.transpose(-2, -1)
+        A = (scores * scale).softmax(-1)
+        if self.attention_bias is not None:
+            A = A + self.attention_bias()
+        return self.attn_drop(A)
+
+    def _full_precision_product(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.training and self.attn_drop.p > 0:
+            return self.attention_matrix(q, k) @ v
+        y = F.scaled_dot_product_attention(q, k, v)
+        return y if self.attention_bias is None else y + self.attention_bias() @ v
+
+    def _superposed_product(self, A: Tensor, v: Tensor) -> Tensor:
+        if self.training:
+            return self.attention_quantizer(A) @ self.value_quantizer(v)
+        attention, attention_scales = self.attention_quantizer.quantize(A)
+        values, value_scales = self.value_quantizer.quantize(v)
+        y = None
+        for a, attention_plane in enumerate(attention):
+            for b, value_plane in enumerate(values):
+                term = (attention_plane @ value_plane) * (attention_scales[a] * value_scales[b])
+                y = term if y is None else y + term
+        return y
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        if attn_mask is not None or is_causal:
+            raise InputError("GSBAttention takes no attention mask and is never causal; call the model without them")
+        B, N, _ = x.shape
+        q, k, v = self.project(x)
+        if self.attention_quantizer is None:
+            y = self._full_precision_product(q, k, v)
+        else:
+            y = self._superposed_product(self.attention_matrix(q, k), v)
+        return self.proj_drop(self.proj(y.transpose(1, 2).reshape(B, N, self.attn_dim)))

@@ -1,0 +1,321 @@
+"""Turn a timm vision transformer into a one-bit one: the switches, the conversion, the first scales."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from timm.layers import Mlp, PatchEmbed
+from timm.models.vision_transformer import Attention, VisionTransformer
+from torch import Tensor, nn
+
+from .attention import (
+    AttentionSuperposition,
+    FullAttentionBias,
+    GSBAttention,
+    RelativeAttentionBias,
+    Superposition,
+    ValueSuperposition,
+)
+from .errors import InputError
+from .layers import BinaryLinear, QuantizedConv2d, QuantizedLinear, QuantizedWeight, Quantizer
+
+MLP_CLIP = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantization:
+    """The switches of a one-bit vision transformer; each has this name in recipes and packed files too.
+
+    The table in docs/design.md says what each one does. Raises InputError for a value that is not allowed.
+    """
+
+    weights: Literal["all", "mlp", "none"] = "all"
+    activations: Literal["binary", "full"] = "binary"
+    weight_scale: Literal["row", "layer"] = "row"
+    edge_bits: Literal[8, 32] = 8
+    attention_thresholds: tuple[float, ...] = (0.7, 0.9)
+    value_thresholds: tuple[float, ...] = (0.7, 0.9)
+    threshold_scope: Literal["sample", "batch", "fixed"] = "sample"
+    value_gradient: Literal["aligned", "authors"] = "aligned"
+    initial_scales: Literal["increment", "authors"] = "increment"
+    attention_bias: Literal["relative", "full", "none"] = "relative"
+    patch_norm: bool = False
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(hint) is Literal and (value not in get_args(hint) or isinstance(value, bool)):
+                allowed = ", ".join(repr(choice) for choice in get_args(hint))
+                raise InputError(f"quantization {name} is {value!r}; it must be one of {allowed}")
+        for name in ("attention_thresholds", "value_thresholds"):
+            object.__setattr__(self, name, _checked_thresholds(name, getattr(self, name)))
+        if not isinstance(self.patch_norm, bool):
+            raise InputError(f"quantization patch_norm is {self.patch_norm!r}; it must be true or false")
+
+    @classmethod
+    def full_precision(cls) -> "Quantization":
+        """Return the switches of a plain timm ViT: nothing is quantized, nothing is added."""
+        return cls(weights="none", activations="full", edge_bits=32, attention_bias="none")
+
+    @classmethod
+    def stage1(cls) -> "Quantization":
+        """Return the first training stage: one-bit weights, full-precision activations and edges."""
+        return cls(activations="full", edge_bits=32)
+
+    @classmethod
+    def stage2(cls) -> "Quantization":
+        """Return the second training stage, the defaults: one-bit weights and activations, 8-bit edges."""
+        return cls()
+
+    @classmethod
+    def authors_stage1(cls) -> "Quantization":
+        """Return the released code's first stage: one-bit MLP weights, BatchNorm after the patch embedding."""
+        return dataclasses.replace(
+            cls.authors_stage2(),
+            weights="mlp",
+            activations="full",
+            edge_bits=32,
+            attention_bias="none",
+            patch_norm=True,
+        )
+
+    @classmethod
+    def authors_stage2(cls) -> "Quantization":
+        """Return the released code's second stage."""
+        return cls(
+            weight_scale="layer",
+            threshold_scope="batch",
+            value_gradient="authors",
+            initial_scales="authors",
+            attention_bias="full",
+        )
+
+    @classmethod
+    def create(cls, value: "Quantization | dict[str, Any] | str | None") -> "Quantization":
+        """Return a Quantization from one, from a dict of switches, from a preset's name, or the defaults for None.
+
+        Raises InputError for an unknown preset, switch or value.
+        """
+        if value is None:
+            return cls()
+        if isinstance(value, Quantization):
+            return value
+        if isinstance(value, str):
+            if value not in PRESETS:
+                raise InputError(f"there is no quantization preset {value!r}; choose one of {', '.join(PRESETS)}")
+            return getattr(cls, value)()
+        if not isinstance(value, dict):
+            raise InputError(f"quantization is {value!r}; give a preset's name, a dict of switches or a Quantization")
+        names = [field.name for field in dataclasses.fields(cls)]
+        if unknown := sorted(set(value) - set(names)):
+            raise InputError(f"there is no quantization switch {unknown[0]!r}; the switches are {', '.join(names)}")
+        return cls(**value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the switches as JSON-ready values; ``create`` reads them back."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+    @property
+    def changes_blocks(self) -> bool:
+        """Whether the transformer blocks differ from timm's at all."""
+        return (self.weights, self.activations, self.attention_bias) != ("none", "full", "none")
+
+
+PRESETS = ("full_precision", "stage1", "stage2", "authors_stage1", "authors_stage2")
+
+
+def _checked_thresholds(name: str, value: Any) -> tuple[float, ...]:
+    if not isinstance(value, Sequence) or not all(isinstance(ratio, int | float) for ratio in value):
+        raise InputError(f"quantization {name} is {value!r}; it must be a list of numbers such as [0.7, 0.9]")
+    ratios = tuple(float(ratio) for ratio in value)
+    if any(not 0 < ratio < 1 for ratio in ratios) or any(a >= b for a, b in pairwise(ratios)):
+        raise InputError(f"quantization {name} is {value!r}; the ratios must increase and lie between 0 and 1")
+    return ratios
+
+
+class TokenBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over the channels of tokens (B, N, C), as the released stage 1 has it after the patch embedding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, 1)).view(x.shape)
+
+
+def binarize(vit: VisionTransformer, quantization: Quantization | dict[str, Any] | str | None = None) -> nn.Module:
+    """Replace the modules of a timm VisionTransformer in place, as the switches say, and return it.
+
+    Weights, biases and names are kept; scales are set later, by the first batch or ``initialize_scales``. Any timm
+    VisionTransformer will do, with or without class and distillation tokens or qkv bias. ``full_precision`` changes
+    nothing.
+
+    Raises InputError for another kind of model, one that is binarized already, or parts without a one-bit form
+    (qk_norm, gated or custom attention, custom MLPs, attention pooling, dynamic image size with an attention bias).
+    """
+    quantization = Quantization.create(quantization)
+    _check_model(vit, quantization)
+    if quantization.changes_blocks:
+        for block in vit.blocks:
+            block.attn = _gsb_attention(vit, block.attn, quantization)
+            _binarize_mlp(block.mlp, quantization)
+    if quantization.edge_bits == 8:
+        vit.patch_embed.proj = QuantizedConv2d.from_conv(vit.patch_embed.proj)
+        quantize_heads(vit)
+    if quantization.patch_norm:
+        vit.patch_embed.norm = TokenBatchNorm(vit.embed_dim).to(vit.patch_embed.proj.weight.device)
+    vit.quantization = quantization
+    return vit
+
+
+def quantize_heads(vit: VisionTransformer) -> None:
+    """Replace the linear heads ``head`` and ``head_dist``, where present, by 8-bit ones."""
+    for name in ("head", "head_dist"):
+        head = getattr(vit, name, None)
+        if type(head) is nn.Linear:
+            setattr(vit, name, QuantizedLinear.from_linear(head))
+
+
+def _check_model(vit: nn.Module, quantization: Quantization) -> None:
+    if not isinstance(vit, VisionTransformer):
+        raise InputError(
+            f"binarize takes a timm VisionTransformer, not {type(vit).__name__}; build one with "
+            "timm.create_model('vit_tiny_patch16_224') or 'gsb_vit_small_patch16_224'"
+        )
+    if getattr(vit, "quantization", None) is not None:
+        raise InputError("this model is binarized already; build a fresh one and load the weights into it")
+    if quantization.edge_bits == 8 or quantization.patch_norm:
+        embed = vit.patch_embed
+        if not isinstance(embed, PatchEmbed) or type(embed.proj) is not nn.Conv2d:
+            raise InputError(f"the patch embedding {type(embed).__name__} has no 8-bit form; pass edge_bits=32")
+    if quantization.patch_norm and (vit.dynamic_img_size or not isinstance(vit.patch_embed.norm, nn.Identity)):
+        raise InputError("patch_norm needs a fixed image size and a patch embedding without a norm of its own")
+    if not quantization.changes_blocks:
+        return
+    if vit.attn_pool is not None:
+        raise InputError(f"global_pool={vit.global_pool!r} has no one-bit form; use 'token' or 'avg'")
+    if vit.dynamic_img_size and quantization.attention_bias != "none":
+        raise InputError("dynamic_img_size needs attention_bias='none': a bias belongs to one grid of patches")
+    if not isinstance(vit.patch_drop, nn.Identity) and quantization.attention_bias != "none":
+        raise InputError("patch_drop_rate needs attention_bias='none': a bias belongs to one grid of patches")
+    for index, block in enumerate(vit.blocks):
+        _check_block(index, block)
+
+
+def _check_block(index: int, block: nn.Module) -> None:
+    attention, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
+    if type(attention) is not Attention or type(mlp) is not Mlp:
+        raise InputError(
+            f"block {index} has {type(attention).__name__} and {type(mlp).__name__}; only timm's plain Attention and "
+            "Mlp have a one-bit form"
+        )
+    extras = {"qk_norm": ("q_norm", "k_norm"), "scale_attn_norm": ("norm",), "gated attention": ("gate",)}
+    for option, names in extras.items():
+        modules = [getattr(attention, name, None) for name in names]
+        if any(module is not None and not isinstance(module, nn.Identity) for module in modules):
+            raise InputError(f"block {index} uses {option}, which has no one-bit form; build the model without it")
+    if not isinstance(getattr(mlp, "norm", nn.Identity()), nn.Identity):
+        raise InputError(f"block {index} uses scale_mlp_norm, which has no one-bit form; build the model without it")
+    if not isinstance(mlp.fc1, nn.Linear):
+        raise InputError(f"block {index} has a convolutional MLP, which has no one-bit form")
+
+
+def _linear(linear: nn.Linear, one_bit: bool, quantization: Quantization, **options: Any) -> nn.Linear:
+    """The layer that the switches ask for; the very same one where neither its weights nor inputs change."""
+    if not one_bit and quantization.activations == "full":
+        return linear
+    return BinaryLinear.from_linear(
+        linear,
+        activations=quantization.activations,
+        weights="binary" if one_bit else "full",
+        weight_scale=quantization.weight_scale,
+        **options,
+    )
+
+
+def _binarize_mlp(mlp: Mlp, quantization: Quantization) -> None:
+    one_bit = quantization.weights != "none"
+    mlp.fc1 = _linear(mlp.fc1, one_bit, quantization)
+    mlp.fc2 = _linear(mlp.fc2, one_bit, quantization, signed=False, clip=MLP_CLIP)
+
+
+def _attention_bias(
+    vit: VisionTransformer, num_heads: int, kind: str
+) -> RelativeAttentionBias | FullAttentionBias | None:
+    if kind == "none":
+        return None
+    if kind == "full":
+        return FullAttentionBias(num_heads, vit.patch_embed.num_patches + vit.num_prefix_tokens)
+    return RelativeAttentionBias(num_heads, tuple(vit.patch_embed.grid_size), vit.num_prefix_tokens)
+
+
+def _gsb_attention(vit: VisionTransformer, attention: Attention, quantization: Quantization) -> GSBAttention:
+    one_bit = quantization.weights == "all"
+    shared = (quantization.threshold_scope, quantization.initial_scales)
+    binary = quantization.activations == "binary"
+    result = GSBAttention(
+        _linear(attention.qkv, one_bit, quantization),
+        _linear(attention.proj, one_bit, quantization),
+        attention.num_heads,
+        _attention_bias(vit, attention.num_heads, quantization.attention_bias),
+        AttentionSuperposition(quantization.attention_thresholds, *shared) if binary else None,
+        ValueSuperposition(quantization.value_thresholds, *shared, quantization.value_gradient) if binary else None,
+        attn_drop=attention.attn_drop.p,
+        proj_drop=attention.proj_drop.p,
+    )
+    return result.train(attention.training)
+
+
+@torch.no_grad()
+def initialize_scales(model: nn.Module, images: Tensor, force: bool = False) -> None:
+    """Set the scales that are not set yet from one batch of images (B, 3, H, W), before DDP or torch.compile.
+
+    Runs one forward pass in eval mode (no dropout, no stochastic depth; BatchNorm with its running statistics) and
+    restores the mode. ``force`` sets those that are set already anew.
+    """
+    for module in model.modules():
+        if force and isinstance(module, Quantizer | QuantizedWeight):
+            module.initialized.fill_(False)
+            module.is_ready = False
+    with _eval_mode(model):
+        model(images)
+
+
+@torch.no_grad()
+def calibrate_thresholds(model: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> None:
+    """Set the stored limits of a ``threshold_scope="fixed"`` model from batches of images, or (images, labels).
+
+    The extremes become the means, over all pictures, of each picture's own extremes; while they are collected every
+    picture uses its own, as in scope ``sample``.
+
+    Raises InputError if the model has no stored limits or there is no batch.
+    """
+    quantizers = [m for m in model.modules() if isinstance(m, Superposition) and m.threshold_scope == "fixed"]
+    if not quantizers:
+        raise InputError("the model stores no thresholds to calibrate; build it with threshold_scope='fixed'")
+    device = next(model.parameters()).device
+    try:
+        for quantizer in quantizers:
+            quantizer.calibration = []
+        with _eval_mode(model):
+            for batch in batches:
+                model((batch if isinstance(batch, Tensor) else batch[0]).to(device))
+        if not quantizers[0].calibration:
+            raise InputError("calibrate_thresholds got no batch; give it at least one batch of images")
+        for quantizer in quantizers:
+            quantizer.set_extremes(torch.cat(quantizer.calibration, dim=1).mean(1))
+    finally:
+        for quantizer in quantizers:
+            quantizer.calibration = None
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, every module's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,174 @@
+"""Every quantizer as a function with its own gradient.
+
+Factored form: an elastic quantizer returns an integer plane B and leaves the multiplication by its scale s to the
+layer, so that products of planes are exact integers. With y = s·B the gradients below add up to the equations of the
+sources: B carries the part that flows through x/s, ``scale_ste`` the LSQ gradient factor k.
+
+The superpositions of several planes are in ``superposition.py``.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+SCALE_MIN = 1e-5
+WEIGHT_SCALE_MIN = 1e-8
+
+
+def sign(x: Tensor) -> Tensor:
+    """Return +1 where x >= 0 (0 and -0.0 included) and -1 elsewhere, in the dtype of x."""
+    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+
+class _ScaleSTE(Function):
+    @staticmethod
+    def forward(scale: Tensor, factor: Tensor | float) -> Tensor:
+        return scale.clamp(min=SCALE_MIN)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        factor = inputs[1]
+        ctx.factor = None if isinstance(factor, Tensor) else factor
+        ctx.save_for_backward(*([factor] if isinstance(factor, Tensor) else []))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        factor = ctx.saved_tensors[0] if ctx.factor is None else ctx.factor
+        return grad * factor, None
+
+
+def scale_ste(scale: Tensor, factor: Tensor | float) -> Tensor:
+    """Return the scale in use, max(s, 1e-5), with a scaled straight-through gradient.
+
+    grad_s = factor · g, also below 1e-5, so that a scale that got too small can grow again. The factor is k of LSQ
+    (https://arxiv.org/abs/1902.08153): 1/√(n·Qp).
+    """
+    return _ScaleSTE.apply(scale, factor)
+
+
+def _inside_gradient(grad: Tensor, x: Tensor, scale: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of clamp(x/s): g·1[inside]/s towards x and -Σ g·1[inside]·x/s² towards s."""
+    grad_x = torch.where(inside, grad / scale, 0.0)
+    grad_scale = -((grad_x * x).sum_to_size(scale.shape) / scale)
+    return grad_x, grad_scale.to(scale.dtype)
+
+
+class _ElasticSign(Function):
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor) -> Tensor:
+        return sign(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x, scale = ctx.saved_tensors
+        return _inside_gradient(grad, x, scale, x.abs() <= scale)
+
+
+def elastic_sign(x: Tensor, scale: Tensor) -> Tensor:
+    """Return the signed one-bit plane B = sign(x) of x (any shape) in ±1, with y = s·B.
+
+    sign(0) = +1 (the released code has 0). Gradients: grad_x = g_B·1[|x| ≤ s]/s; grad_s = -Σ g_B·1[|x| ≤ s]·x/s²;
+    hence for y: grad_x = g·1[|x| ≤ s], grad_s = Σ g·(sign(x) - 1[|x| ≤ s]·x/s).
+    Elastic binarization of BiT, https://arxiv.org/abs/2205.13016.
+    """
+    return _ElasticSign.apply(x, scale)
+
+
+class _ElasticStep(Function):
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor) -> Tensor:
+        return (x > 0.5 * scale).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x, scale = ctx.saved_tensors
+        return _inside_gradient(grad, x, scale, (x >= 0) & (x <= scale))
+
+
+def elastic_step(x: Tensor, scale: Tensor) -> Tensor:
+    """Return the unsigned one-bit plane B = 1[x > s/2] of x (any shape) in {0, 1}, with y = s·B.
+
+    A tie, x = s/2, gives 0 (round half to even). Gradients: grad_x = g_B·1[0 ≤ x ≤ s]/s;
+    grad_s = -Σ g_B·1[0 ≤ x ≤ s]·x/s²; for y: grad_s = Σ g·(0 below, 1 above, B - x/s inside).
+    BiT, https://arxiv.org/abs/2205.13016.
+    """
+    return _ElasticStep.apply(x, scale)
+
+
+class _ElasticInteger(Function):
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+        return torch.round(x / scale).clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, scale, ctx.low, ctx.high = inputs
+        ctx.save_for_backward(x, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x, scale = ctx.saved_tensors
+        ratio = x / scale
+        inside = (ratio >= ctx.low) & (ratio <= ctx.high)
+        return *_inside_gradient(grad, x, scale, inside), None, None
+
+
+def elastic_integer(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+    """Return the integer plane B = clamp(round(x/s), low, high), with y = s·B; s broadcasts against x.
+
+    Round half to even. Gradients: grad_x = g_B·1[low ≤ x/s ≤ high]/s; grad_s = -Σ g_B·1[inside]·x/s²; for y:
+    grad_s = Σ g·(low below, high above, B - x/s inside). LSQ, https://arxiv.org/abs/1902.08153.
+    """
+    return _ElasticInteger.apply(x, scale, low, high)
+
+
+def integer_range(bits: int, signed: bool = True) -> tuple[int, int]:
+    """Return (Qn, Qp): (-2^(b-1), 2^(b-1) - 1) signed, (0, 2^b - 1) unsigned."""
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def elastic_integer_unsigned(x: Tensor, scale: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return the plane B in [0, 2^b - 1] and the offset min(x), with y = s·B + offset.
+
+    x is shifted by -min(x) over the whole tensor (a constant for the gradient) before ``elastic_integer``.
+    BiT, https://arxiv.org/abs/2205.13016.
+    """
+    offset = x.detach().amin()
+    return elastic_integer(x - offset, scale, *integer_range(bits, signed=False)), offset
+
+
+class _WeightSign(Function):
+    @staticmethod
+    def forward(weight: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        return torch.where(weight >= mean, 1.0, -1.0).to(weight.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return grad / ctx.saved_tensors[0], None, None
+
+
+def binary_weight(weight: Tensor, per_row: bool) -> tuple[Tensor, Tensor]:
+    """Return the signs (out, in) in ±1 of a weight matrix and its scale, (out, 1) or (1, 1).
+
+    B = sign(W - mean W) with the mean of the whole matrix in both cases; s = mean|W| over each row or the whole
+    matrix; sign(0) = +1. W_b = s·B has the straight-through gradient grad_W = g (s and the mean are constants), so
+    grad_W = g_B/s. The scale is kept at least 1e-8, so a row of zeros stays finite. BWN / XNOR-Net, https://arxiv.org/abs/1603.05279.
+    """
+    latent = weight.detach()
+    dims = (1,) if per_row else (0, 1)
+    scale = latent.abs().mean(dims, keepdim=True).clamp(min=WEIGHT_SCALE_MIN)
+    return _WeightSign.apply(weight, latent.mean(), scale), scale

@@ -1,0 +1,81 @@
+"""Logits and metrics of a model on pictures, as the device would see them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import InputError
+from ..metrics import classification_metrics
+from .augment import EvaluationPictures, normalise
+from .checkpoint import TrainedModel, load_model
+from .data import load_data
+from .recipe import DataRecipe
+from .recipe_io import load_recipe
+
+BATCH = 64
+
+
+def model_logits(model: nn.Module, pictures: EvaluationPictures, accelerator: Accelerator | None = None) -> np.ndarray:
+    """Logits float32 (n, K) of a model in evaluation mode, full precision; processes share the work and all get all."""
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    parts: list[tuple[int, np.ndarray]] = []
+    with torch.inference_mode():
+        for number, start in enumerate(range(0, len(pictures), BATCH)):
+            if number % world == rank:
+                indices = np.arange(start, min(start + BATCH, len(pictures)))
+                images = normalise(pictures.batch(indices), pictures.preprocessing).to(device)
+                parts.append((number, model(images).float().cpu().numpy()))
+    model.train(training)
+    if world > 1:
+        parts = gather_object(parts)
+    return np.concatenate([logits for _, logits in sorted(parts, key=lambda part: part[0])])
+
+
+def validation_score(logits: np.ndarray, labels: Tensor) -> tuple[float, float]:
+    """Top-1 accuracy and mean cross-entropy."""
+    values = torch.from_numpy(logits)
+    top1 = (values.argmax(1) == labels).double().mean()
+    return float(top1), float(functional.cross_entropy(values.double(), labels))
+
+
+def evaluate_run(path_or_run: str | Path, data_spec: str, *, memory_limit_mb: int = 4096) -> dict[str, Any]:
+    """Metrics of a trained model on the test split of the data: n, top1, top5, macro_precision, _recall, _f1.
+
+    Splits that have to be drawn are those of the run's own recipe, so that its training pictures stay out.
+    Raises InputError where model or data cannot be read or their classes differ.
+    """
+    trained = load_model(path_or_run)
+    splits = load_data(data_spec, run_data_options(Path(path_or_run)))
+    require_same_classes(trained, splits.class_names, data_spec)
+    pictures = EvaluationPictures(splits.test, trained.preprocessing, memory_limit_mb)
+    return classification_metrics(model_logits(trained.model, pictures), splits.test.labels)
+
+
+def run_data_options(path: Path) -> DataRecipe:
+    """Data options of the run that a path lies in; the defaults where it lies in none."""
+    for folder in (path, *list(path.parents)[:2]):
+        if (folder / "recipe.toml").is_file():
+            return load_recipe(folder / "recipe.toml").data
+    return DataRecipe()
+
+
+def require_same_classes(trained: TrainedModel, class_names: tuple[str, ...], spec: str) -> None:
+    """Raise InputError where data and model differ in their classes."""
+    if len(class_names) != len(trained.class_names):
+        raise InputError(
+            f"{spec!r} has {len(class_names)} classes, the model {len(trained.class_names)}; use data with the same classes"
+        )
+    for own, other in zip(trained.class_names, class_names, strict=True):
+        if own != other:
+            raise InputError(f"class {other!r} of {spec!r} is {own!r} in the model; use data with the same classes")

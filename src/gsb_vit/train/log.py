@@ -1,0 +1,144 @@
+"""What a run tells: progress bars, metrics.jsonl, TensorBoard scalars and the table at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+
+class RunLog:
+    """Writes for the main process; other processes have one that writes nothing."""
+
+    def __init__(self, folder: Path, console: Console, active: bool) -> None:
+        self.folder = folder
+        self.console = console
+        self.active = active
+        self.path = folder / "metrics.jsonl"
+        self._writer: SummaryWriter | None = None
+
+    def say(self, text: str) -> None:
+        """One line for the user."""
+        if self.active:
+            self.console.print(text, highlight=False)
+
+    def position(self) -> int:
+        """Length of metrics.jsonl in bytes."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def cut(self, position: int) -> None:
+        """Drop the lines of an epoch that did not finish."""
+        if self.active and self.position() > position:
+            os.truncate(self.path, position)
+
+    @contextmanager
+    def stage(self, name: str, epochs: int, steps: int, progress: Any) -> Iterator[StageBar]:
+        """A progress bar and a TensorBoard folder for one stage."""
+        self.cut(progress.log_bytes)
+        if self.active:
+            folder = self.folder / "tensorboard" / name
+            self._writer = SummaryWriter(str(folder), purge_step=progress.epoch + 1)
+        try:
+            with StageBar(self.console, name, epochs, steps, progress.epoch, self.active) as bar:
+                yield bar
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+
+    def epoch(self, line: Mapping[str, Any], bar: StageBar) -> None:
+        """Append one line to metrics.jsonl and the same numbers as scalars."""
+        bar.epoch(line)
+        if not self.active:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if self._writer is not None:
+            for key, value in line.items():
+                if isinstance(value, float):
+                    self._writer.add_scalar(key, value, line["epoch"])
+
+
+class StageBar:
+    """Stage, epoch, rate, time left, loss and accuracy on one line."""
+
+    def __init__(self, console: Console, name: str, epochs: int, steps: int, done: int, active: bool) -> None:
+        self._epochs = epochs
+        self._numbers = ""
+        self._shown = 0.0
+        self._started: tuple[float, int] = (time.perf_counter(), 0)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+            disable=not active,
+        )
+        self._task = self._bar.add_task(name, total=epochs * steps, completed=done * steps, numbers="")
+        self._epoch_done = done
+
+    def __enter__(self) -> StageBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._bar.stop()
+
+    def step(self, total: Tensor) -> None:
+        """After every step; ``total`` holds the sums of loss, hits and pictures of this epoch so far."""
+        self._bar.advance(self._task)
+        now = time.perf_counter()
+        # Reading the sums waits for the device, so it is done at most four times a second.
+        if self._bar.disable or now - self._shown < 0.25:
+            return
+        self._shown = now
+        loss, hits, count = total.tolist()
+        rate = max(count - self._started[1], 0) / max(now - self._started[0], 1e-9)
+        text = f"epoch {self._epoch_done + 1}/{self._epochs} {rate:.0f} pictures/s loss {loss / count:.3f} "
+        self._bar.update(self._task, numbers=f"{text}top-1 {100 * hits / count:.1f} %{self._numbers}")
+
+    def epoch(self, line: Mapping[str, Any]) -> None:
+        """After every epoch."""
+        self._epoch_done += 1
+        self._started = (time.perf_counter(), 0)
+        if "validation_top1" in line:
+            self._numbers = f" validation {100 * line['validation_top1']:.1f} %"
+
+
+METRIC_NAMES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "macro_precision": "precision",
+    "macro_recall": "recall",
+    "macro_f1": "F1",
+}
+
+
+def summary_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A table of test metrics in percent, one row a stage."""
+    table = Table(title="Test split (macro averages, percent)")
+    table.add_column("stage")
+    for title in METRIC_NAMES.values():
+        table.add_column(title, justify="right")
+    table.add_column("chosen epoch", justify="right")
+    table.add_column("training", justify="right")
+    for name, stage in stages.items():
+        numbers = [f"{100 * stage['test'][key]:.2f}" for key in METRIC_NAMES]
+        table.add_row(name, *numbers, str(stage["chosen_epoch"]), f"{stage['seconds']:.0f} s")
+    return table

@@ -1,0 +1,223 @@
+"""One stage of training: optimiser, schedule, epochs, guards, checkpoints, resume."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+
+from ..errors import InputError
+from . import checkpoint
+from .augment import EvaluationPictures, TrainingPictures
+from .build import ModelInfo
+from .distill import DistillationTask
+from .evaluate import model_logits, validation_score
+from .guards import check_loss, check_parameters
+from .log import RunLog
+from .recipe import STAGES, DistillationRecipe, StageRecipe
+from .seeds import seed_everything
+
+
+@dataclass(frozen=True)
+class StageSetting:
+    """What a stage trains, on what, where it writes and how its randomness is seeded."""
+
+    name: str
+    recipe: StageRecipe
+    distillation: DistillationRecipe
+    seed: int
+    validate_every: int
+    compile: bool
+    folder: Path
+    info: ModelInfo
+    training: TrainingPictures
+    validation: EvaluationPictures
+    validation_labels: Tensor
+
+    @property
+    def index(self) -> int:
+        """The stage's number, part of every seed."""
+        return STAGES.index(self.name)
+
+    def epoch_seed(self, epoch: int) -> tuple[int, ...]:
+        """Seed of the order and variation of one epoch's pictures."""
+        return (self.seed, self.index, epoch)
+
+
+@dataclass
+class Progress:
+    """Where a stage stands at the end of an epoch; all that resuming needs besides tensors."""
+
+    epoch: int = 0
+    log_bytes: int = 0
+    seconds: float = 0.0
+
+
+class StageRun:
+    """Trains one model through one stage; ``run()`` leaves the chosen weights in the model."""
+
+    def __init__(
+        self,
+        setting: StageSetting,
+        model: nn.Module,
+        teacher: nn.Module | None,
+        accelerator: Accelerator,
+        log: RunLog,
+        log_bytes: int,
+    ) -> None:
+        self.setting = setting
+        self.model = model
+        self.accelerator = accelerator
+        self.log = log
+        self.progress = Progress(log_bytes=log_bytes)
+        recipe = setting.recipe
+        if recipe.batch_size % accelerator.num_processes:
+            raise InputError(
+                f"{setting.name}.batch_size = {recipe.batch_size} cannot be shared by {accelerator.num_processes} "
+                "processes; use a multiple of their number"
+            )
+        model.to(accelerator.device)
+        self.task = DistillationTask(model, teacher, setting.distillation, recipe.label_smoothing)
+        self.optimizer = create_optimizer_v2(
+            model, opt=recipe.optimizer, lr=recipe.peak_learning_rate(), weight_decay=recipe.weight_decay
+        )
+        self.steps = setting.training.steps(recipe.batch_size)
+        self.schedule = create_scheduler_v2(
+            self.optimizer,
+            sched="cosine",
+            num_epochs=recipe.epochs,
+            min_lr=recipe.min_learning_rate,
+            warmup_lr=recipe.min_learning_rate,
+            warmup_epochs=min(recipe.warmup_epochs, recipe.epochs - 1),
+            step_on_epochs=False,
+            updates_per_epoch=self.steps,
+        )[0]
+        self.best: tuple[float, float] | None = None
+
+    def restore(self) -> bool:
+        """Go back to the last finished epoch on disk; False where there is none."""
+        path = self.setting.folder / checkpoint.STATE
+        if not path.is_file():
+            return False
+        tensors, state = checkpoint.read_tensors(path)
+        weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+        self.model.load_state_dict(weights)
+        checkpoint.restore_optimizer(self.optimizer, tensors)
+        self.progress = Progress(**state)
+        # A best file newer than the state is a true result of the epoch that is about to be repeated.
+        best = self.setting.folder / checkpoint.BEST
+        if best.is_file():
+            provenance = checkpoint.read_tensors(best)[1]["provenance"]
+            self.best = (provenance["validation_top1"], -provenance["validation_loss"])
+        return True
+
+    def run(self) -> None:
+        """Train from the current epoch to the last, then load the chosen weights."""
+        setting, accelerator = self.setting, self.accelerator
+        if self.progress.epoch >= setting.recipe.epochs:
+            self._load_chosen()
+            return
+        check_parameters(self.model, f"{setting.name}, before epoch {self.progress.epoch + 1}")
+        if setting.compile:
+            self.model.compile()
+        task, optimizer = accelerator.prepare(self.task, self.optimizer)
+        with self.log.stage(setting.name, setting.recipe.epochs, self.steps, self.progress) as bar:
+            for epoch in range(self.progress.epoch, setting.recipe.epochs):
+                started = time.perf_counter()
+                record = self._epoch(task, optimizer, epoch, bar)
+                check_parameters(self.model, f"{setting.name}, epoch {epoch + 1}")
+                if (epoch + 1) % setting.validate_every == 0 or epoch + 1 == setting.recipe.epochs:
+                    record |= self._validate(epoch)
+                self._finish_epoch(epoch, record, time.perf_counter() - started, bar)
+        self._load_chosen()
+
+    def _epoch(self, task: nn.Module, optimizer: Any, epoch: int, bar: Any) -> dict[str, float]:
+        setting, accelerator = self.setting, self.accelerator
+        seed_everything(*setting.epoch_seed(epoch), accelerator.process_index)
+        task.train()
+        check_every = 1 if accelerator.device.type == "cpu" else 50
+        total = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+        started, waited = time.perf_counter(), 0.0
+        batches = self._batches(epoch)
+        for step in range(self.steps):
+            asked = time.perf_counter()
+            images, labels = next(batches)
+            waited += time.perf_counter() - asked
+            self.schedule.step_update(epoch * self.steps + step)
+            with accelerator.autocast():
+                out = task(images, labels, self.task.teacher_logits(images))
+            if step % check_every == 0:
+                check_loss(out["loss"].detach(), self.model, images, f"{setting.name}, epoch {epoch + 1}")
+            accelerator.backward(out["loss"])
+            if setting.recipe.clip_grad > 0:
+                accelerator.clip_grad_norm_(task.parameters(), setting.recipe.clip_grad)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            hits = (out["output"].argmax(1) == labels).sum()
+            total += torch.stack([out["loss"].detach() * len(labels), hits, torch.tensor(len(labels)).to(hits)])
+            bar.step(total)
+        loss, hits, count = accelerator.reduce(total, "sum").tolist()
+        elapsed = time.perf_counter() - started
+        return {
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "train_loss": loss / count,
+            "train_top1": hits / count,
+            "images_per_s": count / elapsed,
+            "data_wait": waited / elapsed,
+        }
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        accelerator = self.accelerator
+        batches = self.setting.training.epoch(
+            self.setting.epoch_seed(epoch),
+            self.setting.recipe.batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        for images, labels in batches:
+            yield images.to(accelerator.device, non_blocking=True), labels.to(accelerator.device, non_blocking=True)
+
+    def _validate(self, epoch: int) -> dict[str, float]:
+        """Validation metrics; a better epoch than any before is written to best.safetensors."""
+        setting = self.setting
+        if len(setting.validation) == 0:
+            return {}
+        logits = model_logits(self.model, setting.validation, self.accelerator)
+        top1, loss = validation_score(logits, setting.validation_labels)
+        if setting.recipe.select == "best" and (self.best is None or (top1, -loss) > self.best):
+            self.best = (top1, -loss)
+            self._save_model(checkpoint.BEST, epoch, validation_top1=top1, validation_loss=loss)
+        return {"validation_top1": top1, "validation_loss": loss}
+
+    def _finish_epoch(self, epoch: int, record: dict[str, float], seconds: float, bar: Any) -> None:
+        """Log, then save: a kill between the two leaves a line that resuming cuts off again."""
+        self.progress = Progress(epoch + 1, 0, self.progress.seconds + seconds)
+        line = {"stage": self.setting.name, "epoch": epoch + 1, **record, "seconds": self.progress.seconds}
+        self.log.epoch(line, bar)
+        self.progress.log_bytes = self.log.position()
+        self._save_model(checkpoint.LAST, epoch)
+        if self.accelerator.is_main_process:
+            tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+            tensors |= checkpoint.optimizer_tensors(self.optimizer)
+            checkpoint.write_tensors(self.setting.folder / checkpoint.STATE, tensors, vars(self.progress))
+        self.accelerator.wait_for_everyone()
+
+    def _save_model(self, name: str, epoch: int, **extra: float) -> None:
+        if self.accelerator.is_main_process:
+            provenance = {**self.setting.info.provenance, "epoch": epoch + 1, **extra}
+            info = replace(self.setting.info, provenance=provenance)
+            checkpoint.save_model(self.setting.folder / name, self.model, info)
+
+    def _load_chosen(self) -> None:
+        self.accelerator.wait_for_everyone()
+        tensors, _ = checkpoint.read_tensors(checkpoint.find_model(self.setting.folder))
+        self.model.load_state_dict(tensors)
+        self.model.eval()

@@ -1,0 +1,141 @@
+"""A training recipe: what to train, on how much data, and for how long; read from and written to TOML by recipe_io."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..convert import Quantization
+
+STAGES = ("teacher", "stage1", "stage2")
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """The architecture of the student, and of its full-precision twin. What is left out is the architecture's own."""
+
+    architecture: str = "gsb_vit_tiny_patch16_224"
+    img_size: int = 64
+    patch_size: int = 8
+    embed_dim: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    mlp_ratio: float | None = None
+    drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.1
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which part of the data is used, and how a picture becomes the model's input.
+
+    ``shots`` keeps K training pictures a class, ``label_noise`` gives that share of the training labels another,
+    uniformly drawn class (symmetric noise); ``validation_fraction`` is cut from the training data, stratified;
+    ``test_fraction`` applies to data without a test split of its own. All draws depend on ``split_seed`` only.
+    """
+
+    validation_fraction: float = 0.15
+    test_fraction: float = 0.3
+    split_seed: int = 0
+    classes: str = "all"
+    shots: int | None = None
+    label_noise: float = 0.0
+    resize: Literal["crop", "squash"] = "crop"
+    crop_ratio: float = 0.875
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    memory_limit_mb: int = 4096
+
+
+@dataclass(frozen=True)
+class AugmentRecipe:
+    """How training pictures are varied.
+
+    ``batch``: one affine warp and one colour change per picture, computed for the whole batch at once (small pictures);
+    ``timm``: timm's transforms picture by picture (RandAugment and friends); ``none``: the evaluation pictures.
+    """
+
+    policy: Literal["batch", "timm", "none"] = "batch"
+    scale: tuple[float, float] = (0.5, 1.0)
+    ratio: tuple[float, float] = (0.75, 1.3333)
+    horizontal_flip: float = 0.5
+    vertical_flip: float = 0.0
+    rotation: float = 15.0
+    brightness: float = 0.3
+    contrast: float = 0.3
+    saturation: float = 0.3
+    rand_augment: str = "rand-m9-mstd0.5-inc1"
+    color_jitter: float = 0.4
+    random_erasing: float = 0.0
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class DistillationRecipe:
+    """Loss of a student: (1 - alpha)·CE(class head, label) + alpha·(distillation head against the teacher)."""
+
+    kind: Literal["hard", "soft", "none"] = "hard"
+    alpha: float = 0.5
+    tau: float = 1.0
+
+
+@dataclass(frozen=True)
+class StageRecipe:
+    """One stage of training.
+
+    The learning rate is ``learning_rate``, or, where ``learning_rate_batch`` is given, ``learning_rate`` times
+    batch_size / learning_rate_batch. ``clip_grad = 0`` does not clip. ``batch_size`` counts the pictures of all processes together. ``epochs = 0``
+    leaves the stage out. ``initialize`` names the model whose weights the stage starts from where names and shapes
+    match: the stage before it that ran (``previous``), the teacher, or none (``fresh``).
+    """
+
+    epochs: int = 100
+    batch_size: int = 50
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    learning_rate_batch: int | None = None
+    min_learning_rate: float = 1e-6
+    warmup_epochs: int = 5
+    weight_decay: float = 0.05
+    clip_grad: float = 1.0
+    label_smoothing: float = 0.0
+    select: Literal["best", "last"] = "best"
+    initialize: Literal["previous", "teacher", "fresh"] = "previous"
+    quantization: Quantization = field(default_factory=Quantization)
+
+    def peak_learning_rate(self) -> float:
+        """The highest learning rate of the schedule."""
+        return self.learning_rate * (self.batch_size / self.learning_rate_batch if self.learning_rate_batch else 1.0)
+
+
+@dataclass(frozen=True)
+class TeacherRecipe(StageRecipe):
+    """The teacher.
+
+    ``source`` is ``twin`` (the student's architecture in full precision), ``timm:NAME``, a run or model file, or
+    ``none``. A twin or timm model is trained on the same data with this stage's settings; a file is used as it is.
+    """
+
+    source: str = "twin"
+    pretrained: bool = False
+    quantization: Quantization = field(default_factory=Quantization.full_precision)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result of a run, apart from the data itself."""
+
+    seed: int = 0
+    mixed_precision: Literal["no", "bf16"] = "no"
+    compile: bool = False
+    threads: int | None = None
+    validate_every: int = 1
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    augment: AugmentRecipe = field(default_factory=AugmentRecipe)
+    distillation: DistillationRecipe = field(default_factory=DistillationRecipe)
+    teacher: TeacherRecipe = field(default_factory=lambda: TeacherRecipe(epochs=200))
+    stage1: StageRecipe = field(default_factory=lambda: StageRecipe(quantization=Quantization.stage1()))
+    stage2: StageRecipe = field(default_factory=lambda: StageRecipe(quantization=Quantization.stage2()))

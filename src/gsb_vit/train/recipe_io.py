@@ -1,0 +1,209 @@
+"""Recipes from TOML, with overrides and errors that name the nearest key; recipes back to TOML."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from ..convert import PRESETS, Quantization
+from ..errors import InputError
+from .recipe import Recipe
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def load_recipe(source: str | Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    ``source`` is a TOML file or the name of a recipe that comes with the package (``default``, ``authors``,
+    ``quickstart``; None is ``default``); each override reads ``key.subkey=value``, the value as TOML, or a bare word.
+    Raises InputError for a missing or malformed file, an unknown key (with the nearest one) and a wrong type.
+    """
+    name = str(source) if source is not None else "default"
+    values = _parse_toml(_read_text(name), name)
+    for override in overrides:
+        _apply_override(values, override)
+    return build_recipe(values)
+
+
+def build_recipe(values: Mapping[str, Any]) -> Recipe:
+    """Build a recipe from nested tables. Raises InputError as ``load_recipe`` does."""
+    recipe = _build(Recipe(), values, "")
+    check_recipe(recipe)
+    return recipe
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(p.name[: -len(".toml")] for p in _shipped().iterdir() if p.name.endswith(".toml"))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Write a recipe as TOML such that reading it gives an equal recipe; values that are None are left out."""
+    lines: list[str] = []
+    _dump_table(recipe, "", lines)
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise InputError for a number outside its range or settings that contradict each other."""
+    for name in ("validation_fraction", "test_fraction", "label_noise"):
+        _require(0 <= getattr(recipe.data, name) < 1, f"data.{name}", getattr(recipe.data, name), "from 0 to below 1")
+    _require(recipe.data.shots is None or recipe.data.shots > 0, "data.shots", recipe.data.shots, "at least 1")
+    _require(recipe.validate_every > 0, "validate_every", recipe.validate_every, "at least 1")
+    _require(recipe.threads is None or recipe.threads > 0, "threads", recipe.threads, "at least 1")
+    _require(0 <= recipe.distillation.alpha <= 1, "distillation.alpha", recipe.distillation.alpha, "from 0 to 1")
+    _require(recipe.distillation.tau > 0, "distillation.tau", recipe.distillation.tau, "above 0")
+    for name in ("img_size", "patch_size"):
+        _require(getattr(recipe.model, name) > 0, f"model.{name}", getattr(recipe.model, name), "at least 1")
+    if recipe.model.img_size % recipe.model.patch_size:
+        raise InputError(
+            f"model.img_size = {recipe.model.img_size} is not a multiple of model.patch_size = "
+            f"{recipe.model.patch_size}; choose sizes that divide"
+        )
+    for name in ("teacher", "stage1", "stage2"):
+        stage = getattr(recipe, name)
+        _require(stage.epochs >= 0, f"{name}.epochs", stage.epochs, "at least 0")
+        _require(stage.batch_size > 0, f"{name}.batch_size", stage.batch_size, "at least 1")
+        _require(stage.learning_rate > 0, f"{name}.learning_rate", stage.learning_rate, "above 0")
+        _require(stage.warmup_epochs >= 0, f"{name}.warmup_epochs", stage.warmup_epochs, "at least 0")
+    if recipe.stage1.epochs == 0 and recipe.stage2.epochs == 0 and recipe.teacher.epochs == 0:
+        raise InputError("teacher.epochs, stage1.epochs and stage2.epochs are all 0; give at least one stage an epoch")
+
+
+def _require(holds: bool, key: str, value: Any, allowed: str) -> None:
+    if not holds:
+        raise InputError(f"recipe key {key} = {value!r} is out of range; it must be {allowed}")
+
+
+def _shipped() -> Any:
+    return resources.files("gsb_vit.train") / "recipes"
+
+
+def _read_text(name: str) -> str:
+    path = Path(name)
+    if not path.suffix and not path.exists():
+        if name not in shipped_recipes():
+            raise InputError(f"no recipe {name!r}; give a .toml file or one of {', '.join(shipped_recipes())}")
+        return (_shipped() / f"{name}.toml").read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the recipe {name!r} ({error}); give a readable TOML file") from error
+
+
+def _parse_toml(text: str, name: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"the recipe {name!r} is not valid TOML: {error}; mend that line") from error
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {override!r} is not of the form key=value, such as stage1.epochs=50")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *tables, last = key.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise InputError(f"--set {override!r}: {table!r} is a value, not a table; use its own key")
+    values[last] = value
+
+
+def _build(default: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    """A copy of the dataclass ``default`` with the given values, each checked against the field's type."""
+    values = dict(values)
+    if isinstance(default, Quantization) and "preset" in values:
+        default = _preset(values.pop("preset"), prefix)
+    hints = typing.get_type_hints(type(default))
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)
+            raise InputError(f"unknown recipe key {prefix + key!r}; the nearest valid key is {prefix + near[0]!r}")
+        current = getattr(default, key)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise InputError(f"recipe key {prefix + key!r} is a table, got {value!r}; use {prefix + key}.KEY = ...")
+            changes[key] = _build(current, value, f"{prefix}{key}.")
+        else:
+            changes[key] = _convert(value, hints[key], prefix + key)
+    try:
+        return dataclasses.replace(default, **changes)
+    except InputError as error:
+        raise InputError(f"recipe table {prefix.rstrip('.') or 'top level'!r}: {error}") from error
+
+
+def _preset(name: Any, prefix: str) -> Quantization:
+    if name not in PRESETS:
+        raise InputError(f"{prefix}preset = {name!r} is unknown; use one of {', '.join(PRESETS)}")
+    return Quantization.create(name)
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    """The value as the hinted type (a list for a tuple, an integer for a float), or InputError."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        hint = next(a for a in arguments if a is not type(None))
+        return _convert(value, hint, key)
+    if origin is Literal:
+        if value in arguments and type(value) in {type(a) for a in arguments}:
+            return value
+        near = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1, cutoff=0.0)
+        raise InputError(f"recipe key {key} = {value!r} is unknown; use {_listed(arguments)} (nearest: {near[0]})")
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(f"recipe key {key} = {value!r} has the wrong type; it must be a list of numbers")
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise InputError(f"recipe key {key} = {value!r} has {len(value)} entries; it must have {len(arguments)}")
+        return tuple(_convert(v, arguments[0], f"{key}[{i}]") for i, v in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise InputError(f"recipe key {key} = {value!r} has the wrong type; it must be {_TYPE_NAMES[hint]}")
+    return value
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(json.dumps(v) for v in values)
+
+
+def _dump_table(table: Any, name: str, lines: list[str]) -> None:
+    fields = [(f.name, getattr(table, f.name)) for f in dataclasses.fields(table)]
+    if name:
+        lines += ["", f"[{name}]"]
+    for key, value in fields:
+        if value is not None and not dataclasses.is_dataclass(value):
+            lines.append(f"{key} = {_dump_value(value)}")
+    for key, value in fields:
+        if dataclasses.is_dataclass(value):
+            _dump_table(value, f"{name}.{key}" if name else key, lines)
+
+
+def _dump_value(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_dump_value(v) for v in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value)

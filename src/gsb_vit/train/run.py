@@ -1,0 +1,311 @@
+"""A run: teacher, stage 1, stage 2, and the final test that is touched once."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import timm
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from torch import nn
+
+from .. import __version__
+from ..convert import initialize_scales
+from ..errors import InputError
+from ..metrics import classification_metrics, confusion_matrix
+from ..preprocess import Preprocessing
+from . import checkpoint
+from .augment import EvaluationPictures, TrainingPictures
+from .build import ModelInfo, build_model, build_teacher, model_args
+from .data import DataSplits, load_data
+from .evaluate import model_logits
+from .log import RunLog, summary_table
+from .loop import StageRun, StageSetting
+from .recipe import STAGES, Recipe, StageRecipe
+from .recipe_io import dump_recipe, load_recipe
+from .seeds import seed_everything
+
+_BEFORE_FIRST_EPOCH = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a finished run measured; ``stages`` maps a stage to its test metrics, chosen epoch and seconds."""
+
+    out: Path
+    final_stage: str
+    stages: dict[str, dict[str, Any]]
+
+    @property
+    def test(self) -> dict[str, float]:
+        """Test metrics of the last stage."""
+        return self.stages[self.final_stage]["test"]
+
+
+def train(
+    recipe: Recipe, data_spec: str, out: str | Path, *, resume: bool = False, console: Console | None = None
+) -> RunSummary:
+    """Train a teacher and a one-bit student as the recipe says, test every stage's chosen model, write the run folder.
+
+    Under ``accelerate launch`` or ``torchrun`` every process calls this. With ``resume`` a run that was stopped goes on
+    at its last finished epoch; on a CPU it ends with the weights of a run that was never stopped.
+
+    Raises:
+        InputError: data or recipe cannot be used; ``out`` is not empty and ``resume`` is off, or holds another recipe.
+        TrainingError: the loss or a parameter is not finite, or a quantizer's scale collapsed.
+    """
+    folder = Path(out)
+    accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
+    data = load_data(data_spec, recipe.data)
+    require_validation(recipe, data)
+    if accelerator.is_main_process:
+        prepare_folder(folder, recipe, data_spec, resume)
+    accelerator.wait_for_everyone()
+    log = RunLog(folder, console or Console(), accelerator.is_main_process)
+    torch.set_num_threads(run_threads(folder, recipe, accelerator))
+    log.say(
+        f"{data_spec}: {len(data.class_names)} classes, {len(data.train)} pictures for training, "
+        f"{len(data.validation)} for validation, {len(data.test)} for the final test"
+    )
+    return _Run(recipe, data, folder, accelerator, log).run()
+
+
+class _Run:
+    def __init__(self, recipe: Recipe, data: DataSplits, folder: Path, accelerator: Accelerator, log: RunLog) -> None:
+        self.recipe = recipe
+        self.data = data
+        self.folder = folder
+        self.accelerator = accelerator
+        self.log = log
+        self.preprocessing = preprocessing_of(recipe)
+        limit = recipe.data.memory_limit_mb
+        self.training = TrainingPictures(data.train, self.preprocessing, recipe.augment, limit)
+        self.validation = EvaluationPictures(data.validation, self.preprocessing, limit)
+        self.log_bytes = 0
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> RunSummary:
+        models: dict[str, nn.Module] = {}
+        if (teacher := self._teacher()) is not None:
+            models["teacher"] = teacher
+        for name in ("stage1", "stage2"):
+            if getattr(self.recipe, name).epochs:
+                models[name] = self._student(name, models)
+        return self._test(models)
+
+    def _teacher(self) -> nn.Module | None:
+        """The teacher in its chosen epoch, or None where the recipe has none."""
+        recipe, source = self.recipe.teacher, self.recipe.teacher.source
+        if source == "none" or (source == "twin" and recipe.epochs == 0):
+            return None
+        if source != "twin" and not source.startswith("timm:"):
+            trained = checkpoint.load_model(source)
+            if trained.class_names != self.data.class_names:
+                raise InputError(
+                    f"teacher {source!r} knows {len(trained.class_names)} classes that are not the "
+                    f"{len(self.data.class_names)} of the data; train it on the same classes"
+                )
+            return trained.model.to(self.accelerator.device)
+        self._seed("teacher")
+        model, info = build_teacher(self.recipe, self._info("teacher", recipe), self.log.say)
+        return self._train("teacher", model, None, info)
+
+    def _student(self, name: str, models: dict[str, nn.Module]) -> nn.Module:
+        """A student that starts from the model its recipe names, where names and shapes match."""
+        stage: StageRecipe = getattr(self.recipe, name)
+        self._seed(name)
+        info = self._info(name, stage)
+        model = build_model(info.architecture, info.model_args, len(info.class_names), info.quantization)
+        source = list(models)[-1] if stage.initialize == "previous" and models else stage.initialize
+        if source in models:
+            carried, fresh = checkpoint.start_from(model, models[source])
+            text = ", ".join(fresh[:4]) + (", …" if len(fresh) > 4 else "")
+            self.log.say(
+                f"{name}: {len(carried)} tensors from {source}; {len(fresh)} start fresh" + f" ({text})" * bool(fresh)
+            )
+        elif stage.initialize == "teacher":
+            raise InputError(f'{name}.initialize = "teacher", but the recipe has no teacher; use "fresh" or "previous"')
+        return self._train(name, model, models.get("teacher"), info)
+
+    def _train(self, name: str, model: nn.Module, teacher: nn.Module | None, info: ModelInfo) -> nn.Module:
+        stage: StageRecipe = getattr(self.recipe, name)
+        if stage.epochs == 0:
+            return model.to(self.accelerator.device)
+        setting = StageSetting(
+            name=name,
+            recipe=stage,
+            distillation=self.recipe.distillation,
+            seed=self.recipe.seed,
+            validate_every=self.recipe.validate_every,
+            compile=self.recipe.compile,
+            folder=self.folder / name,
+            info=info,
+            training=self.training,
+            validation=self.validation,
+            validation_labels=torch.from_numpy(self.data.validation.labels),
+        )
+        setting.folder.mkdir(exist_ok=True)
+        run = StageRun(setting, model, teacher, self.accelerator, self.log, self.log_bytes)
+        if not run.restore():
+            self._initialize(model, setting)
+        run.run()
+        self.log_bytes, self.seconds[name] = run.progress.log_bytes, run.progress.seconds
+        return model
+
+    def _initialize(self, model: nn.Module, setting: StageSetting) -> None:
+        """Set the scales that start fresh from the first batch, the whole of it in every process."""
+        images, _ = next(self.training.epoch(setting.epoch_seed(0), setting.recipe.batch_size))
+        initialize_scales(model, images.to(self.accelerator.device))
+
+    def _seed(self, name: str) -> None:
+        seed_everything(self.recipe.seed, STAGES.index(name), _BEFORE_FIRST_EPOCH)
+
+    def _info(self, name: str, stage: StageRecipe) -> ModelInfo:
+        return ModelInfo(
+            architecture=self.recipe.model.architecture,
+            model_args=model_args(self.recipe.model),
+            quantization=stage.quantization,
+            class_names=self.data.class_names,
+            preprocessing=self.preprocessing,
+            stage=name,
+            provenance={
+                "data": self.data.spec.partition(":")[0] if ":" in self.data.spec else Path(self.data.spec).name,
+                "training_pictures": len(self.data.train),
+                "seed": self.recipe.seed,
+                "gsb_vit": __version__,
+                "torch": torch.__version__,
+                "timm": timm.__version__,
+            },
+        )
+
+    def _test(self, models: dict[str, nn.Module]) -> RunSummary:
+        """The only look at the test split."""
+        pictures = EvaluationPictures(self.data.test, self.preprocessing, self.recipe.data.memory_limit_mb)
+        labels, stages = self.data.test.labels, {}
+        final = list(models)[-1]
+        for name, model in models.items():
+            if not (self.folder / name).is_dir():
+                continue
+            logits = model_logits(model, pictures, self.accelerator)
+            provenance = checkpoint.read_tensors(checkpoint.find_model(self.folder / name))[1]["provenance"]
+            stages[name] = {
+                "test": classification_metrics(logits, labels),
+                "chosen_epoch": provenance["epoch"],
+                "validation_top1": provenance.get("validation_top1"),
+                "seconds": self.seconds[name],
+            }
+        confusion = confusion_matrix(logits.argmax(1), labels, len(self.data.class_names))
+        summary = RunSummary(self.folder, final, stages)
+        if self.accelerator.is_main_process:
+            self._write_summary(summary, confusion)
+        self.accelerator.wait_for_everyone()
+        return summary
+
+    def _write_summary(self, summary: RunSummary, confusion: np.ndarray) -> None:
+        values = {
+            "data": self.data.spec,
+            "seed": self.recipe.seed,
+            "final_stage": summary.final_stage,
+            "test": summary.test,
+            "stages": summary.stages,
+            "class_names": list(self.data.class_names),
+            "confusion_matrix": confusion.tolist(),
+        }
+        write_json(self.folder / "summary.json", values)
+        run = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        write_json(self.folder / "run.json", {**run, "status": "finished"})
+        self.log.console.print(summary_table(summary.stages))
+
+
+def preprocessing_of(recipe: Recipe) -> Preprocessing:
+    """How the recipe's pictures become the model's input."""
+    data = recipe.data
+    return Preprocessing(
+        size=(recipe.model.img_size, recipe.model.img_size),
+        resize=data.resize,
+        crop_ratio=data.crop_ratio,
+        interpolation=data.interpolation,
+        mean=data.mean,
+        std=data.std,
+    )
+
+
+def require_validation(recipe: Recipe, data: DataSplits) -> None:
+    """Raise InputError where a stage is to select its best epoch and there is nothing to select on."""
+    for name in STAGES:
+        stage: StageRecipe = getattr(recipe, name)
+        if stage.epochs and stage.select == "best" and len(data.validation) == 0:
+            raise InputError(
+                f'{name}.select = "best" needs validation pictures and there are none; set data.validation_fraction '
+                f'higher or {name}.select = "last"'
+            )
+
+
+def prepare_folder(folder: Path, recipe: Recipe, data_spec: str, resume: bool) -> None:
+    """Create a run folder, or check that an existing one may be continued. Raises InputError where it may not."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not resume)):
+        raise InputError(
+            f"{folder} exists and is not empty; add --resume to go on with that run, or give another folder"
+        )
+    recipe_path, run_path = folder / "recipe.toml", folder / "run.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot create {folder} ({error.strerror}); give a folder you may write to") from error
+    if recipe_path.is_file() and run_path.is_file():
+        if load_recipe(recipe_path) != recipe:
+            raise InputError(f"{recipe_path} differs from the recipe given; resume with the run's own recipe")
+        spec = json.loads(run_path.read_text(encoding="utf-8"))["data"]
+        if spec != data_spec:
+            raise InputError(f"the run in {folder} was trained on {spec!r}, not {data_spec!r}; give its own data")
+        return
+    checkpoint.write_atomically(recipe_path, dump_recipe(recipe).encode())
+    versions = {
+        "gsb_vit": __version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "accelerate": accelerate.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+    seeds = {"seed": recipe.seed, "split_seed": recipe.data.split_seed}
+    write_json(
+        run_path, {"data": data_spec, **seeds, "versions": versions, "threads": recipe.threads, "status": "running"}
+    )
+
+
+def run_threads(folder: Path, recipe: Recipe, accelerator: Accelerator) -> int:
+    """Threads for this process: the recipe's, else OMP_NUM_THREADS, else as many as the step is worth.
+
+    The number changes the order of floating-point sums, so a resumed run takes the one it started with.
+    """
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    threads = run["threads"] or recipe.threads or sensible_threads(recipe, accelerator.num_processes)
+    if accelerator.is_main_process and run["threads"] != threads:
+        write_json(folder / "run.json", {**run, "threads": threads})
+    accelerator.wait_for_everyone()
+    return threads
+
+
+def sensible_threads(recipe: Recipe, processes: int) -> int:
+    """One thread for every 2^20 numbers of a step's widest activations, at least 1, at most this process's cores."""
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    model = recipe.model
+    tokens = (model.img_size // model.patch_size) ** 2
+    work = max(recipe.stage2.batch_size, 1) * tokens * 4 * (model.embed_dim or 192)
+    return max(1, min(cores // processes, round(work / 2**20)))
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON atomically."""
+    checkpoint.write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())

@@ -1,0 +1,172 @@
+"""The command line: thin commands. Importing this module imports neither PyTorch nor anything built on it."""
+
+import json
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gsb_vit import __version__
+from gsb_vit.errors import InputError
+
+app = typer.Typer(
+    name="gsb-vit",
+    help="Train one-bit vision transformers on few pictures, pack them, and run them on packed bits.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="SPEC",
+        help="A folder of class folders (perhaps with train/ and val/ or test/), digits, or flowers102:ROOT, "
+        "cifar10:ROOT, cifar100:ROOT, fashion-mnist:ROOT, chaoyang:ROOT.",
+    ),
+]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the engine; 0 takes all cores.")]
+Engine = Annotated[
+    str, typer.Option("--engine", metavar="native|reference", help="What runs a packed model (reference: slow NumPy).")
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 2 for what the user can mend (one line on the error output)."""
+    try:
+        app(args=list(arguments) if arguments is not None else None, prog_name="gsb-vit")
+    except InputError as error:
+        _refuse(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _refuse(f"{error.filename}: {error.strerror}")
+
+
+def _refuse(message: str) -> None:
+    print(f"gsb-vit: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _require_training(what: str) -> None:
+    missing = [name for name in ("torch", "timm", "accelerate", "torchmetrics") if find_spec(name) is None]
+    if missing:
+        raise InputError(f"{what} needs {', '.join(missing)}: pip install 'gsb-vit[train]'")
+
+
+def _print_json(values: Any) -> None:
+    print(json.dumps(values, indent=2, ensure_ascii=False))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"gsb-vit {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run's folder; must be new or empty.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", metavar="FILE.toml", help="A recipe, or the name of a shipped one."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the recipe, as in stage2.epochs=50."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run where it was stopped.")] = False,
+) -> None:
+    """Train a teacher, then the one-bit student in two stages."""
+    _require_training("training")
+    from gsb_vit.train.recipe_io import load_recipe
+    from gsb_vit.train.run import train as train_run
+
+    train_run(load_recipe(recipe, settings or []), data, out, resume=resume)
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Where everything goes.")] = Path("runs/quickstart"),
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the whole run.")] = 0,
+) -> None:
+    """Train, pack, check, time and show a one-bit model on scikit-learn's scanned digits, in minutes."""
+    _require_training("quickstart")
+    from gsb_vit.train.quickstart import quickstart as tour
+
+    tour(out, seed=seed)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a trained model file of stage 2.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL.safetensors", help="The packed file.")],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="SPEC", help="Pictures for the check (default: the run's validation part)."),
+    ] = None,
+) -> None:
+    """Pack a trained model into bits, and refuse if the packed model disagrees with it."""
+    _require_training("export")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run's folder, a trained or a packed model.")],
+    data: Data,
+    as_json: Json = False,
+    engine: Engine = "native",
+    threads: Threads = 0,
+) -> None:
+    """Classify the held-out pictures of a data set and print top-1, top-5, precision, recall and F1."""
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures, and folders of pictures.")],
+    top: Annotated[int, typer.Option("--top", min=1, help="How many classes to name.")] = 1,
+    as_json: Json = False,
+    engine: Engine = "native",
+    threads: Threads = 0,
+) -> None:
+    """Name what is in pictures."""
+
+
+@app.command()
+def summary(
+    model: Annotated[str, typer.Argument(metavar="MODEL|ARCH", help="A model file, a run, or an architecture's name.")],
+    as_json: Json = False,
+) -> None:
+    """Count parameters, bytes, FLOPs, BOPs and OPs, layer by layer, against the full-precision model."""
+
+
+@app.command()
+def bench(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model.")],
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of every engine.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures in one call.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Time a packed model beside its full-precision twin."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Imports point one way (docs/design.md): read off the sources, and lived through in a Python without PyTorch."""
+
+import ast
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "gsb_vit"
+HEAVY = {"torch", "torchvision", "timm", "accelerate", "torchmetrics", "sklearn", "matplotlib"}
+DEVICE_SIDE = ["bitpack", "packed", "reference", "runtime", "preprocess", "errors", "metrics", "summary", "benchmark"]
+LIGHT = ["__init__", "cli", *DEVICE_SIDE]
+ORDER = {
+    "quantizers": set(),
+    "layers": {"quantizers"},
+    "attention": {"quantizers", "layers"},
+    "convert": {"quantizers", "layers", "attention"},
+    "models": {"quantizers", "layers", "attention", "convert"},
+    "bitpack": set(),
+    "packed": {"bitpack", "preprocess"},
+    "reference": {"bitpack", "packed", "preprocess"},
+    "runtime": {"bitpack", "packed", "reference", "preprocess", "_native"},
+    "preprocess": set(),
+    "errors": set(),
+}
+
+
+def imports(path: Path, at_import_time: bool) -> set[str]:
+    """Absolute dotted names that a file imports: when it is itself imported, or anywhere in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if at_import_time and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            return
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.orelse:
+                visit(child)
+            return
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = path.relative_to(PACKAGE.parent).with_suffix("").parts[: -node.level]
+                base = ".".join([*package, *([base] if base else [])])
+            names.update({base, *(f"{base}.{alias.name}" for alias in node.names)})
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(tree)
+    return names
+
+
+def rooms(names: set[str]) -> set[str]:
+    """The modules of this package among some imported names."""
+    parts = (name.split(".") for name in names if name.startswith("gsb_vit."))
+    return {found for found in (part[1] for part in parts) if (PACKAGE / found).exists() or found_module(found)}
+
+
+def found_module(name: str) -> bool:
+    return name == "_native" or (PACKAGE / f"{name}.py").exists()
+
+
+def test_the_reader_of_imports_sees_what_it_must(tmp_path):
+    source = PACKAGE / "reference.py"
+    assert "numpy" in imports(source, at_import_time=True)
+    assert "packed" in rooms(imports(source, at_import_time=False))
+    probe = tmp_path / "probe.py"
+    probe.write_text("def f():\n    import torch\nif True:\n    from timm.models import vit\n")
+    assert imports(probe, at_import_time=True) == {"timm.models", "timm.models.vit"}
+    assert "torch" in imports(probe, at_import_time=False)
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_import_nothing_heavy(module):
+    found = {name.split(".")[0] for name in imports(PACKAGE / f"{module}.py", at_import_time=True)}
+    assert not found & HEAVY
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_arrows_point_one_way(module):
+    allowed = ORDER[module] | {"errors"}
+    assert rooms(imports(PACKAGE / f"{module}.py", at_import_time=False)) - {module} <= allowed
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_package_imports_no_recipes_benches_or_tests(path):
+    found = {name.split(".")[0] for name in imports(path, at_import_time=False)}
+    assert not found & {"recipes", "bench", "tests", "conftest", "random_packed"}
+
+
+WITHOUT_TORCH = """
+    import sys
+
+    class Refuse:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] in BLOCKED:
+                raise ModuleNotFoundError(f"{name} is not installed", name=name)
+
+    BLOCKED = {blocked!r}
+    sys.meta_path.insert(0, Refuse())
+"""
+
+
+def run_without_torch(body: str, *arguments: str) -> str:
+    """Run Python code in a process that cannot import the training side's libraries."""
+    code = textwrap.dedent(WITHOUT_TORCH.format(blocked=HEAVY)) + textwrap.dedent(body)
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_device_side_imports_without_torch():
+    modules = ["gsb_vit", *(f"gsb_vit.{name}" for name in ["cli", *DEVICE_SIDE])]
+    output = run_without_torch(
+        """
+        from importlib import import_module
+        for name in sys.argv[1:]:
+            import_module(name)
+        print(sorted(name for name in sys.modules if name.split(".")[0] in BLOCKED))
+        """,
+        *modules,
+    )
+    assert output.strip() == "[]"
+
+
+@pytest.mark.parametrize("engine", ["reference", "native"])
+def test_a_packed_file_predicts_without_torch(engine, tmp_path):
+    if engine == "native":
+        pytest.importorskip("gsb_vit._native")
+    output = run_without_torch(
+        """
+        import numpy as np
+        import gsb_vit
+        from random_packed import write_random_packed
+        write_random_packed(sys.argv[1], seed=3, image_size=(16, 16), patch_size=(4, 4), embed_dim=24, depth=1,
+                            num_heads=2, mlp_hidden=40, num_classes=3)
+        model = gsb_vit.load(sys.argv[1], engine=sys.argv[2])
+        pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+        print(model.logits(pictures).shape, len(model.predict(pictures[0], top=2)))
+        """,
+        str(tmp_path / "model.safetensors"),
+        engine,
+    )
+    assert output.strip() == "(2, 3) 2"
+
+
+def test_training_without_torch_says_what_to_install(tmp_path):
+    output = run_without_torch(
+        """
+        from gsb_vit.cli import main
+        try:
+            main(["train", "--data", "digits", "--out", sys.argv[1]])
+        except SystemExit as stop:
+            print(stop.code)
+        sys.stderr.flush()
+        """,
+        str(tmp_path / "run"),
+    )
+    assert output.strip() == "2"
+    assert not (tmp_path / "run").exists()

@@ -8,17 +8,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 
 from .errors import InputError
 from .quantizers import (
     SCALE_MIN,
     binary_weight,
     elastic_integer,
-    elastic_integer_unsigned,
     elastic_sign,
     elastic_step,
     integer_range,
+    lsq,
     scale_ste,
 )
 
@@ -121,25 +121,25 @@ class ElasticInteger(Quantizer):
     def initial_scale(self, x: Tensor) -> Tensor:
         return (2 if self.signed else 4) * x.abs().mean(dtype=torch.float32) / self.high**0.5
 
-    def _scale(self, x: Tensor) -> Tensor:
+    def _factor(self, x: Tensor) -> float:
+        """k = 1/√(n·Qp), after initialization where needed."""
         if not self.is_ready:
             self.initialize(x)
-        return scale_ste(self.scale, (x.numel() * self.high) ** -0.5)
+        return (x.numel() * self.high) ** -0.5
 
     def quantize(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the one plane of x and the scale; unsigned planes stand for x - min(x)."""
-        scale = self._scale(x)
-        if self.signed:
-            return [elastic_integer(x, scale, self.low, self.high)], scale
-        return [elastic_integer_unsigned(x, scale, self.bits)[0]], scale
+        scale = scale_ste(self.scale, self._factor(x))
+        x = x if self.signed else x - x.detach().amin()
+        return [elastic_integer(x, scale, self.low, self.high)], scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the dequantized x, the offset min(x) of unsigned ones added back."""
+        """Return the dequantized x, for unsigned ones with min(x) added back (a constant for the gradient)."""
+        factor = self._factor(x)
         if self.signed:
-            return super().forward(x)
-        scale = self._scale(x)
-        plane, offset = elastic_integer_unsigned(x, scale, self.bits)
-        return plane * scale + offset
+            return lsq(x, self.scale, self.low, self.high, factor)
+        offset = x.detach().amin()
+        return lsq(x - offset, self.scale, self.low, self.high, factor) + offset
 
 
 class BinaryLinear(nn.Linear):
@@ -231,13 +231,24 @@ class QuantizedWeight(InitializedOnce):
         self.weight_scale.copy_((2 * self.weight.abs().mean() / self.high**0.5).clamp(min=SCALE_MIN))
         self._mark_ready()
 
-    def quantized_weight(self) -> tuple[Tensor, Tensor]:
-        """Return the weights as whole numbers in [-128, 127] and the scales in use, shaped like ``weight_scale``."""
+    def _factor(self) -> float:
+        """k = 1/√(n(W)·127), after initialization where needed."""
         if not self.is_ready:
             self.initialize()
-        scale = scale_ste(self.weight_scale, (self.weight.numel() * self.high) ** -0.5)
-        broadcast = scale.view(-1, *[1] * (self.weight.dim() - 1)) if scale.dim() else scale
-        return elastic_integer(self.weight, broadcast, self.low, self.high), scale
+        return (self.weight.numel() * self.high) ** -0.5
+
+    def _broadcast(self, scale: Tensor) -> Tensor:
+        return scale.view(-1, *[1] * (self.weight.dim() - 1)) if scale.dim() else scale
+
+    def quantized_weight(self) -> tuple[Tensor, Tensor]:
+        """Return the weights as whole numbers in [-128, 127] and the scales in use, shaped like ``weight_scale``."""
+        scale = scale_ste(self.weight_scale, self._factor())
+        return elastic_integer(self.weight, self._broadcast(scale), self.low, self.high), scale
+
+    def dequantized_weight(self) -> Tensor:
+        """Return W_q, shaped like the weight."""
+        factor = self._factor()
+        return lsq(self.weight, self._broadcast(self.weight_scale), self.low, self.high, factor)
 
 
 class QuantizedConv2d(QuantizedWeight, nn.Conv2d):
@@ -269,14 +280,14 @@ class QuantizedConv2d(QuantizedWeight, nn.Conv2d):
         return layer.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        plane, scale = self.quantized_weight()
-        return F.conv2d(x, plane * scale.view(-1, 1, 1, 1), self.bias, self.stride)
+        return F.conv2d(x, self.dequantized_weight(), self.bias, self.stride)
 
 
 class QuantizedLinear(QuantizedWeight, nn.Linear):
     """Linear layer with 8-bit weights (one scale) and 8-bit signed inputs after a ``shift`` (in,).
 
-    y = (s_x·s_w)·(Q_x Q_wᵀ) + b, the product on the integers.
+    y = (s_x·s_w)·(Q_x Q_wᵀ) + b, in eval mode with the product on the integers, in training mode on the dequantized
+    tensors (one function each for value and gradient, ``quantizers.lsq``).
     """
 
     @classmethod
@@ -293,8 +304,11 @@ class QuantizedLinear(QuantizedWeight, nn.Linear):
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x + self.shift
+        if self.training:
+            return F.linear(self.input_quantizer(x), self.dequantized_weight(), self.bias)
         weights, weight_scale = self.quantized_weight()
-        (plane,), scale = self.input_quantizer.quantize(x + self.shift)
+        (plane,), scale = self.input_quantizer.quantize(x)
         y = F.linear(plane, weights)
         y = y * (scale * weight_scale).to(y.dtype)
         return y if self.bias is None else y + self.bias.to(y.dtype)

@@ -216,10 +216,8 @@ def _fault(architecture: Architecture, name: str, array: NDArray[Any]) -> str | 
         return "holds numbers that are not finite"
     if name == "attn.qkv.threshold" and (array.min() < -1 or array.max() > width):
         return f"has thresholds outside -1 … {width}"
-    if name == "mlp.fc1.zero_interval" and (
-        array[:, 0].min() < 0 or array[:, 0].max() > width + 1 or array[:, 1].min() < -1 or array[:, 1].max() > width
-    ):
-        return f"has bounds outside low 0 … {width + 1}, high -1 … {width}"
+    if name == "mlp.fc1.zero_interval" and (array.min() < 0 or array.max() > width):
+        return f"has bounds outside 0 … {width}"
     if name == "attn.exp_table" and (array[0] != 1 or array.min() < 0 or np.any(np.diff(array) > 0)):
         return "does not fall from 1 towards 0"
     if name.endswith(("attention_half_scale", "input_scale")) and array.min() <= 0:

@@ -22,6 +22,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+TRAINING_LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "sklearn", "scipy", "tensorboard")
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Data = Annotated[
     str,
@@ -44,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=list(arguments) if arguments is not None else None, prog_name="gsb-vit")
     except InputError as error:
         _refuse(str(error))
+    except ModuleNotFoundError as error:
+        # Some data sets are read by libraries of the training extra.
+        if (error.name or "").partition(".")[0] not in TRAINING_LIBRARIES:
+            raise
+        _refuse(f"this needs {error.name}: pip install 'gsb-vit[train]'")
     except OSError as error:
         if error.filename is None:
             raise
@@ -56,7 +63,7 @@ def _refuse(message: str) -> None:
 
 
 def _require_training(what: str) -> None:
-    missing = [name for name in ("torch", "timm", "accelerate", "torchmetrics") if find_spec(name) is None]
+    missing = [name for name in TRAINING_LIBRARIES if find_spec(name) is None]
     if missing:
         raise InputError(f"{what} needs {', '.join(missing)}: pip install 'gsb-vit[train]'")
 
@@ -125,6 +132,15 @@ def export(
 ) -> None:
     """Pack a trained model into bits, and refuse if the packed model disagrees with it."""
     _require_training("export")
+    from gsb_vit.train.pack import export_run
+
+    _, parity = export_run(run, output, data_spec=data)
+    flipped = ", ".join(f"{kind} {share:.2%}" for kind, share in parity.flipped.items())
+    print(f"{output}: {output.stat().st_size / 1e6:.3f} MB")
+    print(
+        f"same answer as the trained model on {parity.top1_agreement:.2%} of {parity.n} pictures, logits within "
+        f"{parity.max_logit_difference:.2g}; flipped bits: {flipped}"
+    )
 
 
 @app.command()
@@ -136,18 +152,58 @@ def evaluate(
     threads: Threads = 0,
 ) -> None:
     """Classify the held-out pictures of a data set and print top-1, top-5, precision, recall and F1."""
+    from gsb_vit.summary import is_trained_model
+
+    if model.is_dir() or is_trained_model(model):
+        _require_training("evaluating a run")
+        from gsb_vit.train.evaluate import evaluate_run
+
+        found = evaluate_run(model, data)
+    else:
+        import gsb_vit
+        from gsb_vit.evaluation import evaluate_packed
+        from gsb_vit.packed import read
+
+        provenance = read(model).provenance
+        found = evaluate_packed(gsb_vit.load(model, threads=threads, engine=engine), data, provenance)
+    if as_json:
+        _print_json(found)
+        return
+    from gsb_vit.tables import metrics_table, show
+
+    show(metrics_table(found, data))
 
 
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model.")],
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures, and folders of pictures.")],
-    top: Annotated[int, typer.Option("--top", min=1, help="How many classes to name.")] = 1,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many classes to name.")] = 5,
     as_json: Json = False,
     engine: Engine = "native",
     threads: Threads = 0,
 ) -> None:
     """Name what is in pictures."""
+    import gsb_vit
+    from gsb_vit.evaluation import find_pictures
+
+    classifier = gsb_vit.load(model, threads=threads, engine=engine)
+    pictures = find_pictures(paths)
+    answers = [classifier.predict(picture, top=top) for picture in pictures]
+    if as_json:
+        _print_json(
+            [
+                {
+                    "path": str(picture),
+                    "predictions": [{"class": one.class_name, "probability": one.probability} for one in answer],
+                }
+                for picture, answer in zip(pictures, answers, strict=True)
+            ]
+        )
+        return
+    from gsb_vit.tables import predictions_table, show
+
+    show(predictions_table(pictures, answers))
 
 
 @app.command()
@@ -156,16 +212,43 @@ def summary(
     as_json: Json = False,
 ) -> None:
     """Count parameters, bytes, FLOPs, BOPs and OPs, layer by layer, against the full-precision model."""
+    from gsb_vit.summary import summarize_path_or_name
+
+    found = summarize_path_or_name(model)
+    if as_json:
+        _print_json(found.to_json())
+        return
+    from gsb_vit.tables import show, summary_tables
+
+    show(*summary_tables(found))
 
 
 @app.command()
 def bench(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model.")],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="PEERS",
+            help="What to compare with: torch, onnxruntime, openvino, separated by commas, each perhaps with one "
+            "precision as in openvino:int8+bf16. By default torch:fp32, where PyTorch is installed.",
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of every engine.")] = 1,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures in one call.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Time a packed model beside its full-precision twin."""
+    from gsb_vit.benchmark import benchmark
+
+    rows = benchmark(model, against=against, threads=threads, batch=batch)
+    if as_json:
+        _print_json([row.row() for row in rows])
+        return
+    from gsb_vit.tables import bench_table, show
+
+    show(bench_table(rows))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def pack_model(
         tensors.update({f"heads.{index}.{name}": array for name, array in _head(head).items()})
     for index, block in enumerate(model.blocks):
         tensors.update({f"blocks.{index}.{name}": array for name, array in _block(index, block).items()})
-    result = PackedModel(_architecture(model), tuple(class_names), preprocessing, dict(provenance), tensors)
+    result = PackedModel(architecture_of(model), tuple(class_names), preprocessing, dict(provenance), tensors)
     packed.check(result)
     return result
 
@@ -84,7 +84,8 @@ def _heads(model: VisionTransformer) -> list[QuantizedLinear]:
     return [model.head, model.head_dist] if isinstance(model, VisionTransformerDistilled) else [model.head]
 
 
-def _architecture(model: VisionTransformer) -> Architecture:
+def architecture_of(model: VisionTransformer) -> Architecture:
+    """Return the shape of a binarized model as a packed file states it. Raises InputError for values out of range."""
     attention, mlp = model.blocks[0].attn, model.blocks[0].mlp
     q = model.quantization
     prefixes = len(_heads(model))

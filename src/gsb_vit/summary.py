@@ -10,10 +10,12 @@ too, since a device pays for them; norms, softmax, GELU and residual sums are co
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from gsb_vit.errors import InputError
 from gsb_vit.packed import Architecture, expected_tensors, read
@@ -42,6 +44,8 @@ _KIND_OF_TYPE = {
     "float32": "float32",
     "float16": "float16",
 }
+NUM_CLASSES = 1000  # of an architecture that is only named
+
 # Layer, parameters, FLOPs, BOPs, and the twin's parameters and FLOPs.
 Row = tuple[str, int, int, int, int, int]
 
@@ -196,19 +200,27 @@ def summarize_path_or_name(target: str) -> Summary:
     path = Path(target)
     if path.is_file() and not is_trained_model(path):
         return summarize(read(path).architecture, path.stat().st_size)
-    if path.exists():
-        from gsb_vit.train.checkpoint import load_model
-
-        return summarize(_architecture_of(load_model(path).model, path.name))
-    if path.suffix or len(path.parts) > 1:
+    if not path.exists() and (path.suffix == ".safetensors" or len(path.parts) > 1):
         raise InputError(f"{target}: no such file; give a packed model, or the name of an architecture")
-    return summarize(_architecture_of(_build(target), target))
+    if find_spec("timm") is None:
+        raise InputError(
+            f"{target} needs PyTorch to be summed up: pip install 'gsb-vit[train]', or give a packed model"
+        )
+    from gsb_vit.convert import Quantization
+    from gsb_vit.export import architecture_of
+    from gsb_vit.export_checks import check_exportable
+    from gsb_vit.train.build import build_model
+    from gsb_vit.train.checkpoint import load_model
+
+    if path.exists():
+        trained = load_model(path).model
+        check_exportable(trained)
+        return summarize(architecture_of(trained))
+    return summarize(architecture_of(build_model(target, {}, NUM_CLASSES, Quantization())))
 
 
 def is_trained_model(path: Path) -> bool:
     """Return whether a file is a trained model of the training side (rather than packed, or something else)."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, "numpy") as file:
             return "gsb_vit" in (file.metadata() or {})

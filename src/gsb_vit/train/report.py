@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..benchmark import Row
 from ..errors import InputError
 from ..metrics import confusion_matrix
 from ..packed import PackedModel
 from ..packed import read as read_packed
+from ..peers import Measurement
 from ..runtime import Classifier, load
 from ..summary import Summary, summarize
 from .charts import Band, Line, bars, confusion_chart, line_chart, png_uri
@@ -40,7 +40,7 @@ def write_report(
     *,
     packed: str | Path,
     test: LabelledPictures,
-    bench: Sequence[Row] = (),
+    bench: Sequence[Measurement] = (),
     parity: Mapping[str, Any] | None = None,
     title: str = "A one-bit vision transformer",
     engine: str = "native",
@@ -121,7 +121,7 @@ def _subtitle(model: PackedModel, pictures: int) -> str:
     )
 
 
-def _tiles(results: Mapping[str, Any], summary: Summary, bench: Sequence[Row]) -> list[dict[str, str]]:
+def _tiles(results: Mapping[str, Any], summary: Summary, bench: Sequence[Measurement]) -> list[dict[str, str]]:
     notes = {"teacher": "full precision", "stage1": "one-bit weights", "stage2": "one-bit weights and activations"}
     names = {"teacher": "Teacher", "stage1": "Stage 1", "stage2": "One-bit student"}
     tiles = [
@@ -135,7 +135,7 @@ def _tiles(results: Mapping[str, Any], summary: Summary, bench: Sequence[Row]) -
         {"css": "", "label": "Model file", "value": _bytes(size), "note": f"{ratio:.1f} × smaller than float32"}
     )
     own = next((row for row in bench if row.engine == "gsb-vit"), None)
-    if own is not None:
+    if own is not None and own.median_ms is not None:
         note = f"a picture, {own.threads} thread{'s' if own.threads > 1 else ''}, this machine"
         tiles.append({"css": "", "label": "Latency", "value": _milliseconds(own.median_ms / own.batch), "note": note})
     return tiles
@@ -230,7 +230,7 @@ def _masks(model: PackedModel, pictures: np.ndarray, labels: np.ndarray, logits:
     return {"masks_note": note, "mask_rows": rows, "mask_columns": max((len(row.panels) for row in rows), default=1)}
 
 
-def _costs(summary: Summary, bench: Sequence[Row]) -> dict[str, Any]:
+def _costs(summary: Summary, bench: Sequence[Measurement]) -> dict[str, Any]:
     kinds = {
         "binary_weights": "one-bit weights",
         "int8_weights": "8-bit edges",
@@ -249,7 +249,9 @@ def _costs(summary: Summary, bench: Sequence[Row]) -> dict[str, Any]:
         ("· BOPs / 64", "", summary.packed.bops / 64, _count(summary.packed.bops / 64)),
     ]
     speeds = [
-        (f"{row.engine} {row.precision}", _css(row), row.median_ms, f"{_milliseconds(row.median_ms)}") for row in bench
+        (f"{row.engine} {row.precision}", _css(row), row.median_ms, _milliseconds(row.median_ms))
+        for row in bench
+        if row.median_ms is not None
     ]
     return {
         "size_bars": bars(sizes),
@@ -260,7 +262,7 @@ def _costs(summary: Summary, bench: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _css(row: Row) -> str:
+def _css(row: Measurement) -> str:
     return "stage2" if row.engine == "gsb-vit" else "teacher"
 
 

@@ -1,0 +1,122 @@
+"""What the commands print for people."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from gsb_vit.peers import Measurement
+from gsb_vit.summary import Cost, Layer, Summary
+
+if TYPE_CHECKING:
+    from gsb_vit.runtime import Prediction
+
+METRIC_NAMES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "macro_precision": "precision",
+    "macro_recall": "recall",
+    "macro_f1": "F1",
+}
+
+
+def show(*tables: RenderableType) -> None:
+    """Print tables to the standard output."""
+    console = Console(highlight=False)
+    for table in tables:
+        console.print(table)
+
+
+def table(title: str, *columns: str) -> Table:
+    """Return an empty table; every column but the first is aligned to the right."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="right" if index else "left", overflow="fold")
+    return made
+
+
+def metrics_table(metrics: Mapping[str, float], spec: str) -> Table:
+    """Show the metrics of an evaluation in percent."""
+    made = table(f"{metrics['n']:,} held-out pictures of {spec}", "metric", "percent")
+    for key, name in METRIC_NAMES.items():
+        made.add_row(name if key.startswith("top") else f"{name} (macro)", f"{100 * metrics[key]:.2f}")
+    return made
+
+
+def predictions_table(pictures: Sequence[Path], answers: "Sequence[Sequence[Prediction]]") -> Table:
+    """Show each picture with its classes and probabilities."""
+    made = table("", "picture", "class", "probability")
+    for picture, answer in zip(pictures, answers, strict=True):
+        for rank, one in enumerate(answer):
+            made.add_row("" if rank else str(picture), one.class_name, f"{100 * one.probability:.1f} %")
+    made.title = None
+    return made
+
+
+def bench_table(rows: Sequence[Measurement]) -> Table:
+    """Show what the engines took."""
+    made = table(
+        "One call, median of many; the engines took turns",
+        *("engine", "precision", "threads", "batch", "median ms", "pictures/s", "file MB", "peak MB"),
+    )
+    for row in rows:
+        figures = [row.median_ms, row.images_per_s, row.file_mb, row.peak_mb]
+        texts = [
+            "–" if value is None else f"{value:,.{digits}f}"
+            for value, digits in zip(figures, (3, 1, 3, 0), strict=True)
+        ]
+        made.add_row(row.engine, row.precision, str(row.threads), str(row.batch), *texts)
+    for row in rows:
+        if row.problem is not None:
+            made.add_row(f"{row.engine} {row.precision}: {row.problem}")
+    return made
+
+
+def summary_tables(summary: Summary) -> Iterator[Table]:
+    """Show the cost of every kind of layer, blocks added up, and the bytes by what they hold."""
+    made = table(
+        f"{summary.architecture.name}, one picture (OPs = FLOPs + BOPs/64)",
+        *("layer", "parameters", "bytes", "FLOPs", "BOPs", "OPs", "float32 bytes", "float32 FLOPs"),
+    )
+    depth = summary.architecture.depth
+    for name, layer in _folded(summary.layers, depth).items():
+        made.add_row(name, *_costs(layer.packed), f"{layer.twin.bytes:,}", _count(layer.twin.flops))
+    made.add_section()
+    made.add_row("total", *_costs(summary.packed), f"{summary.twin.bytes:,}", _count(summary.twin.flops), style="bold")
+    size = summary.file_bytes or summary.packed.bytes
+    made.add_row(
+        "full precision / packed",
+        *(f"{summary.twin.parameters / summary.packed.parameters:.2f} ×", f"{summary.twin.bytes / size:.1f} ×", "", ""),
+        f"{summary.twin.ops / summary.packed.ops:.1f} ×",
+    )
+    yield made
+    kinds = table("Bytes by kind of tensor", "kind", "bytes", "share")
+    for kind, size in summary.bytes_by_kind.items():
+        kinds.add_row(kind.replace("_", " "), f"{size:,}", f"{size / summary.packed.bytes:.1%}")
+    if summary.file_bytes is not None:
+        kinds.add_row("the whole file, with its header", f"{summary.file_bytes:,}", "")
+    yield kinds
+
+
+def _folded(layers: Sequence[Layer], depth: int) -> dict[str, Layer]:
+    """Add up the same layer of all blocks."""
+    folded: dict[str, Layer] = {}
+    for layer in layers:
+        parts = layer.name.split(".", 2)
+        name = f"{depth} × blocks.{parts[2]}" if parts[0] == "blocks" else layer.name
+        old = folded.get(name, Layer(name, Cost(), Cost()))
+        folded[name] = Layer(name, old.packed + layer.packed, old.twin + layer.twin)
+    return folded
+
+
+def _costs(cost: Cost) -> list[str]:
+    return [f"{cost.parameters:,}", f"{cost.bytes:,}", _count(cost.flops), _count(cost.bops), _count(cost.ops)]
+
+
+def _count(number: float) -> str:
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.2f} {unit}"
+    return f"{number:.0f}"

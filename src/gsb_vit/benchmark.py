@@ -14,9 +14,11 @@ import numpy as np
 
 from gsb_vit.errors import InputError
 from gsb_vit.packed import read
-from gsb_vit.peers import PEERS, Engine, Measurement, Setting, Twin, WorkerError, choose, measure, prepare
-from gsb_vit.peers.prepare import CHECK_PICTURES, smooth_pictures
-from gsb_vit.peers.timing import ROUNDS
+from gsb_vit.peers.against import measure_against
+from gsb_vit.peers.engines import PEERS, Engine, choose
+from gsb_vit.peers.prepare import smooth_pictures
+from gsb_vit.peers.timing import ROUNDS, Measurement, measure
+from gsb_vit.peers.worker import Setting, WorkerError
 
 TRIES = 3
 
@@ -44,25 +46,28 @@ def benchmark(
         against: peers as in ``"torch,onnxruntime,openvino:int8+bf16"``; by default :func:`default_peers`.
 
     Raises:
-        InputError: a model that cannot be read, a peer that is unknown or not installed, or cannot be prepared.
+        InputError: a model that cannot be read, tries below 1, a peer that is unknown, not installed or not convertible.
     """
-    packed = read(model)
-    chosen = choose(default_peers() if against is None else against)
-    setting = Setting(threads, batch)
-    own = Engine("gsb-vit", "1-bit", Path(model).resolve())
-    with tempfile.TemporaryDirectory(prefix="gsb-vit-bench-") as name:
-        folder = Path(name)
-        pictures, expected, engines = folder / "pictures.npy", None, [own]
-        if chosen:
-            try:
-                ready = prepare(Twin.of(packed.architecture, packed.preprocessing), chosen, folder)
-            except WorkerError as error:
-                raise InputError(f"{error}; leave the peer out, or install other versions of its libraries") from error
-            pictures, expected, engines = ready.pictures, ready.expected, [own, *ready.engines]
-        else:
-            np.save(pictures, smooth_pictures(CHECK_PICTURES, packed.architecture.image_size))
-        for _ in range(tries):
-            rows = measure(engines, setting, pictures, expected=expected, rounds=rounds)
-            if all(row.problem is None for row in rows):
-                break
-        return rows
+    if tries < 1:
+        raise InputError(f"tries {tries} must be at least 1")
+    path, setting = Path(model), Setting(threads, batch)
+    image_size = read(path).architecture.image_size
+    chosen = [f"{engine}:{precision}" for engine, precision in choose(default_peers() if against is None else against)]
+    for _ in range(tries):
+        try:
+            if chosen:
+                rows = measure_against(path, chosen, [setting], rounds=rounds)
+            else:
+                rows = _measure_alone(path, setting, image_size, rounds)
+        except WorkerError as error:
+            raise InputError(f"{error}; leave the peer out, or install other versions of its libraries") from error
+        if all(row.problem is None for row in rows):
+            break
+    return rows
+
+
+def _measure_alone(path: Path, setting: Setting, image_size: tuple[int, int], rounds: int) -> list[Measurement]:
+    with tempfile.TemporaryDirectory(prefix="gsb-vit-bench-") as folder:
+        pictures = Path(folder) / "pictures.npy"
+        np.save(pictures, smooth_pictures(setting.batch, image_size))
+        return measure([Engine("gsb-vit", "1-bit", path)], setting, pictures, rounds=rounds)

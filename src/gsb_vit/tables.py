@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from gsb_vit.peers import Measurement
+from gsb_vit.peers.timing import Measurement
 from gsb_vit.summary import Cost, Layer, Summary
 
 if TYPE_CHECKING:
@@ -20,11 +20,14 @@ METRIC_NAMES = {
     "macro_recall": "recall",
     "macro_f1": "F1",
 }
+WIDTH_IN_FILES = 120  # a pipe has no width of its own
 
 
 def show(*tables: RenderableType) -> None:
     """Print tables to the standard output."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH_IN_FILES)
     for table in tables:
         console.print(table)
 
@@ -33,7 +36,7 @@ def table(title: str, *columns: str) -> Table:
     """Return an empty table; every column but the first is aligned to the right."""
     made = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
-        made.add_column(column, justify="right" if index else "left", overflow="fold")
+        made.add_column(column, justify="right" if index else "left", no_wrap=not index)
     return made
 
 
@@ -78,18 +81,17 @@ def summary_tables(summary: Summary) -> Iterator[Table]:
     """Show the cost of every kind of layer, blocks added up, and the bytes by what they hold."""
     made = table(
         f"{summary.architecture.name}, one picture (OPs = FLOPs + BOPs/64)",
-        *("layer", "parameters", "bytes", "FLOPs", "BOPs", "OPs", "float32 bytes", "float32 FLOPs"),
+        *("layer", "params", "bytes", "FLOPs", "BOPs", "OPs", "fp32 bytes", "FLOPs"),
     )
     depth = summary.architecture.depth
     for name, layer in _folded(summary.layers, depth).items():
-        made.add_row(name, *_costs(layer.packed), f"{layer.twin.bytes:,}", _count(layer.twin.flops))
+        made.add_row(name, *_costs(layer.packed), _count(layer.twin.bytes), _count(layer.twin.flops))
     made.add_section()
-    made.add_row("total", *_costs(summary.packed), f"{summary.twin.bytes:,}", _count(summary.twin.flops), style="bold")
+    made.add_row("total", *_costs(summary.packed), _count(summary.twin.bytes), _count(summary.twin.flops), style="bold")
     size = summary.file_bytes or summary.packed.bytes
     made.add_row(
-        "full precision / packed",
-        *(f"{summary.twin.parameters / summary.packed.parameters:.2f} ×", f"{summary.twin.bytes / size:.1f} ×", "", ""),
-        f"{summary.twin.ops / summary.packed.ops:.1f} ×",
+        "times smaller",
+        *("", f"{summary.twin.bytes / size:.1f} ×", "", "", f"{summary.twin.ops / summary.packed.ops:.1f} ×"),
     )
     yield made
     kinds = table("Bytes by kind of tensor", "kind", "bytes", "share")
@@ -105,14 +107,14 @@ def _folded(layers: Sequence[Layer], depth: int) -> dict[str, Layer]:
     folded: dict[str, Layer] = {}
     for layer in layers:
         parts = layer.name.split(".", 2)
-        name = f"{depth} × blocks.{parts[2]}" if parts[0] == "blocks" else layer.name
+        name = f"{depth} × {parts[2]}" if parts[0] == "blocks" else layer.name
         old = folded.get(name, Layer(name, Cost(), Cost()))
         folded[name] = Layer(name, old.packed + layer.packed, old.twin + layer.twin)
     return folded
 
 
 def _costs(cost: Cost) -> list[str]:
-    return [f"{cost.parameters:,}", f"{cost.bytes:,}", _count(cost.flops), _count(cost.bops), _count(cost.ops)]
+    return [_count(number) for number in (cost.parameters, cost.bytes, cost.flops, cost.bops, cost.ops)]
 
 
 def _count(number: float) -> str:

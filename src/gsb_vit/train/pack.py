@@ -22,7 +22,7 @@ def export_run(
 ) -> tuple[PackedModel, Parity]:
     """Pack the last stage of a run (or one trained model file) into ``output`` and compare both on pictures.
 
-    The pictures are the run's validation pictures (its test pictures if it has none); ``data_spec`` names the data where
+    The pictures are the run's validation pictures (its test pictures if it has none); ``data_spec`` names the data if
     it has moved. The split of the data goes into the packed file's provenance, so that the packed model, too, can be
     evaluated on pictures it was not trained on.
 

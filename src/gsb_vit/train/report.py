@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..metrics import confusion_matrix
 from ..packed import PackedModel
 from ..packed import read as read_packed
-from ..peers import Measurement
+from ..peers.timing import Measurement
 from ..runtime import Classifier, load
 from ..summary import Summary, summarize
 from .charts import Band, Line, bars, confusion_chart, line_chart, png_uri

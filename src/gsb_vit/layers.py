@@ -19,6 +19,7 @@ from .quantizers import (
     elastic_step,
     integer_range,
     lsq,
+    processes,
     scale_ste,
 )
 
@@ -82,7 +83,7 @@ class ElasticSign(Quantizer):
     def quantize(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         if not self.is_ready:
             self.initialize(x)
-        scale = scale_ste(self.scale, x.numel() ** -0.5)
+        scale = scale_ste(self.scale, (x.numel() * processes()) ** -0.5)
         return [elastic_sign(x, scale)], scale
 
 
@@ -98,7 +99,7 @@ class ElasticStep(Quantizer):
     def quantize(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         if not self.is_ready:
             self.initialize(x)
-        scale = scale_ste(self.scale, x.numel() ** -0.5)
+        scale = scale_ste(self.scale, (x.numel() * processes()) ** -0.5)
         return [elastic_step(x, scale)], scale
 
 
@@ -125,7 +126,7 @@ class ElasticInteger(Quantizer):
         """k = 1/√(n·Qp), after initialization where needed."""
         if not self.is_ready:
             self.initialize(x)
-        return (x.numel() * self.high) ** -0.5
+        return (x.numel() * processes() * self.high) ** -0.5
 
     def quantize(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the one plane of x and the scale; unsigned planes stand for x - min(x)."""

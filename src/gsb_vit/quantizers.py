@@ -10,7 +10,7 @@ The superpositions of several planes are in ``superposition.py``.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.autograd import Function
 
 SCALE_MIN = 1e-5
@@ -20,6 +20,22 @@ WEIGHT_SCALE_MIN = 1e-8
 def sign(x: Tensor) -> Tensor:
     """Return +1 where x >= 0 (0 and -0.0 included) and -1 elsewhere, in the dtype of x."""
     return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+
+def processes() -> int:
+    """Return how many processes share a batch: those of torch.distributed's default group, or 1."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def whole_batch_counts(counts: Tensor) -> Tensor:
+    """Return counts (G,) over this process's part of the batch, summed over all processes.
+
+    DDP averages gradients, which is right for sums over pictures but not for factors 1/√count: with the counts of the
+    whole batch, processes together give the very gradients of one process. Every process must call this alike.
+    """
+    if processes() > 1:
+        distributed.all_reduce(counts)
+    return counts
 
 
 class _ScaleSTE(Function):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .quantizers import SCALE_MIN, sign
+from .quantizers import SCALE_MIN, processes, sign, whole_batch_counts
 
 
 def _member_sum(mask: Tensor, values: Tensor) -> Tensor:
@@ -24,12 +24,15 @@ def _member_sum(mask: Tensor, values: Tensor) -> Tensor:
 
 def _count_factor(mask: Tensor) -> Tensor:
     """1/√(number of members), the LSQ factor of a group; an empty group's gradient is an empty sum, so any will do."""
-    return mask.sum().clamp(min=1).to(torch.float32).rsqrt()
+    return whole_batch_counts(mask.sum()).clamp(min=1).to(torch.float32).rsqrt()
 
 
 def group_factors(groups: list[Tensor], x: Tensor) -> Tensor:
     """Return the LSQ gradient factors k (G,): 1/√n(x) for the base plane, 1/√(members) for each further group."""
-    base = torch.full((), x.numel() ** -0.5, device=x.device)
+    base = torch.full((), (x.numel() * processes()) ** -0.5, device=x.device)
+    if not torch.is_grad_enabled():
+        # Nobody will use the factors, and processes that evaluate do not all run the same number of batches.
+        return base.expand(len(groups) + 1)
     return torch.stack([base, *(_count_factor(group) for group in groups)])
 
 
@@ -90,7 +93,7 @@ class _AttentionSuperposition(Function):
         used = scales.clamp(min=SCALE_MIN).to(x.dtype).unbind(0)
         grad_x = torch.where((x >= 0) & (x <= used[0]), grad, 0.0)
         base = _member_sum(x > 0.5 * used[0], grad) - (grad_x * x).sum(dtype=torch.float32) / used[0]
-        grad_scales = [base * x.numel() ** -0.5]
+        grad_scales = [base * (x.numel() * processes()) ** -0.5]
         for scale, group in zip(used[1:], attention_groups(x, limits), strict=True):
             member_grad = torch.where(group, grad, 0.0)
             grad_scales.append(member_grad.sum(dtype=torch.float32) * _count_factor(group))
@@ -171,7 +174,7 @@ class _ValueSuperposition(Function):
         for scale, group in zip(used, [None, *value_groups(x, limits)], strict=True):
             part = torch.where(size <= scale, signed_grad * (1 - size / scale), signed_grad)
             if group is None:
-                grad_scales.append(part.sum(dtype=torch.float32) * x.numel() ** -0.5)
+                grad_scales.append(part.sum(dtype=torch.float32) * (x.numel() * processes()) ** -0.5)
             else:
                 grad_scales.append(_member_sum(group, part) * _count_factor(group))
             slope = slope + _value_inside(x, scale, group, ctx.aligned)

@@ -12,10 +12,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import InputError
+from ..evaluation import require_same_classes
 from ..metrics import classification_metrics
 from .augment import EvaluationPictures, normalise
-from .checkpoint import TrainedModel, load_model
+from .checkpoint import load_model
 from .data import load_data
 from .recipe import DataRecipe
 from .recipe_io import load_recipe
@@ -57,7 +57,7 @@ def evaluate_run(path_or_run: str | Path, data_spec: str, *, memory_limit_mb: in
     """
     trained = load_model(path_or_run)
     splits = load_data(data_spec, run_data_options(Path(path_or_run)))
-    require_same_classes(trained, splits.class_names, data_spec)
+    require_same_classes(trained.class_names, splits.class_names, data_spec)
     pictures = EvaluationPictures(splits.test, trained.preprocessing, memory_limit_mb)
     return classification_metrics(model_logits(trained.model, pictures), splits.test.labels)
 
@@ -68,14 +68,3 @@ def run_data_options(path: Path) -> DataRecipe:
         if (folder / "recipe.toml").is_file():
             return load_recipe(folder / "recipe.toml").data
     return DataRecipe()
-
-
-def require_same_classes(trained: TrainedModel, class_names: tuple[str, ...], spec: str) -> None:
-    """Raise InputError where data and model differ in their classes."""
-    if len(class_names) != len(trained.class_names):
-        raise InputError(
-            f"{spec!r} has {len(class_names)} classes, the model {len(trained.class_names)}; use data with the same classes"
-        )
-    for own, other in zip(trained.class_names, class_names, strict=True):
-        if own != other:
-            raise InputError(f"class {other!r} of {spec!r} is {own!r} in the model; use data with the same classes")

@@ -20,8 +20,8 @@ def check_loss(loss: Tensor, model: nn.Module, images: Tensor, place: str) -> No
         return
     layer = first_non_finite_parameter(model) or first_non_finite_output(model, images) or "the loss itself"
     raise TrainingError(
-        f"{place}: the loss is {float(loss)}; first not finite: {layer}; lower the learning rate and use --resume with a "
-        "new run folder, or start from the last checkpoint, which is good"
+        f"{place}: the loss is {float(loss)}; first not finite: {layer}; lower the learning rate; "
+        "the checkpoint of the epoch before is good"
     )
 
 
@@ -44,8 +44,8 @@ def check_parameters(model: nn.Module, place: str) -> None:
             continue
         if float(scale) <= COLLAPSED:
             raise TrainingError(
-                f"{place}: the scale {name} collapsed to {float(scale):.3g} (at most {COLLAPSED:g}); lower the learning "
-                "rate or the weight decay; the checkpoint of the epoch before is good"
+                f"{place}: the scale {name} collapsed to {float(scale):.3g} (at most {COLLAPSED:g}); "
+                "lower the learning rate; the checkpoint of the epoch before is good"
             )
 
 

@@ -1,0 +1,73 @@
+"""The losses of a distilled student against their formulas."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("timm")
+
+from gsb_vit.train.distill import DistillationTask
+from gsb_vit.train.recipe import DistillationRecipe
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(3, 4)
+        self.distilled = False
+
+    def set_distilled_training(self, enable: bool) -> None:
+        self.distilled = enable
+
+    def forward(self, x: torch.Tensor):
+        return (self.a(x), self.b(x)) if self.distilled and self.training else (self.a(x) + self.b(x)) / 2
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(1, keepdims=True)
+    return x - np.log(np.exp(x).sum(1, keepdims=True))
+
+
+@pytest.fixture
+def case() -> tuple:
+    torch.manual_seed(0)
+    student, teacher = TwoHeads().double(), nn.Linear(3, 4).double()
+    return student, teacher, torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0])
+
+
+def losses(case: tuple, recipe: DistillationRecipe) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+    student, teacher, x, y = case
+    task = DistillationTask(student, teacher, recipe).train()
+    out = task(x, y, task.teacher_logits(x))
+    heads = [log_softmax(head(x).detach().numpy()) for head in (student.a, student.b)]
+    assert torch.allclose(out["output"], (student.a(x) + student.b(x)) / 2)
+    return float(out["loss"].detach()), *heads, teacher(x).detach().numpy()
+
+
+def test_hard(case: tuple) -> None:
+    found, a, b, t = losses(case, DistillationRecipe("hard", alpha=0.3))
+    rows, y = np.arange(5), case[3].numpy()
+    assert found == pytest.approx(-0.7 * a[rows, y].mean() - 0.3 * b[rows, t.argmax(1)].mean(), rel=1e-5)
+
+
+def test_soft(case: tuple) -> None:
+    found, a, _, t = losses(case, DistillationRecipe("soft", alpha=0.3, tau=2.0))
+    b = log_softmax(case[0].b(case[2]).detach().numpy() / 2)
+    target = log_softmax(t / 2)
+    divergence = 4 * (np.exp(target) * (target - b)).sum(1).mean()
+    assert found == pytest.approx(-0.7 * a[np.arange(5), case[3].numpy()].mean() + 0.3 * divergence, rel=1e-5)
+
+
+def test_none_trains_both_heads_on_the_labels(case: tuple) -> None:
+    found, a, b, _ = losses(case, DistillationRecipe("none"))
+    rows, y = np.arange(5), case[3].numpy()
+    assert found == pytest.approx(-0.5 * (a[rows, y].mean() + b[rows, y].mean()), rel=1e-5)
+
+
+def test_the_teacher_gets_no_gradient_and_is_not_saved(case: tuple) -> None:
+    student, teacher, x, y = case
+    task = DistillationTask(student, teacher, DistillationRecipe()).train()
+    task(x, y, task.teacher_logits(x))["loss"].backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert all(name.startswith("student.") for name in task.state_dict())

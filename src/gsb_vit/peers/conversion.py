@@ -34,7 +34,7 @@ def _convert(folder: Path) -> None:
         if f"torch_{precision}.safetensors" in files:
             _write_torch(twin, precision, folder)
     if any(file.endswith(".onnx") for file in files):
-        _write_onnx(model, files, folder)
+        _write_onnx(model, files, folder, order["seven_bits"])
     if any(file.endswith(".xml") for file in files):
         _write_openvino(model, files, folder)
 
@@ -45,11 +45,11 @@ def _write_torch(twin: Twin, precision: str, folder: Path) -> None:
     from gsb_vit.peers.twin import build
 
     bare = {**twin.to_json(), "weights": None}  # the file holds them; normalisation is folded in already
-    model = build(twin, "bfloat16" if precision == "bf16" else "float32")
+    model = build(twin, precision)
     save_model(model, str(folder / f"torch_{precision}.safetensors"), metadata={"twin": json.dumps(bare)})
 
 
-def _write_onnx(model: "nn.Module", files: set[str], folder: Path) -> None:
+def _write_onnx(model: "nn.Module", files: set[str], folder: Path, seven_bits: bool) -> None:
     import torch
     from onnxruntime import quantization
 
@@ -70,13 +70,14 @@ def _write_onnx(model: "nn.Module", files: set[str], folder: Path) -> None:
             folder / "fp32.onnx",
             folder / "int8_dynamic.onnx",
             per_channel=True,
+            reduce_range=seven_bits,
             weight_type=quantization.QuantType.QInt8,
         )
     if "int8_static.onnx" in files:
-        _quantize_onnx(folder)
+        _quantize_onnx(folder, seven_bits)
 
 
-def _quantize_onnx(folder: Path) -> None:
+def _quantize_onnx(folder: Path, seven_bits: bool) -> None:
     """Static QDQ: products and the convolution only; LayerNorm and softmax in int8 would ruin the predictions."""
     from onnxruntime import quantization
 
@@ -94,6 +95,7 @@ def _quantize_onnx(folder: Path) -> None:
         Pictures(),
         quant_format=quantization.QuantFormat.QDQ,
         per_channel=True,
+        reduce_range=seven_bits,
         activation_type=quantization.QuantType.QInt8,
         weight_type=quantization.QuantType.QInt8,
         op_types_to_quantize=["MatMul", "Gemm", "Conv"],

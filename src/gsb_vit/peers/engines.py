@@ -91,7 +91,7 @@ def _torch(precision: str, path: str, threads: int, batch: int) -> tuple[Forward
     torch.set_num_interop_threads(1)
     with safe_open(path, "pt") as file:
         twin = Twin.from_json(json.loads(file.metadata()["twin"]))
-    model = build(twin, "bfloat16" if precision == "bf16" else "float32")
+    model = build(twin, precision)
     load_model(model, path)
 
     @torch.inference_mode()
@@ -130,7 +130,9 @@ def _openvino(precision: str, path: str, threads: int, batch: int) -> tuple[Forw
         "ENABLE_CPU_PINNING": "NO",  # the worker is pinned already; OpenVINO would choose other cores
     }
     compiled = core.compile_model(model, "CPU", settings)
-    if compiled.get_property("INFERENCE_PRECISION_HINT") != openvino.Type.bf16:
-        precision = precision.replace("bf16", "fp32")  # a CPU without bfloat16 products computes in float32
+    if hint == "bf16" and compiled.get_property("INFERENCE_PRECISION_HINT") != openvino.Type.bf16:
+        if precision == "bf16":
+            raise InputError("without bfloat16 instructions OpenVINO computes in float32, as in its row fp32")
+        precision = "int8+fp32"
     request = compiled.create_infer_request()
     return lambda pixels: request.infer([pixels], share_inputs=True)[0], precision

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,12 +42,18 @@ class Prepared:
 
 
 def prepare(
-    twin: Twin, chosen: Sequence[tuple[str, str]], folder: Path, pictures: NDArray[np.uint8] | None = None
+    twin: Twin,
+    chosen: Sequence[tuple[str, str]],
+    folder: Path,
+    pictures: NDArray[np.uint8] | None = None,
+    isa: str | None = None,
 ) -> Prepared:
     """Write the files of the chosen (engine, precision) pairs under ``folder``.
 
     Args:
         pictures: uint8 (n, H, W, 3) to calibrate int8 with and to check every peer on; by default smooth random ones.
+        isa: the instruction set that the peers will be held to. Without VNNI, x86 adds pairs of 8-bit products in 16
+            bits and saturates, so ONNX Runtime's weights are then kept to 7 bits, as its manual advises.
 
     Raises:
         InputError: pictures of another size or type, or a pair that does not exist.
@@ -59,26 +64,28 @@ def prepare(
             raise InputError(f"there is no peer {engine} {precision}: use {', '.join(PEERS)} with their precisions")
     if pictures is None:
         pictures = smooth_pictures(CHECK_PICTURES, twin.image_size)
-    if (
-        pictures.dtype != np.uint8
-        or pictures.ndim != 4
-        or pictures.shape[1:] != (*twin.image_size, 3)
-        or not len(pictures)
-    ):
-        raise InputError(
-            f"pictures are {pictures.dtype} {pictures.shape}: they must be uint8 (n, {', '.join(map(str, twin.image_size))}, 3)"
-        )
+    shape = (*twin.image_size, 3)
+    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[1:] != shape or not len(pictures):
+        raise InputError(f"pictures are {pictures.dtype} {pictures.shape}: they must be uint8 and (n, *{shape}), n ≥ 1")
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "calibration.npy", pictures[:CALIBRATION_PICTURES])
     np.save(folder / "pictures.npy", pictures[:CHECK_PICTURES])
     files = [_FILES[pair] for pair in chosen]
-    (folder / "twin.json").write_text(json.dumps({"twin": twin.to_json(), "files": files}))
+    (folder / "twin.json").write_text(
+        json.dumps({"twin": twin.to_json(), "files": files, "seven_bits": isa is not None or not has_vnni()})
+    )
     _run_in_own_process(folder)
     engines = [
         Engine(engine, precision, folder / file, ERROR_LIMITS[precision])
         for (engine, precision), file in zip(chosen, files, strict=True)
     ]
     return Prepared(engines, folder / "pictures.npy", folder / "expected.npy")
+
+
+def has_vnni() -> bool:
+    """Return whether this CPU multiplies and adds 8-bit numbers in one step, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    return info.exists() and bool({"avx512_vnni", "avx_vnni"} & set(info.read_text().split()))
 
 
 def smooth_pictures(count: int, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -40,8 +40,20 @@ class Twin:
     @classmethod
     def of(cls, architecture: Architecture, preprocessing: Preprocessing, weights: str | None = None) -> Twin:
         """Return the twin of a packed model; ``weights`` names a safetensors file of timm's parameters (a teacher)."""
-        shape = {name: getattr(architecture, name) for name in _SHAPE}
-        return cls(**shape, mean=tuple(preprocessing.mean), std=tuple(preprocessing.std), weights=weights)
+        return cls(
+            image_size=architecture.image_size,
+            patch_size=architecture.patch_size,
+            embed_dim=architecture.embed_dim,
+            depth=architecture.depth,
+            num_heads=architecture.num_heads,
+            mlp_hidden=architecture.mlp_hidden,
+            prefix_tokens=architecture.prefix_tokens,
+            num_classes=architecture.num_classes,
+            layer_norm_eps=architecture.layer_norm_eps,
+            mean=tuple(preprocessing.mean),
+            std=tuple(preprocessing.std),
+            weights=weights,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -50,22 +62,13 @@ class Twin:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Twin:
         """Return what ``to_json`` gave away, lists as tuples again."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**fields)
 
 
-_SHAPE = (
-    "image_size",
-    "patch_size",
-    "embed_dim",
-    "depth",
-    "num_heads",
-    "mlp_hidden",
-    "prefix_tokens",
-    "num_classes",
-) + ("layer_norm_eps",)
-
-
-def build(twin: Twin, dtype: str = "float32") -> nn.Module:
+def build(twin: Twin, precision: str = "fp32") -> nn.Module:
     """Return the twin in eval mode: uint8 pixels (B, H, W, 3) → float32 logits (B, K), the mean of two heads.
 
     Normalisation is folded into the patch embedding, as in the packed model, so no engine pays for it:
@@ -104,7 +107,8 @@ def build(twin: Twin, dtype: str = "float32") -> nn.Module:
     with torch.no_grad():
         projection.bias -= (projection.weight * (mean / std).view(1, 3, 1, 1)).sum((1, 2, 3))
         projection.weight /= (255 * std).view(1, 3, 1, 1)
-    return FromPixels(vit).eval().requires_grad_(False).to(getattr(torch, dtype))
+    model: nn.Module = FromPixels(vit).eval().requires_grad_(False)
+    return model.to(torch.bfloat16) if precision == "bf16" else model
 
 
 def _load(vit: nn.Module, path: str) -> None:

@@ -64,7 +64,7 @@ class Worker:
 
     def __init__(self, engine: Engine, setting: Setting, pictures: Path, folder: Path, timeout: float = 600) -> None:
         self.engine, self.setting, self.timeout = engine, setting, timeout
-        self._errors = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would block a talkative library
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - see close(); an unread pipe would block a talkative library
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gsb_vit.peers.session"],
             stdin=subprocess.PIPE,

@@ -46,7 +46,7 @@ def benchmark(
         against: peers as in ``"torch,onnxruntime,openvino:int8+bf16"``; by default :func:`default_peers`.
 
     Raises:
-        InputError: a model that cannot be read, tries below 1, a peer that is unknown, not installed or not convertible.
+        InputError: a model that cannot be read, tries below 1, a peer that is unknown, missing or not convertible.
     """
     if tries < 1:
         raise InputError(f"tries {tries} must be at least 1")

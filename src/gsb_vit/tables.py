@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.table import Table
 
 from gsb_vit.peers.timing import Measurement
@@ -23,18 +23,21 @@ METRIC_NAMES = {
 WIDTH_IN_FILES = 120  # a pipe has no width of its own
 
 
-def show(*tables: RenderableType) -> None:
-    """Print tables to the standard output."""
+def show(*tables: Table) -> None:
+    """Print tables to the standard output, each under its title on one line (Rich folds titles to a table's width)."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDTH_IN_FILES)
     for table in tables:
+        if table.title:
+            console.print(table.title, style="bold")
+            table.title = None
         console.print(table)
 
 
 def table(title: str, *columns: str) -> Table:
     """Return an empty table; every column but the first is aligned to the right."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    made = Table(title=title, box=None, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         made.add_column(column, justify="right" if index else "left", no_wrap=not index)
     return made
@@ -54,7 +57,6 @@ def predictions_table(pictures: Sequence[Path], answers: "Sequence[Sequence[Pred
     for picture, answer in zip(pictures, answers, strict=True):
         for rank, one in enumerate(answer):
             made.add_row("" if rank else str(picture), one.class_name, f"{100 * one.probability:.1f} %")
-    made.title = None
     return made
 
 

@@ -109,7 +109,7 @@ def confusion_chart(counts: Sequence[Sequence[int]], class_names: Sequence[str])
     table = np.asarray(counts, dtype=np.float64)
     size = len(table)
     labelled = size <= 20
-    cell = 30 if labelled else max(3, 560 // size)
+    cell = min(46, 480 // size) if labelled else max(3, 520 // size)
     edge = 16 + 7 * max((len(name) for name in class_names), default=1) if labelled else 24
     edge = min(edge, 150)
     width, height = edge + cell * size + 4, CELLS_TOP + cell * size + (24 if labelled else 4)

@@ -34,8 +34,8 @@ class PanelRow:
 def mask_rows(model: PackedModel, picture: np.ndarray, count: int = 3) -> list[PanelRow]:
     """Return the ``count`` most telling heads of a picture, uint8 (H, W, 3), at most one a block.
 
-    A head's row shows one of its tokens (one of the queries, the rows of A): the one whose upper groups hold the most
-    patches. The packed file keeps only products of attention and Value scales, so the superposition is drawn with the
+    A head's row shows one of its tokens (one of the queries, the rows of A): the one whose masks say most, neither
+    empty nor full. The packed file keeps only products of attention and Value scales, so the superposition is drawn with the
     attention scales relative to the first.
     """
     architecture = model.architecture
@@ -59,10 +59,13 @@ def mask_rows(model: PackedModel, picture: np.ndarray, count: int = 3) -> list[P
 
 
 def _most_telling(masks: np.ndarray, prefix_tokens: int) -> tuple[float, int, int]:
-    """Return score, head and token of masks (A, h, N, N); a prefix token wins where the scores are equal."""
-    patches = masks[:, :, :, prefix_tokens:].sum(axis=-1).astype(np.float64)
-    upper = patches[1:] if len(patches) > 1 else patches
-    score = np.log1p(upper).sum(axis=0) + 0.5 * (patches[0] > 0)
+    """Return score, head and token of masks (A, h, N, N); a prefix token wins where the scores are equal.
+
+    The score is the entropy of "is a patch in the mask?", summed over the masks: 0 where all are empty or full.
+    """
+    shares = masks[:, :, :, prefix_tokens:].mean(axis=-1)
+    inside = shares.clip(1e-12, 1 - 1e-12)
+    score = -(inside * np.log2(inside) + (1 - inside) * np.log2(1 - inside)).sum(axis=0)
     score[:, :prefix_tokens] += 1e-3
     head, token = np.unravel_index(int(score.argmax()), score.shape)
     return float(score[head, token]), int(head), int(token)

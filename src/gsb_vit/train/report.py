@@ -32,7 +32,7 @@ METRIC_NAMES = {
     "macro_recall": "recall",
     "macro_f1": "F1",
 }
-SAMPLES = 18
+SAMPLES = 20
 
 
 def write_report(
@@ -192,10 +192,10 @@ def _probabilities(logits: np.ndarray) -> np.ndarray:
 def _samples(
     class_names: Sequence[str], pictures: np.ndarray, labels: np.ndarray, logits: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Show up to a third mistakes, the most confident first, then right answers spread over the classes."""
+    """Show up to a quarter mistakes, the most confident first, then right answers spread over the classes."""
     answers, probabilities = logits.argmax(axis=1), _probabilities(logits).max(axis=1)
     wrong = np.flatnonzero(answers != labels)
-    wrong = wrong[np.argsort(-probabilities[wrong], kind="stable")][: SAMPLES // 3]
+    wrong = wrong[np.argsort(-probabilities[wrong], kind="stable")][: SAMPLES // 4]
     right = np.flatnonzero(answers == labels)
     # Round after round one picture of every class: sort by how many of its class came before.
     before = np.zeros(len(right), dtype=np.int64)
@@ -267,15 +267,17 @@ def _css(row: Measurement) -> str:
 
 
 def _facts(run: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, _text(value)) for name, value in _flat({**provenance, **run}.items())]
+    facts = {**dict(_flat(provenance)), **dict(_flat(run))}
+    return [(name.replace("_", " "), _text(value)) for name, value in facts.items() if name != "status"]
 
 
-def _flat(items: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, Any]]:
-    for name, value in items:
+def _flat(values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Yield names and values of nested mappings, without what is empty."""
+    for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat((f"{name} {key}", entry) for key, entry in value.items())
+            yield from _flat(value)
         elif value not in (None, "", [], ()):
-            yield name.replace("_", " "), value
+            yield name, value
 
 
 def _text(value: Any) -> str:

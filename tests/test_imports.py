@@ -16,8 +16,9 @@ DEVICE_SIDE = ["bitpack", "packed", "reference", "runtime", "preprocess", "error
 LIGHT = ["__init__", "cli", *DEVICE_SIDE]
 ORDER = {
     "quantizers": set(),
+    "superposition": {"quantizers"},
     "layers": {"quantizers"},
-    "attention": {"quantizers", "layers"},
+    "attention": {"quantizers", "superposition", "layers"},
     "convert": {"quantizers", "layers", "attention"},
     "models": {"quantizers", "layers", "attention", "convert"},
     "bitpack": set(),

@@ -7,20 +7,18 @@ integer its product can give, so that equal input bits give equal output bits, t
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from gsb_vit import bitpack, packed
-from gsb_vit.attention import GSBAttention
 from gsb_vit.errors import InputError
 from gsb_vit.export_checks import check_exportable
-from gsb_vit.layers import BinaryLinear, QuantizedConv2d, QuantizedLinear, Quantizer
+from gsb_vit.layers import BinaryLinear, QuantizedConv2d, Quantizer
 from gsb_vit.packed import Architecture, PackedModel
 from gsb_vit.preprocess import Preprocessing
 from gsb_vit.quantizers import SCALE_MIN
@@ -68,7 +66,7 @@ def pack_model(
             saying how to train one that it can; and for class names or a picture size that do not fit.
     """
     check_exportable(trained_model)
-    model = copy.deepcopy(trained_model).cpu().float().eval()
+    model: Any = copy.deepcopy(trained_model).cpu().float().eval()
     tensors = _embedding(model, preprocessing)
     tensors["norm.weight"], tensors["norm.bias"] = _norm(model.norm)
     for index, head in enumerate(_heads(model)):
@@ -80,11 +78,11 @@ def pack_model(
     return result
 
 
-def _heads(model: VisionTransformer) -> list[QuantizedLinear]:
+def _heads(model: Any) -> list[Any]:
     return [model.head, model.head_dist] if isinstance(model, VisionTransformerDistilled) else [model.head]
 
 
-def architecture_of(model: VisionTransformer) -> Architecture:
+def architecture_of(model: Any) -> Architecture:
     """Return the shape of a binarized model as a packed file states it. Raises InputError for values out of range."""
     attention, mlp = model.blocks[0].attn, model.blocks[0].mlp
     q = model.quantization
@@ -108,7 +106,7 @@ def architecture_of(model: VisionTransformer) -> Architecture:
     )
 
 
-def _embedding(model: VisionTransformer, preprocessing: Preprocessing) -> Arrays:
+def _embedding(model: Any, preprocessing: Preprocessing) -> Arrays:
     """Patch embedding with the normalisation of the pixels folded in, in float64, rounded once."""
     conv: QuantizedConv2d = model.patch_embed.proj
     weight, scale = (part.double().numpy() for part in conv.quantized_weight())
@@ -133,7 +131,7 @@ def _embedding(model: VisionTransformer, preprocessing: Preprocessing) -> Arrays
     }
 
 
-def _head(head: QuantizedLinear) -> Arrays:
+def _head(head: Any) -> Arrays:
     weight, weight_scale = head.quantized_weight()
     input_scale = _scale(head.input_quantizer)
     return {
@@ -145,7 +143,7 @@ def _head(head: QuantizedLinear) -> Arrays:
     }
 
 
-def _block(index: int, block: Block) -> Arrays:
+def _block(index: int, block: Any) -> Arrays:
     attention, mlp = block.attn, block.mlp
     norm1, norm2 = _norm(block.norm1, attention.qkv), _norm(block.norm2, mlp.fc1)
     return {
@@ -162,7 +160,7 @@ def _block(index: int, block: Block) -> Arrays:
     }
 
 
-def _attention(attention: GSBAttention) -> Arrays:
+def _attention(attention: Any) -> Arrays:
     qkv, proj, width = attention.qkv, attention.proj, attention.attn_dim
     shift = torch.cat([s.reshape(-1) for s in (attention.q_shift, attention.k_shift, attention.v_shift)])
     value_shift = attention.v_shift.reshape(-1)
@@ -170,7 +168,7 @@ def _attention(attention: GSBAttention) -> Arrays:
     query_key = (_scale(attention.query_quantizer) * _scale(attention.key_quantizer)).double()
     steps = torch.arange(attention.head_dim + 1, dtype=torch.float64)
     table = torch.exp(-2 * steps * query_key / attention.head_dim**0.5)
-    arrays = {
+    arrays: Arrays = {
         "qkv.weight": _bits(qkv),
         "qkv.threshold": _thresholds(_every_output(qkv) + shift >= 0),
         "v_scale": _array(_product_scale(qkv).expand(3 * width)[2 * width :]),
@@ -210,7 +208,7 @@ def _thresholds(bits: Tensor) -> NDArray[np.int16]:
     return (bits.sum(dim=0) - 1).numpy().astype(np.int16)
 
 
-def _zero_intervals(index: int, mlp: nn.Module) -> NDArray[np.int16]:
+def _zero_intervals(index: int, mlp: Any) -> NDArray[np.int16]:
     """Return the popcounts (M, 2), first and last, whose hidden bit is 0; (1, 0) where none is.
 
     Near its left tail a float32 GELU is not quite monotone (1 + erf cancels); where that tears an interval, float64
@@ -230,7 +228,7 @@ def _zero_intervals(index: int, mlp: nn.Module) -> NDArray[np.int16]:
     return intervals.numpy().astype(np.int16)
 
 
-def _hidden_zeros(mlp: nn.Module, dtype: torch.dtype) -> Tensor:
+def _hidden_zeros(mlp: Any, dtype: torch.dtype) -> Tensor:
     """(C + 1, M): whether the input bit of fc2 is 0, by fc1's popcount."""
     x = mlp.act(_every_output(mlp.fc1, dtype))
     if mlp.fc2.clip is not None:
@@ -252,7 +250,7 @@ def _interval(zeros: Tensor) -> tuple[Tensor, Tensor]:
 
 def _product_scale(layer: BinaryLinear) -> Tensor:
     """s_x·s_w per output channel, (out,) or (1,), in the layer's own order."""
-    return _scale(layer.input_quantizer) * layer.binary_weight()[1].squeeze(1)
+    return _scale(cast(Quantizer, layer.input_quantizer)) * layer.binary_weight()[1].squeeze(1)
 
 
 def _scale(quantizer: Quantizer) -> Tensor:
@@ -271,9 +269,9 @@ def _norm(norm: nn.LayerNorm, following: BinaryLinear | None = None) -> tuple[ND
     return _array(weight), _array(bias if following is None else bias + following.shift)
 
 
-def _bias(layer: nn.Linear) -> NDArray[np.float32]:
+def _bias(layer: nn.Linear) -> NDArray[Any]:
     return np.zeros(layer.out_features, np.float32) if layer.bias is None else _array(layer.bias)
 
 
-def _array(tensor: Tensor) -> NDArray[np.float32]:
+def _array(tensor: Tensor) -> NDArray[Any]:
     return np.ascontiguousarray(tensor.detach().numpy().astype(np.float32))

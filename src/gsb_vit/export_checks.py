@@ -77,7 +77,7 @@ def _misfits(model: VisionTransformer) -> Iterator[tuple[str, str]]:
         yield "no blocks", "train with depth above 0"
     for index, block in enumerate(model.blocks):
         yield from _block_misfits(index, block, model.embed_dim)
-    norms = [model.norm, *(norm for block in model.blocks for norm in (block.norm1, block.norm2))]
+    norms: list[Any] = [model.norm, *(norm for block in model.blocks for norm in (block.norm1, block.norm2))]
     if not all(isinstance(norm, nn.LayerNorm) for norm in norms):
         yield f"the norm {type(model.norm).__name__}", "train with LayerNorm"
     elif len({norm.eps for norm in norms}) != 1:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from gsb_vit import packed
 from gsb_vit.errors import InputError
 from gsb_vit.export import export_model
-from gsb_vit.layers import BinaryLinear
 from gsb_vit.packed import PackedModel
 from gsb_vit.preprocess import Preprocessing
 from gsb_vit.reference import ReferenceModel, check_batch
@@ -161,7 +160,7 @@ def normalize(pictures: NDArray[np.uint8], preprocessing: Preprocessing) -> Tens
 
 
 @torch.no_grad()
-def torch_bits(model: nn.Module, images: Tensor) -> Bits:
+def torch_bits(model: Any, images: Tensor) -> Bits:
     """Run a binarized model in evaluation mode and return its bits under the names of ``ReferenceModel.trace``.
 
     Every array has the pictures as its first axis: (B, N, C) and the like.
@@ -183,7 +182,7 @@ def torch_bits(model: nn.Module, images: Tensor) -> Bits:
 
 
 def _keep_input(bits: Bits, name: str) -> Any:
-    def hook(layer: BinaryLinear, inputs: tuple[Tensor, ...]) -> None:
+    def hook(layer: Any, inputs: tuple[Tensor, ...]) -> None:
         (x,) = inputs
         if layer.clip is not None:
             x = x.clamp(-layer.clip, layer.clip)
@@ -194,7 +193,7 @@ def _keep_input(bits: Bits, name: str) -> Any:
 
 
 def _keep_attention(bits: Bits, name: str) -> Any:
-    def hook(attention: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def hook(attention: Any, inputs: tuple[Tensor, ...]) -> None:
         query, key, value = attention.project(inputs[0])
         for kind, quantizer, x in (
             ("query", attention.query_quantizer, query),
@@ -211,9 +210,7 @@ def _keep_attention(bits: Bits, name: str) -> Any:
     return hook
 
 
-def _flipped(
-    model: nn.Module, reference: ReferenceModel, pictures: NDArray[np.uint8], images: Tensor
-) -> dict[str, float]:
+def _flipped(model: Any, reference: ReferenceModel, pictures: NDArray[np.uint8], images: Tensor) -> dict[str, float]:
     flips: dict[str, int] = {}
     totals: dict[str, int] = {}
     for picture, image in zip(pictures, images, strict=True):

@@ -42,6 +42,7 @@ class Superposition(Quantizer):
     """
 
     extremes_count: int
+    running_extremes: Tensor
 
     def __init__(
         self,
@@ -211,6 +212,8 @@ def relative_index(grid_size: tuple[int, int], prefix_tokens: int) -> Tensor:
 class RelativeAttentionBias(nn.Module):
     """A learned bias by relative position: ``table`` (h, T), zero at first; calling it returns (h, N, N)."""
 
+    index: Tensor
+
     def __init__(self, num_heads: int, grid_size: tuple[int, int], prefix_tokens: int) -> None:
         super().__init__()
         height, width = grid_size
@@ -235,6 +238,10 @@ class GSBAttention(nn.Module):
 
     Raises InputError when called with an attention mask or causal, which one-bit attention does not have.
     """
+
+    q_shift: nn.Parameter
+    k_shift: nn.Parameter
+    v_shift: nn.Parameter
 
     def __init__(
         self,
@@ -274,7 +281,7 @@ class GSBAttention(nn.Module):
     def attention_matrix(self, q: Tensor, k: Tensor) -> Tensor:
         """Return A (B, h, N, N) before its quantizer: softmax, plus the bias, through dropout."""
         scale = self.head_dim**-0.5
-        if self.query_quantizer is not None:
+        if self.query_quantizer is not None and self.key_quantizer is not None:
             (q,), query_scale = self.query_quantizer.quantize(q)
             (k,), key_scale = self.key_quantizer.quantize(k)
             scale = query_scale * key_scale * scale
@@ -290,16 +297,16 @@ class GSBAttention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v)
         return y if self.attention_bias is None else y + self.attention_bias() @ v
 
-    def _superposed_product(self, A: Tensor, v: Tensor) -> Tensor:
-        if self.training:
-            return self.attention_quantizer(A) @ self.value_quantizer(v)
-        attention, attention_scales = self.attention_quantizer.quantize(A)
-        values, value_scales = self.value_quantizer.quantize(v)
-        y = None
-        for a, attention_plane in enumerate(attention):
-            for b, value_plane in enumerate(values):
-                term = (attention_plane @ value_plane) * (attention_scales[a] * value_scales[b])
-                y = term if y is None else y + term
+    def _planewise_product(self, attention: list[Tensor], values: list[Tensor], scales: Tensor) -> Tensor:
+        """Σ I_ab·S_ab over planes a of A and b of V, with S_ab the scales (A, V), a outer and b inner."""
+        terms = [
+            (attention_plane @ value_plane) * scales[a, b]
+            for a, attention_plane in enumerate(attention)
+            for b, value_plane in enumerate(values)
+        ]
+        y = terms[0]
+        for term in terms[1:]:
+            y = y + term
         return y
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -307,8 +314,12 @@ class GSBAttention(nn.Module):
             raise InputError("GSBAttention takes no attention mask and is never causal; call the model without them")
         B, N, _ = x.shape
         q, k, v = self.project(x)
-        if self.attention_quantizer is None:
+        if self.attention_quantizer is None or self.value_quantizer is None:
             y = self._full_precision_product(q, k, v)
+        elif self.training:
+            y = self.attention_quantizer(self.attention_matrix(q, k)) @ self.value_quantizer(v)
         else:
-            y = self._superposed_product(self.attention_matrix(q, k), v)
+            attention, attention_scales = self.attention_quantizer.quantize(self.attention_matrix(q, k))
+            values, value_scales = self.value_quantizer.quantize(v)
+            y = self._planewise_product(attention, values, attention_scales[:, None] * value_scales)
         return self.proj_drop(self.proj(y.transpose(1, 2).reshape(B, N, self.attn_dim)))

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import torch
 from timm.layers import Mlp, PatchEmbed
-from timm.models.vision_transformer import Attention, VisionTransformer
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
 from .attention import (
@@ -156,15 +156,15 @@ def binarize(vit: VisionTransformer, quantization: Quantization | dict[str, Any]
     quantization = Quantization.create(quantization)
     _check_model(vit, quantization)
     if quantization.changes_blocks:
-        for block in vit.blocks:
-            block.attn = _gsb_attention(vit, block.attn, quantization)
-            _binarize_mlp(block.mlp, quantization)
+        for block in cast(Iterable[Block], vit.blocks):
+            block.attn = _gsb_attention(vit, cast(Attention, block.attn), quantization)
+            _binarize_mlp(cast(Mlp, block.mlp), quantization)
     if quantization.edge_bits == 8:
         vit.patch_embed.proj = QuantizedConv2d.from_conv(vit.patch_embed.proj)
         quantize_heads(vit)
     if quantization.patch_norm:
         vit.patch_embed.norm = TokenBatchNorm(vit.embed_dim).to(vit.patch_embed.proj.weight.device)
-    vit.quantization = quantization
+    setattr(vit, "quantization", quantization)  # noqa: B010 (timm's class declares no such attribute)
     return vit
 
 
@@ -182,7 +182,7 @@ def _check_model(vit: nn.Module, quantization: Quantization) -> None:
             f"binarize takes a timm VisionTransformer, not {type(vit).__name__}; build one with "
             "timm.create_model('vit_tiny_patch16_224') or 'gsb_vit_small_patch16_224'"
         )
-    if getattr(vit, "quantization", None) is not None:
+    if getattr(vit, "quantization", None) not in (None, Quantization.full_precision()):
         raise InputError("this model is binarized already; build a fresh one and load the weights into it")
     if quantization.edge_bits == 8 or quantization.patch_norm:
         embed = vit.patch_embed
@@ -235,8 +235,8 @@ def _linear(linear: nn.Linear, one_bit: bool, quantization: Quantization, **opti
 
 def _binarize_mlp(mlp: Mlp, quantization: Quantization) -> None:
     one_bit = quantization.weights != "none"
-    mlp.fc1 = _linear(mlp.fc1, one_bit, quantization)
-    mlp.fc2 = _linear(mlp.fc2, one_bit, quantization, signed=False, clip=MLP_CLIP)
+    mlp.fc1 = _linear(cast(nn.Linear, mlp.fc1), one_bit, quantization)
+    mlp.fc2 = _linear(cast(nn.Linear, mlp.fc2), one_bit, quantization, signed=False, clip=MLP_CLIP)
 
 
 def _attention_bias(
@@ -303,7 +303,7 @@ def calibrate_thresholds(model: nn.Module, batches: Iterable[Tensor | Sequence[T
         if not quantizers[0].calibration:
             raise InputError("calibrate_thresholds got no batch; give it at least one batch of images")
         for quantizer in quantizers:
-            quantizer.set_extremes(torch.cat(quantizer.calibration, dim=1).mean(1))
+            quantizer.set_extremes(torch.cat(quantizer.calibration or [], dim=1).mean(1))
     finally:
         for quantizer in quantizers:
             quantizer.calibration = None

@@ -4,7 +4,7 @@ Scales are set from the first batch seen, or explicitly by ``convert.initialize_
 the saved buffer ``initialized``, mirrored in a Python attribute so that a forward pass never branches on data.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -217,7 +217,7 @@ class QuantizedWeight(InitializedOnce):
     tensor also where every output channel has its own s. LSQ, https://arxiv.org/abs/1902.08153.
     """
 
-    weight: nn.Parameter
+    weight: Tensor
     weight_scale: nn.Parameter
 
     def _add_weight_scale(self, shape: tuple[int, ...]) -> None:
@@ -270,8 +270,8 @@ class QuantizedConv2d(QuantizedWeight, nn.Conv2d):
         layer = cls(
             conv.in_channels,
             conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
+            cast(tuple[int, int], conv.kernel_size),
+            cast(tuple[int, int], conv.stride),
             bias=conv.bias is not None,
             device=weight.device,
             dtype=weight.dtype,
@@ -290,6 +290,9 @@ class QuantizedLinear(QuantizedWeight, nn.Linear):
     y = (s_x·s_w)·(Q_x Q_wᵀ) + b, in eval mode with the product on the integers, in training mode on the dequantized
     tensors (one function each for value and gradient, ``quantizers.lsq``).
     """
+
+    shift: nn.Parameter
+    input_quantizer: ElasticInteger
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> "QuantizedLinear":

@@ -12,21 +12,27 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "gsb_vit"
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "torchmetrics", "sklearn", "matplotlib"}
-DEVICE_SIDE = ["bitpack", "packed", "reference", "runtime", "preprocess", "errors", "metrics", "summary", "benchmark"]
+DEVICE_SIDE = [
+    *("bitpack", "packed", "packed_schema", "reference", "runtime", "preprocess", "errors"),
+    *("metrics", "evaluation", "summary", "benchmark", "tables"),
+]
 LIGHT = ["__init__", "cli", *DEVICE_SIDE]
 ORDER = {
+    "errors": set(),
     "quantizers": set(),
     "superposition": {"quantizers"},
-    "layers": {"quantizers"},
+    "layers": {"quantizers", "superposition"},
     "attention": {"quantizers", "superposition", "layers"},
-    "convert": {"quantizers", "layers", "attention"},
-    "models": {"quantizers", "layers", "attention", "convert"},
+    "convert": {"quantizers", "superposition", "layers", "attention"},
+    "models": {"quantizers", "superposition", "layers", "attention", "convert"},
+    "authors": {"quantizers", "superposition", "layers", "attention", "convert", "models"},
+    "preprocess": set(),
     "bitpack": set(),
-    "packed": {"bitpack", "preprocess"},
+    "packed_schema": {"bitpack", "preprocess"},
+    "packed": {"bitpack", "packed_schema", "preprocess"},
     "reference": {"bitpack", "packed", "preprocess"},
     "runtime": {"bitpack", "packed", "reference", "preprocess", "_native"},
-    "preprocess": set(),
-    "errors": set(),
+    "metrics": set(),
 }
 
 
@@ -103,14 +109,14 @@ WITHOUT_TORCH = """
             if name.split(".")[0] in BLOCKED:
                 raise ModuleNotFoundError(f"{name} is not installed", name=name)
 
-    BLOCKED = {blocked!r}
+    BLOCKED = HEAVY
     sys.meta_path.insert(0, Refuse())
 """
 
 
 def run_without_torch(body: str, *arguments: str) -> str:
     """Run Python code in a process that cannot import the training side's libraries."""
-    code = textwrap.dedent(WITHOUT_TORCH.format(blocked=HEAVY)) + textwrap.dedent(body)
+    code = textwrap.dedent(WITHOUT_TORCH.replace("HEAVY", repr(HEAVY))) + textwrap.dedent(body)
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],

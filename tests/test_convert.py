@@ -22,6 +22,13 @@ def vit(**options) -> VisionTransformer:
     return VisionTransformer(**{**SHAPE, **options})
 
 
+def vit_with_attention_norm() -> VisionTransformer:
+    """What scale_attn_norm builds, also with a timm that does not have the option yet."""
+    model = vit()
+    model.blocks[1].attn.norm = nn.LayerNorm(48)
+    return model
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_survive_json(preset):
     quantization = Quantization.create(preset)
@@ -125,7 +132,7 @@ def test_stage1_state_fits_stage2_and_a_teachers_fits_both():
         (lambda: nn.Linear(2, 2), "not Linear"),
         (lambda: timm.create_model("resnet10t"), "not ResNet"),
         (lambda: vit(qk_norm=True), "qk_norm"),
-        (lambda: vit(scale_attn_norm=True), "scale_attn_norm"),
+        (lambda: vit_with_attention_norm(), "scale_attn_norm"),
         (lambda: vit(global_pool="map"), "global_pool='map'"),
         (lambda: vit(dynamic_img_size=True), "attention_bias='none'"),
         (lambda: vit(patch_drop_rate=0.5), "attention_bias='none'"),

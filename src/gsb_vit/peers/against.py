@@ -25,6 +25,7 @@ def measure_against(
     weights: Path | None = None,
     rounds: int = ROUNDS,
     turn_seconds: float = TURN_SECONDS,
+    tries: int = 1,
 ) -> list[Measurement]:
     """Measure a packed model beside its twin in other engines; for each setting the packed model comes first.
 
@@ -56,5 +57,6 @@ def measure_against(
                 expected=prepared.expected,
                 rounds=rounds,
                 turn_seconds=turn_seconds,
+                tries=tries,
             )
         ]

@@ -18,6 +18,7 @@ from gsb_vit.peers.worker import Setting, Worker, WorkerError
 ROUNDS = 15
 TURN_SECONDS = 0.2
 MAX_SPREAD, MAX_DRIFT, MAX_IDLE_CPU = 0.10, 0.05, 0.05
+SHORT_IDLE = 0.1  # seconds; less is not enough to tell whether threads spin
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def measure(
     expected: Path | None = None,
     rounds: int = ROUNDS,
     turn_seconds: float = TURN_SECONDS,
+    tries: int = 1,
 ) -> list[Measurement]:
     """Let every engine run for a turn, round after round, and return a measurement for each, in the given order.
 
@@ -73,12 +75,13 @@ def measure(
     Args:
         pictures: uint8 pictures (n, H, W, 3) as .npy; one call takes the first ``batch`` of them.
         expected: the float twin's logits of all pictures (n, K) as .npy.
+        tries: where some engine's calls were noise, all rounds are done again, of all engines, up to so many times.
 
     Raises:
-        InputError: for fewer than two rounds (drift needs two halves) or no engine at all.
+        InputError: for fewer than two rounds (drift needs two halves), no try or no engine at all.
     """
-    if rounds < 2 or not engines:
-        raise InputError(f"rounds {rounds} must be at least 2 and there must be an engine to measure")
+    if rounds < 2 or tries < 1 or not engines:
+        raise InputError(f"rounds {rounds} must be at least 2, tries {tries} at least 1, engines at least one")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gsb-vit-bench-")))
         turns = []
@@ -86,10 +89,15 @@ def measure(
             turn = _Turns(engine, setting)
             turn.start(stack, pictures, expected, folder)
             turns.append(turn)
-        for number in range(rounds):
-            shift = number % len(turns)
-            for turn in turns[shift:] + turns[:shift]:
-                turn.take(turn_seconds)
+        for _ in range(tries):
+            for turn in turns:
+                turn.forget()
+            for number in range(rounds):
+                shift = number % len(turns)
+                for turn in turns[shift:] + turns[:shift]:
+                    turn.take(turn_seconds)
+            if not any(turn.noise() for turn in turns):
+                break
         return [turn.result() for turn in turns]
 
 
@@ -101,6 +109,9 @@ class _Turns:
         self.worker: Worker | None = None
         self.problem: str | None = None
         self.similarity: tuple[float, float] | None = None
+        self.forget()
+
+    def forget(self) -> None:
         self.times: list[list[float]] = []
         self.idle_cpu = self.idle = 0.0
 
@@ -134,11 +145,16 @@ class _Turns:
             self.idle += answer["idle_s"]
         self.times.append(answer["ms"])
 
+    def noise(self) -> str | None:
+        if self.problem is not None:
+            return None
+        return noise(*scatter(self.times), self.idle_cpu / self.idle if self.idle > SHORT_IDLE else 0.0)
+
     def result(self) -> Measurement:
         engine, worker, setting = self.engine, self.worker, self.setting
         error, top1 = self.similarity or (None, None)
         spread, drift = scatter(self.times) if self.problem is None else (None, None)
-        problem = self.problem or _noise(spread, drift, self.idle_cpu / self.idle if self.idle > 0.1 else 0.0)
+        problem = self.problem or self.noise()
         times = [one for turn in self.times for one in turn]
         return Measurement(
             engine=engine.name,
@@ -177,15 +193,16 @@ def scatter(turns: Sequence[Sequence[float]]) -> tuple[float, float]:
     return float((high - low) / median), abs(second / first - 1)
 
 
-def _noise(spread: float | None, drift: float | None, idle_cpu: float) -> str | None:
+def noise(spread: float, drift: float, idle_cpu: float) -> str | None:
+    """Return why such calls are noise and no figure, or None; ``idle_cpu`` is the share of a core used out of turn."""
     if idle_cpu > MAX_IDLE_CPU:
         return (
             f"invalid: its threads used {idle_cpu:.0%} of a core while other engines ran (at most {MAX_IDLE_CPU:.0%})"
         )
-    if spread is not None and spread > MAX_SPREAD:
+    if spread > MAX_SPREAD:
         return (
             f"invalid: the middle half of its calls spreads over {spread:.0%} of the median (at most {MAX_SPREAD:.0%})"
         )
-    if drift is not None and drift > MAX_DRIFT:
+    if drift > MAX_DRIFT:
         return f"invalid: its second half differs from the first by {drift:.0%} (at most {MAX_DRIFT:.0%})"
     return None

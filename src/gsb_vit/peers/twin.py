@@ -87,20 +87,21 @@ def build(twin: Twin, precision: str = "fp32") -> nn.Module:
             self.vit = vit
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            x = pixels.permute(0, 3, 1, 2).to(self.vit.pos_embed.dtype)
+            x = pixels.permute(0, 3, 1, 2).to(next(self.vit.parameters()).dtype)
             return self.vit(x).to(torch.float32)
 
-    torch.manual_seed(0)
-    vit = (VisionTransformerDistilled if twin.prefix_tokens == 2 else VisionTransformer)(
-        img_size=twin.image_size,
-        patch_size=twin.patch_size,
-        embed_dim=twin.embed_dim,
-        depth=twin.depth,
-        num_heads=twin.num_heads,
-        mlp_ratio=twin.mlp_hidden / twin.embed_dim,
-        num_classes=twin.num_classes,
-        norm_layer=partial(torch.nn.LayerNorm, eps=twin.layer_norm_eps),
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vit = (VisionTransformerDistilled if twin.prefix_tokens == 2 else VisionTransformer)(
+            img_size=twin.image_size,
+            patch_size=twin.patch_size,
+            embed_dim=twin.embed_dim,
+            depth=twin.depth,
+            num_heads=twin.num_heads,
+            mlp_ratio=twin.mlp_hidden / twin.embed_dim,
+            num_classes=twin.num_classes,
+            norm_layer=partial(torch.nn.LayerNorm, eps=twin.layer_norm_eps),
+        )
     if twin.weights is not None:
         _load(vit, twin.weights)
     projection, mean, std = vit.patch_embed.proj, torch.tensor(twin.mean), torch.tensor(twin.std)

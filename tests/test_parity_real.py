@@ -60,7 +60,7 @@ def test_digits(tmp_path):
     pictures = np.round(digits.images * 255 / 16).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
     pictures = np.repeat(pictures[..., None], 3, axis=3)
     preprocessing = Preprocessing(size=(16, 16))
-    pictures, labels = pictures[:500], digits.target[:500]
+    pictures, labels = pictures[:300], digits.target[:300]
     model = fit(pictures, labels, preprocessing, patch_size=4)
     assert_contract(model, pictures, labels, preprocessing, 10, tmp_path / "digits.safetensors")
 

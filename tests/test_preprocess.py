@@ -159,6 +159,12 @@ def test_crop_takes_the_centre_and_keeps_proportions():
     assert (squashed == 0).any() and (squashed == 200).any()
 
 
+def test_a_very_long_picture_is_no_large_one():
+    """Resizing the whole of it to the short side first would need gigabytes."""
+    strip = np.full((1, 60000, 3), 9, dtype=np.uint8)
+    assert (Preprocessing(size=(224, 224))(strip) == 9).all()
+
+
 def test_crop_ratio_cuts_the_edge_away():
     picture = np.zeros((16, 16, 3), dtype=np.uint8)
     picture[4:12, 4:12] = 255
@@ -205,12 +211,8 @@ def test_json_with_a_missing_key_is_refused():
 @pytest.mark.skipif(not FLOWERS.is_dir(), reason="Flowers-102 is not at ../shared/data")
 def test_a_flower_equals_torchvisions_resize_and_crop():
     transforms = pytest.importorskip("torchvision.transforms")
-    path = FLOWERS / "image_00001.jpg"
-    expected = transforms.CenterCrop(64)(transforms.Resize(73)(Image.open(path)))
-    assert (
-        np.abs(
-            Preprocessing(size=(64, 64), crop_ratio=0.875, interpolation="bilinear")(path).astype(int)
-            - np.asarray(expected).astype(int)
-        ).mean()
-        < 3
-    )
+    # 500 × 500 → 72 × 72 → its middle 64 × 64: a case without a half pixel, which torchvision would round away.
+    square = Image.open(FLOWERS / "image_00001.jpg").crop((40, 0, 540, 500))
+    expected = transforms.CenterCrop(64)(transforms.Resize(72)(square))
+    found = Preprocessing(size=(64, 64), crop_ratio=64 / 72, interpolation="bilinear")(square)
+    assert np.abs(found.astype(int) - np.asarray(expected).astype(int)).max() <= 3

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,20 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gsb_vit.errors import InputError
+
+# What Pillow's decoders raise on a damaged file: each format trips over its own broken header in its own way.
+_DAMAGED = (
+    Image.DecompressionBombError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 Picture = Union[str, "os.PathLike[str]", Image.Image, NDArray[Any]]
 
@@ -30,10 +45,10 @@ _WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 class Preprocessing:
     """How a picture becomes the model's input.
 
-    ``resize="crop"`` scales the picture so that a centred box of ``size / crop_ratio`` just fits, then cuts ``size``
-    out of its centre; ``"squash"`` scales both sides to ``size`` and ignores ``crop_ratio``. ``mean`` and ``std`` are
-    per channel on the 0 … 1 scale; they are not applied here (export folds them into the patch embedding, training
-    applies them to the batch).
+    ``resize="crop"`` keeps the largest centred part that has the proportions of ``size``, ``crop_ratio`` of it along
+    each side, and scales it to ``size``; ``"squash"`` scales the whole picture to ``size`` and ignores ``crop_ratio``.
+    ``mean`` and ``std`` are per channel on the 0 … 1 scale; they are not applied here (export folds them into the
+    patch embedding, training applies them to the batch).
 
     Calling it gives uint8 (H, W, 3), RGB.
 
@@ -75,18 +90,17 @@ class Preprocessing:
             if image.size != (width, height):
                 image = image.resize((width, height), filter_)
             return np.array(image, dtype=np.uint8)
-        scaled = self._scaled_size(image.width, image.height)
-        if image.size != scaled:
-            image = image.resize(scaled, filter_)
-        left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
-        return np.array(image.crop((left, top, left + width, top + height)), dtype=np.uint8)
+        # Only the part that is kept is resized: a picture of any proportions costs no more than its own pixels.
+        return np.array(
+            image.resize((width, height), filter_, box=self._kept(image.width, image.height)), dtype=np.uint8
+        )
 
-    def _scaled_size(self, width: int, height: int) -> tuple[int, int]:
-        box_height = math.floor(self.size[0] / self.crop_ratio)
-        box_width = math.floor(self.size[1] / self.crop_ratio)
-        factor = max(box_height / height, box_width / width)
-        # Rounding must not leave a side shorter than what is cut out.
-        return max(round(width * factor), box_width), max(round(height * factor), box_height)
+    def _kept(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of a picture that ``crop`` keeps: left, top, right, bottom in its own pixels."""
+        factor = max(self.size[0] / height, self.size[1] / width) / self.crop_ratio
+        kept_height, kept_width = min(self.size[0] / factor, height), min(self.size[1] / factor, width)
+        left, top = (width - kept_width) / 2, (height - kept_height) / 2
+        return left, top, left + kept_width, top + kept_height
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, as stored in model files."""
@@ -141,9 +155,9 @@ def open_picture(picture: Picture) -> Image.Image:
             return _decode(image, str(path))
     except UnidentifiedImageError as error:
         raise InputError(f"{path}: not a picture that Pillow can read; give a JPEG, PNG or the like") from error
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except _DAMAGED as error:
         raise InputError(f"{path}: the picture cannot be decoded ({_one_line(error)}); is it truncated?") from error
 
 
@@ -151,10 +165,10 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
         image = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except _DAMAGED as error:
         raise InputError(f"{name}: the picture cannot be decoded ({_one_line(error)}); is it truncated?") from error
     if image.mode in _WIDE_MODES:
-        return _from_wide(np.asarray(image)).convert("RGB")
+        return _from_wide(np.asarray(image), name).convert("RGB")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -162,13 +176,13 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _from_wide(values: NDArray[Any]) -> Image.Image:
+def _from_wide(values: NDArray[Any], name: str) -> Image.Image:
     """Greyscale (H, W) of 16 bits, or of 32 bits that hold 16-bit values (as Pillow opens 16-bit PNGs)."""
     if not np.all(np.isfinite(values)):
-        raise InputError("the picture holds numbers that are not finite; save it as an 8-bit or 16-bit picture")
+        raise InputError(f"{name} holds numbers that are not finite; save it as an 8-bit or 16-bit picture")
     low, high = float(values.min()), float(values.max())
     if low < 0 or high > 65535:
-        raise InputError(f"the picture's values {low:g} … {high:g} are not 16 bits wide; save it as an 8-bit picture")
+        raise InputError(f"{name}: values {low:g} … {high:g} are not 16 bits wide; save it as an 8-bit picture")
     if values.dtype.kind == "f" and high <= 1:
         values = values.astype(np.float64) * 65535
     return Image.fromarray(_to_8_bits(values))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 from random_packed import write_random_packed
 
+from gsb_vit.benchmark import benchmark
 from gsb_vit.cli import app, main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,15 +163,19 @@ def test_summary_prints_json_and_tables(run, model):
     assert "attn.values" in output and "times smaller" in output
 
 
-def test_bench_prints_rows(run, model):
+def test_bench_prints_rows(run, model, monkeypatch):
     pytest.importorskip("gsb_vit._native")
     pytest.importorskip("timm")
+    # Two rounds instead of fifteen: what is printed is tested here, not the figures.
+    monkeypatch.setattr("gsb_vit.benchmark.benchmark", partial(benchmark, rounds=2, tries=1))
     status, output, _ = run("bench", model, "--json")
     assert status == 0
     own, twin = json.loads(output)
     keys = ["engine", "precision", "threads", "batch", "median_ms", "images_per_s", "file_mb", "peak_mb"]
     assert list(own)[: len(keys)] == list(twin)[: len(keys)] == keys
     assert (own["engine"], twin["engine"]) == ("gsb-vit", "torch")
+    status, output, _ = run("bench", model, "--against", "torch:fp32")
+    assert status == 0 and "median ms" in output and "gsb-vit" in output
 
 
 def test_bad_models_are_refused(refused, tmp_path, model, pictures):

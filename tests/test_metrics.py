@@ -32,7 +32,9 @@ def test_against_scikit_learn(num_classes, seed):
         labels, predicted, average="macro", zero_division=0
     )
     assert found["top1"] == pytest.approx(metrics.accuracy_score(labels, predicted))
-    assert (found["macro_precision"], found["macro_recall"], found["macro_f1"]) == pytest.approx((precision, recall, f1))
+    assert (found["macro_precision"], found["macro_recall"], found["macro_f1"]) == pytest.approx(
+        (precision, recall, f1)
+    )
     if num_classes > 5:
         top5 = metrics.top_k_accuracy_score(labels, logits, k=5, labels=range(num_classes))
         assert found["top5"] == pytest.approx(top5)

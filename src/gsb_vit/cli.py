@@ -113,12 +113,14 @@ def train(
 def quickstart(
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Where everything goes.")] = Path("runs/quickstart"),
     seed: Annotated[int, typer.Option("--seed", help="Seed of the whole run.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a tour that was stopped.")] = False,
+    engine: Engine = "native",
 ) -> None:
     """Train, pack, check, time and show a one-bit model on scikit-learn's scanned digits, in minutes."""
     _require_training("quickstart")
     from gsb_vit.train.quickstart import quickstart as tour
 
-    tour(out, seed=seed)
+    tour(out, seed=seed, resume=resume, engine=engine)
 
 
 @app.command()
@@ -195,7 +197,7 @@ def predict(
             [
                 {
                     "path": str(picture),
-                    "predictions": [{"class": one.class_name, "probability": one.probability} for one in answer],
+                    "predictions": [{"class": one.name, "probability": one.probability} for one in answer],
                 }
                 for picture, answer in zip(pictures, answers, strict=True)
             ]

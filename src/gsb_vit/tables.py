@@ -56,7 +56,7 @@ def predictions_table(pictures: Sequence[Path], answers: "Sequence[Sequence[Pred
     made = table("", "picture", "class", "probability")
     for picture, answer in zip(pictures, answers, strict=True):
         for rank, one in enumerate(answer):
-            made.add_row("" if rank else str(picture), one.class_name, f"{100 * one.probability:.1f} %")
+            made.add_row("" if rank else str(picture), one.name, f"{100 * one.probability:.1f} %")
     return made
 
 

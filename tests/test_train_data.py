@@ -56,7 +56,10 @@ def test_a_folder_is_split_and_nothing_is_in_two_parts(tmp_path: Path) -> None:
     assert data.class_names == ("a", "b")
     assert np.bincount(data.test.labels).tolist() == [3, 6]
     assert not names(data.train) & names(data.test) and not names(data.train) & names(data.validation)
-    assert all(Path(p).parent.name == data.class_names[label] for p, label in zip(data.test.sources, data.test.labels))
+    assert all(
+        Path(p).parent.name == data.class_names[label]
+        for p, label in zip(data.test.sources, data.test.labels, strict=True)
+    )
 
 
 @pytest.mark.parametrize("held_out", [("test",), ("val",), ("val", "test")])
@@ -134,7 +137,7 @@ def test_unusable_data_is_named(tmp_path: Path) -> None:
         load_data("digit", OPTIONS)
     with pytest.raises(InputError, match="no folder"):
         load_data(f"flowers102:{tmp_path / 'nothing'}", OPTIONS)
-    with pytest.raises(InputError, match="no Flowers-102"):
+    with pytest.raises(InputError, match=r"no Flowers-102"):
         load_data(f"flowers102:{tmp_path}", OPTIONS)
     with pytest.raises(InputError, match="0 class folders"):
         load_data(str(tmp_path), OPTIONS)

@@ -59,6 +59,14 @@ def model_args(recipe: ModelRecipe) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
+def require_architecture(name: str) -> None:
+    """Raise InputError for a name timm does not know, with the nearest one."""
+    known = timm.list_models()
+    if name.partition(".")[0] not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        raise InputError(f"unknown architecture {name!r}; the nearest is {near[0]!r}; timm.list_models() has all")
+
+
 def build_model(
     architecture: str, args: dict[str, Any], num_classes: int, quantization: Quantization, *, pretrained: bool = False
 ) -> nn.Module:
@@ -66,12 +74,7 @@ def build_model(
 
     Raises InputError for an unknown architecture (with the nearest) and arguments it does not take.
     """
-    known = timm.list_models()
-    if architecture.partition(".")[0] not in known:
-        near = difflib.get_close_matches(architecture, known, n=1, cutoff=0.0)
-        raise InputError(
-            f"unknown architecture {architecture!r}; the nearest is {near[0]!r}; timm.list_models() has all"
-        )
+    require_architecture(architecture)
     if architecture.startswith("gsb_vit"):
         args = {**args, "quantization": quantization}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..evaluation import require_same_classes
+from ..evaluation import held_out_pictures, require_same_classes
 from ..metrics import classification_metrics
 from .augment import EvaluationPictures, normalise
 from .checkpoint import load_model
-from .data import load_data
 from .recipe import DataRecipe
 from .recipe_io import load_recipe
 
@@ -52,14 +52,16 @@ def validation_score(logits: np.ndarray, labels: Tensor) -> tuple[float, float]:
 def evaluate_run(path_or_run: str | Path, data_spec: str, *, memory_limit_mb: int = 4096) -> dict[str, Any]:
     """Metrics of a trained model on the test split of the data: n, top1, top5, macro_precision, _recall, _f1.
 
-    Splits that have to be drawn are those of the run's own recipe, so that its training pictures stay out.
+    Splits that have to be drawn are those of the run's own recipe, so that its training pictures stay out; of other
+    data without a test split all pictures count.
     Raises InputError where model or data cannot be read or their classes differ.
     """
     trained = load_model(path_or_run)
-    splits = load_data(data_spec, run_data_options(Path(path_or_run)))
-    require_same_classes(trained.class_names, splits.class_names, data_spec)
-    pictures = EvaluationPictures(splits.test, trained.preprocessing, memory_limit_mb)
-    return classification_metrics(model_logits(trained.model, pictures), splits.test.labels)
+    split = dataclasses.asdict(run_data_options(Path(path_or_run)))
+    class_names, test = held_out_pictures(data_spec, {"data": trained.info.provenance.get("data"), "split": split})
+    require_same_classes(trained.class_names, class_names, data_spec)
+    pictures = EvaluationPictures(test, trained.preprocessing, memory_limit_mb)
+    return classification_metrics(model_logits(trained.model, pictures), test.labels)
 
 
 def run_data_options(path: Path) -> DataRecipe:

@@ -86,9 +86,10 @@ class StageRecipe:
     """One stage of training.
 
     The learning rate is ``learning_rate``, or, where ``learning_rate_batch`` is given, ``learning_rate`` times
-    batch_size / learning_rate_batch. ``clip_grad = 0`` does not clip. ``batch_size`` counts the pictures of all processes together. ``epochs = 0``
-    leaves the stage out. ``initialize`` names the model whose weights the stage starts from where names and shapes
-    match: the stage before it that ran (``previous``), the teacher, or none (``fresh``).
+    batch_size / learning_rate_batch. ``clip_grad = 0`` does not clip. ``batch_size`` counts the pictures of all
+    processes together. ``epochs = 0`` leaves the stage out. ``initialize`` names the model whose weights the stage
+    starts from where names and shapes match: the stage before it that ran (``previous``), the teacher, or none
+    (``fresh``).
     """
 
     epochs: int = 100

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import numpy as np
 import timm
 import torch
@@ -24,13 +21,13 @@ from ..metrics import classification_metrics, confusion_matrix
 from ..preprocess import Preprocessing
 from . import checkpoint
 from .augment import EvaluationPictures, TrainingPictures
-from .build import ModelInfo, build_model, build_teacher, model_args
+from .build import ModelInfo, build_model, build_teacher, model_args, require_architecture
 from .data import DataSplits, load_data
 from .evaluate import model_logits
+from .folder import prepare_folder, run_threads, write_json
 from .log import RunLog, summary_table
 from .loop import StageRun, StageSetting
 from .recipe import STAGES, Recipe, StageRecipe
-from .recipe_io import dump_recipe, load_recipe
 from .seeds import seed_everything
 
 _BEFORE_FIRST_EPOCH = 2**31 - 1
@@ -66,6 +63,7 @@ def train(
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
     data = load_data(data_spec, recipe.data)
     require_validation(recipe, data)
+    require_models(recipe, data)
     if accelerator.is_main_process:
         prepare_folder(folder, recipe, data_spec, resume)
     accelerator.wait_for_everyone()
@@ -107,13 +105,7 @@ class _Run:
         if source == "none" or (source == "twin" and recipe.epochs == 0):
             return None
         if source != "twin" and not source.startswith("timm:"):
-            trained = checkpoint.load_model(source)
-            if trained.class_names != self.data.class_names:
-                raise InputError(
-                    f"teacher {source!r} knows {len(trained.class_names)} classes that are not the "
-                    f"{len(self.data.class_names)} of the data; train it on the same classes"
-                )
-            return trained.model.to(self.accelerator.device)
+            return load_teacher(source, self.data).to(self.accelerator.device)
         self._seed("teacher")
         model, info = build_teacher(self.recipe, self._info("teacher", recipe), self.log.say)
         return self._train("teacher", model, None, info)
@@ -131,8 +123,6 @@ class _Run:
             self.log.say(
                 f"{name}: {len(carried)} tensors from {source}; {len(fresh)} start fresh" + f" ({text})" * bool(fresh)
             )
-        elif stage.initialize == "teacher":
-            raise InputError(f'{name}.initialize = "teacher", but the recipe has no teacher; use "fresh" or "previous"')
         return self._train(name, model, models.get("teacher"), info)
 
     def _train(self, name: str, model: nn.Module, teacher: nn.Module | None, info: ModelInfo) -> nn.Module:
@@ -249,63 +239,31 @@ def require_validation(recipe: Recipe, data: DataSplits) -> None:
             )
 
 
-def prepare_folder(folder: Path, recipe: Recipe, data_spec: str, resume: bool) -> None:
-    """Create a run folder, or check that an existing one may be continued. Raises InputError where it may not."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not resume)):
+def require_models(recipe: Recipe, data: DataSplits) -> None:
+    """Raise InputError, before anything is written, where a stage's model cannot be built or the teacher not be had."""
+    source, students = recipe.teacher.source, [n for n in ("stage1", "stage2") if getattr(recipe, n).epochs]
+    has_teacher = source != "none" and (source != "twin" or recipe.teacher.epochs > 0)
+    with torch.device("meta"):
+        if has_teacher and source == "twin":
+            students.append("teacher")
+        elif source.startswith("timm:"):
+            require_architecture(source.removeprefix("timm:"))
+        for name in students:
+            stage: StageRecipe = getattr(recipe, name)
+            build_model(recipe.model.architecture, model_args(recipe.model), len(data.class_names), stage.quantization)
+    for name in students:
+        if getattr(recipe, name).initialize == "teacher" and not has_teacher:
+            raise InputError(f'{name}.initialize = "teacher", but the recipe has no teacher; use "fresh" or "previous"')
+    if has_teacher and source != "twin" and not source.startswith("timm:"):
+        load_teacher(source, data)
+
+
+def load_teacher(source: str, data: DataSplits) -> nn.Module:
+    """A trained teacher from a file or run. Raises InputError where its classes are not the data's."""
+    trained = checkpoint.load_model(source)
+    if trained.class_names != data.class_names:
         raise InputError(
-            f"{folder} exists and is not empty; add --resume to go on with that run, or give another folder"
+            f"teacher {source!r} knows {len(trained.class_names)} classes that are not the {len(data.class_names)} of "
+            "the data; train it on the same classes"
         )
-    recipe_path, run_path = folder / "recipe.toml", folder / "run.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot create {folder} ({error.strerror}); give a folder you may write to") from error
-    if recipe_path.is_file() and run_path.is_file():
-        if load_recipe(recipe_path) != recipe:
-            raise InputError(f"{recipe_path} differs from the recipe given; resume with the run's own recipe")
-        spec = json.loads(run_path.read_text(encoding="utf-8"))["data"]
-        if spec != data_spec:
-            raise InputError(f"the run in {folder} was trained on {spec!r}, not {data_spec!r}; give its own data")
-        return
-    checkpoint.write_atomically(recipe_path, dump_recipe(recipe).encode())
-    versions = {
-        "gsb_vit": __version__,
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "accelerate": accelerate.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-    seeds = {"seed": recipe.seed, "split_seed": recipe.data.split_seed}
-    write_json(
-        run_path, {"data": data_spec, **seeds, "versions": versions, "threads": recipe.threads, "status": "running"}
-    )
-
-
-def run_threads(folder: Path, recipe: Recipe, accelerator: Accelerator) -> int:
-    """Threads for this process: the recipe's, else OMP_NUM_THREADS, else as many as the step is worth.
-
-    The number changes the order of floating-point sums, so a resumed run takes the one it started with.
-    """
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    threads = run["threads"] or recipe.threads or sensible_threads(recipe, accelerator.num_processes)
-    if accelerator.is_main_process and run["threads"] != threads:
-        write_json(folder / "run.json", {**run, "threads": threads})
-    accelerator.wait_for_everyone()
-    return threads
-
-
-def sensible_threads(recipe: Recipe, processes: int) -> int:
-    """One thread for every 2^20 numbers of a step's widest activations, at least 1, at most this process's cores."""
-    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        return max(1, int(os.environ["OMP_NUM_THREADS"]))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    model = recipe.model
-    tokens = (model.img_size // model.patch_size) ** 2
-    work = max(recipe.stage2.batch_size, 1) * tokens * 4 * (model.embed_dim or 192)
-    return max(1, min(cores // processes, round(work / 2**20)))
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON atomically."""
-    checkpoint.write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
+    return trained.model

@@ -1,0 +1,83 @@
+"""A run's folder: created once, continued only with its own recipe and data; and the threads a run was started with."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import timm
+import torch
+from accelerate import Accelerator
+
+from .. import __version__
+from ..errors import InputError
+from . import checkpoint
+from .recipe import Recipe
+from .recipe_io import dump_recipe, load_recipe
+
+
+def prepare_folder(folder: Path, recipe: Recipe, data_spec: str, resume: bool) -> None:
+    """Create a run folder, or check that an existing one may be continued. Raises InputError where it may not."""
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not resume)):
+        raise InputError(
+            f"{folder} exists and is not empty; add --resume to go on with that run, or give another folder"
+        )
+    recipe_path, run_path = folder / "recipe.toml", folder / "run.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot create {folder} ({error.strerror}); give a folder you may write to") from error
+    if recipe_path.is_file() and run_path.is_file():
+        if load_recipe(recipe_path) != recipe:
+            raise InputError(f"{recipe_path} differs from the recipe given; resume with the run's own recipe")
+        spec = json.loads(run_path.read_text(encoding="utf-8"))["data"]
+        if spec != data_spec:
+            raise InputError(f"the run in {folder} was trained on {spec!r}, not {data_spec!r}; give its own data")
+        return
+    checkpoint.write_atomically(recipe_path, dump_recipe(recipe).encode())
+    versions = {
+        "gsb_vit": __version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "accelerate": accelerate.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+    seeds = {"seed": recipe.seed, "split_seed": recipe.data.split_seed}
+    write_json(
+        run_path, {"data": data_spec, **seeds, "versions": versions, "threads": recipe.threads, "status": "running"}
+    )
+
+
+def run_threads(folder: Path, recipe: Recipe, accelerator: Accelerator) -> int:
+    """Threads for this process: the recipe's, else OMP_NUM_THREADS, else as many as the step is worth.
+
+    The number changes the order of floating-point sums, so a resumed run takes the one it started with.
+    """
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    threads = run["threads"] or recipe.threads or sensible_threads(recipe, accelerator.num_processes)
+    if accelerator.is_main_process and run["threads"] != threads:
+        write_json(folder / "run.json", {**run, "threads": threads})
+    accelerator.wait_for_everyone()
+    return threads
+
+
+def sensible_threads(recipe: Recipe, processes: int) -> int:
+    """One thread for every 2^20 numbers of a step's widest activations, at least 1, at most this process's cores."""
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    model = recipe.model
+    tokens = (model.img_size // model.patch_size) ** 2
+    work = max(recipe.stage2.batch_size, 1) * tokens * 4 * (model.embed_dim or 192)
+    return max(1, min(cores // processes, round(work / 2**20)))
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON atomically."""
+    checkpoint.write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())

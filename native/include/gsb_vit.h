@@ -1,0 +1,68 @@
+/* gsb-vit: run a packed one-bit vision transformer. C API, no Python, no PyTorch.
+ *
+ * Every function may be called from any thread; calls on one model wait for each other. The packed file is mapped: do
+ * not truncate it while a model is loaded from it (replacing it by a rename is fine).
+ */
+#ifndef GSB_VIT_H
+#define GSB_VIT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct gsb_vit_model gsb_vit_model;
+
+typedef struct gsb_vit_info {
+    int height, width; /* of the pictures gsb_vit_predict reads, in pixels */
+    int classes;       /* numbers a picture gets */
+    int tokens;        /* N, prefix tokens and patches */
+    int embed_dim, depth, num_heads, mlp_hidden;
+    int threads;         /* that predict uses */
+    const char* backend; /* the instruction set that runs: "portable", "avx2", "avx512" or "neon" */
+    const char* name;    /* of the architecture; lives as long as the model */
+} gsb_vit_info;
+
+/* One stage of the forward pass, summed over the calls since profiling was switched on. */
+typedef struct gsb_vit_stage {
+    const char* name;
+    double seconds;   /* busy time, summed over threads */
+    double bit_macs;  /* one-bit multiply-adds done; 0 for stages that multiply no bits */
+    double byte_macs; /* eight-bit multiply-adds done */
+} gsb_vit_stage;
+
+/* Load a packed file. threads: 0 uses every core this process may run on. backend: NULL takes the fastest there is, or
+ * the one that the environment variable GSB_VIT_BACKEND names. Returns NULL where it fails; gsb_vit_error() says why.
+ */
+gsb_vit_model* gsb_vit_load(const char* path, int threads, const char* backend);
+
+void gsb_vit_free(gsb_vit_model* model);
+
+gsb_vit_info gsb_vit_get_info(const gsb_vit_model* model);
+
+/* The name of class index, UTF-8, or NULL where there is none. Lives as long as the model. */
+const char* gsb_vit_class_name(const gsb_vit_model* model, int index);
+
+/* Classify count pictures: pixels is (count, height, width, 3) RGB bytes, logits receives (count, classes). Returns 0,
+ * or −1 where it fails. A picture's logits do not depend on the other pictures, the threads or the backend. */
+int gsb_vit_predict(gsb_vit_model* model, const uint8_t* pixels, size_t count, float* logits);
+
+/* Switch profiling on (and the sums to zero) or off. */
+void gsb_vit_set_profiling(gsb_vit_model* model, int on);
+
+/* Write up to capacity stages and return how many there are. */
+size_t gsb_vit_profile(const gsb_vit_model* model, gsb_vit_stage* stages, size_t capacity);
+
+/* The backends this machine can run, best first, separated by commas. */
+const char* gsb_vit_backends(void);
+
+/* What went wrong in the last failed call of this thread; one line. */
+const char* gsb_vit_error(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,76 @@
+// gsb_vit._native: the model, and single kernels for the tests.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <utility>
+
+#include "error.h"
+#include "model.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+template <class T, int Dimensions>
+using Array = nb::ndarray<const T, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Result = nb::ndarray<nb::numpy, T>;
+
+template <class T>
+Result<T> result(std::vector<T> values, std::initializer_list<size_t> shape) {
+    auto* owned = new std::vector<T>(std::move(values));
+    nb::capsule owner(owned, [](void* pointer) noexcept { delete static_cast<std::vector<T>*>(pointer); });
+    return Result<T>(owned->data(), shape, owner);
+}
+
+Result<float> logits(gsb::Model& model, Array<uint8_t, 4> pixels) {
+    const gsb::Architecture& a = model.architecture();
+    if (pixels.shape(1) != static_cast<size_t>(a.image_height) ||
+        pixels.shape(2) != static_cast<size_t>(a.image_width) || pixels.shape(3) != 3) {
+        throw gsb::Error("pictures must be uint8 (B, " + std::to_string(a.image_height) + ", " +
+                         std::to_string(a.image_width) + ", 3)");
+    }
+    const size_t count = pixels.shape(0), classes = a.num_classes;
+    std::vector<float> values(count * classes);
+    {
+        nb::gil_scoped_release release;
+        model.predict(pixels.data(), count, values.data());
+    }
+    return result(std::move(values), {count, classes});
+}
+
+std::vector<nb::tuple> profile(const gsb::Model& model) {
+    std::vector<nb::tuple> rows;
+    for (const gsb::StageReport& stage : model.profile()) {
+        rows.push_back(nb::make_tuple(stage.name, stage.seconds, stage.bit_macs, stage.byte_macs));
+    }
+    return rows;
+}
+
+std::vector<std::string> backends() {
+    std::vector<std::string> names;
+    for (const gsb::Kernels* kernels : gsb::available_kernels()) names.push_back(kernels->name);
+    return names;
+}
+
+}  // namespace
+
+void bind_kernels(nb::module_& module);
+
+NB_MODULE(_native, module) {
+    nb::exception<gsb::Error>(module, "NativeError", PyExc_ValueError);
+    module.def("backends", backends, "The backends this machine can run, best first.");
+    nb::class_<gsb::Model>(module, "Model")
+        .def(nb::init<const std::string&, int, const std::string&>(), "path"_a, "threads"_a = 0, "backend"_a = "",
+             nb::call_guard<nb::gil_scoped_release>())
+        .def_prop_ro("backend", [](const gsb::Model& model) { return model.kernels().name; })
+        .def_prop_ro("threads", &gsb::Model::threads)
+        .def_prop_ro("header", &gsb::Model::header, "The metadata's model, JSON.")
+        .def("logits", logits, "pixels"_a, "uint8 (B, H, W, 3) → float32 (B, K).")
+        .def("set_profiling", &gsb::Model::set_profiling, "on"_a)
+        .def("profile", profile, "(stage, seconds, one-bit products, eight-bit products) of each stage.");
+    bind_kernels(module);
+}

@@ -1,0 +1,269 @@
+#include "forward.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "float_ops.h"
+#include "forward_call.h"
+
+namespace gsb {
+
+namespace {
+
+// Cuts patch `index` out of the picture, colour by colour.
+void gather_patch(const Architecture& a, const uint8_t* picture, int index, int area, uint8_t* out) {
+    const int y = index / a.grid_width() * a.patch_height, x = index % a.grid_width() * a.patch_width;
+    for (int row = 0; row < a.patch_height; ++row) {
+        const uint8_t* line = picture + (static_cast<size_t>(y + row) * a.image_width + x) * 3;
+        uint8_t* red = out + row * a.patch_width;
+        uint8_t* green = red + area;
+        uint8_t* blue = green + area;
+        for (int column = 0; column < a.patch_width; ++column) {
+            red[column] = line[3 * column];
+            green[column] = line[3 * column + 1];
+            blue[column] = line[3 * column + 2];
+        }
+    }
+}
+
+}  // namespace
+
+Workspace::Workspace(const Shape& s, int threads) {
+    // Even chunks, about four a thread, so that a thread that loses its core for a while does not hold up the others.
+    row_step = threads == 1 ? s.tokens
+                            : std::max(8, static_cast<int>(round_up((s.tokens + 4 * threads - 1) / (4 * threads), 2)));
+    row_chunks = (s.tokens + row_step - 1) / row_step;
+    score_chunks = threads == 1 ? 1 : std::min(s.tokens, (4 * threads + s.heads - 1) / s.heads);
+    score_step = (s.tokens + score_chunks - 1) / score_chunks;
+    score_chunks = (s.tokens + score_step - 1) / score_step;
+    const size_t tokens = s.tokens, heads = s.heads, planes = s.value_groups, tasks = heads * score_chunks;
+    x = Buffer<float>(tokens * s.padded_width);
+    queries = Buffer<uint32_t>(tokens * s.inner_words);
+    for (Buffer<uint32_t>& block_keys : keys) block_keys = Buffer<uint32_t>(s.inner_words * s.key_stride);
+    counts = Buffer<uint16_t>(tokens * s.inner);
+    smallest = Buffer<uint16_t>(static_cast<size_t>(row_chunks) * s.inner);
+    largest = Buffer<uint16_t>(static_cast<size_t>(row_chunks) * s.inner);
+    value_low = Buffer<int16_t>((planes - 1) * s.inner);
+    value_high = Buffer<int16_t>((planes - 1) * s.inner);
+    plane_active = Buffer<uint8_t>(heads * planes);
+    masks = Buffer<uint32_t>(heads * tokens * s.token_words);
+    plane_words = round_up(static_cast<size_t>(s.head_channels) * s.token_words, 16);
+    byte_stride = round_up(s.head_channels, 64);
+    plane_bits = Buffer<uint32_t>(heads * planes * plane_words);
+    plane_ones = Buffer<int32_t>(heads * planes * s.head_channels);
+    attention_limits.resize(s.attention_groups - 1);
+    if (s.attention_groups == 1) return;
+    plane_bytes = Buffer<int8_t>(heads * planes * tokens * byte_stride);
+    // Room for 6 % of the entries and one row more; rows that do not fit are run again.
+    candidate_capacity = static_cast<size_t>(score_step) * tokens / 16 + tokens + 16;
+    candidate_columns = Buffer<int32_t>(tasks * candidate_capacity);
+    candidate_values = Buffer<float>(tasks * candidate_capacity);
+    candidate_begin = Buffer<size_t>(heads * tokens);
+    candidate_count = Buffer<int32_t>(heads * tokens);
+}
+
+Scratch::Scratch(const Shape& s, const Architecture& a, int row_count) {
+    const size_t rows = row_count, tokens = s.tokens, groups = s.attention_groups - 1;
+    pixels = Buffer<uint8_t>(rows * 3 * s.patch_area);
+    width_bits = Buffer<uint32_t>(rows * s.width_words);
+    inner_bits = Buffer<uint32_t>(rows * s.inner_words);
+    hidden_bits = Buffer<uint32_t>(rows * s.hidden_words);
+    operand = Buffer<uint32_t>(
+        std::max(rows * std::max({s.width_words, s.inner_words, s.hidden_words}), kAttentionRows * s.token_words));
+    attention_row = Buffer<float>(s.key_stride);
+    distances = Buffer<int32_t>(s.key_stride);
+    const size_t windows = static_cast<size_t>(2 * a.grid_height() - 1) * a.grid_width() * a.grid_width();
+    const bool relative = a.attention_bias == Architecture::Bias::relative;
+    bias = Buffer<float>(relative ? 2 * kLanes + windows + s.prefix * s.key_stride : 0);
+    bias_first = Buffer<float>((s.prefix + 1) * kLanes);
+    products = Buffer<int32_t>(static_cast<size_t>(s.value_groups) * kAttentionRows * s.head_channels);
+    columns = Buffer<int32_t>(kAttentionRows * groups * tokens);
+    list_begin = Buffer<size_t>(kAttentionRows * groups);
+    list_count = Buffer<int32_t>(kAttentionRows * groups);
+    row_columns = Buffer<int32_t>(tokens + kLanes);
+    row_values = Buffer<float>(tokens + kLanes);
+    normed.resize(s.width);
+    levels = Buffer<int8_t>(s.width);
+    sums.resize(a.num_classes);
+}
+
+Forward::Forward(const Architecture& architecture, const Shape& shape, const ModelWeights& weights,
+                 const Kernels& kernels)
+    : architecture_(architecture), shape_(shape), weights_(weights), kernels_(kernels), bias_begin_(shape.tokens) {
+    if (architecture.attention_bias != Architecture::Bias::relative) {
+        no_bias_.resize(shape.key_stride);
+        return;
+    }
+    // As expand_bias lays them out.
+    const int64_t height = architecture.grid_height(), width = architecture.grid_width();
+    for (int64_t patch = 0; patch < shape.patches; ++patch) {
+        const int64_t y = patch / width, x = patch % width;
+        bias_begin_[shape.prefix + patch] =
+            kLanes + x * (2 * height - 1) * width + (height - 1 - y) * width - shape.prefix;
+    }
+    for (int prefix = 0; prefix < shape.prefix; ++prefix) {
+        bias_begin_[prefix] =
+            2 * kLanes + (2 * height - 1) * width * width + prefix * static_cast<int64_t>(shape.key_stride);
+    }
+}
+
+void Forward::run(const uint8_t* picture, float* logits, Workspace& w, std::vector<Scratch>& scratch, ThreadPool* pool,
+                  int worker, bool profiling) const {
+    Call call{picture, w, profiling};
+    const auto phase = [&](int tasks, const ThreadPool::Task& task) {
+        if (pool) {
+            pool->run(tasks, task);
+        } else {
+            for (int i = 0; i < tasks; ++i) task(i, worker);
+        }
+    };
+    const auto rows = [&](int chunk) {
+        return std::make_pair(chunk * w.row_step, std::min(shape_.tokens, (chunk + 1) * w.row_step));
+    };
+    phase(w.row_chunks, [&](int chunk, int thread) {
+        const auto [first, last] = rows(chunk);
+        embed(call, scratch[thread], first, last);
+        query_key_value(call, scratch[thread], 0, chunk, first, last);
+    });
+    for (int block = 0; block < architecture_.depth; ++block) {
+        value_limits(call, scratch[worker], block);
+        w.attention_maximum.store(-std::numeric_limits<float>::infinity(), std::memory_order_relaxed);
+        const int score_tasks = shape_.heads * w.score_chunks;
+        phase(score_tasks + shape_.heads, [&](int task, int thread) {
+            if (task < score_tasks) {
+                score_task(call, scratch[thread], block, task);
+            } else {
+                value_task(call, scratch[thread], block, task - score_tasks);
+            }
+        });
+        attention_limits(call, block);
+        const bool last_block = block + 1 == architecture_.depth;
+        // Only the prefix tokens are read behind the last block.
+        phase(last_block ? 1 : w.row_chunks, [&](int chunk, int thread) {
+            const auto [first, end] = rows(chunk);
+            const int last = last_block ? std::min(end, shape_.prefix) : end;
+            attention_value(call, scratch[thread], block, first, last);
+            rest_of_block(call, scratch[thread], block, first, last);
+            if (!last_block) query_key_value(call, scratch[thread], block + 1, chunk, first, last);
+        });
+    }
+    heads(call, scratch[worker], logits);
+}
+
+void Forward::embed(Call& call, Scratch& scratch, int first, int last) const {
+    StageTimer timer(call.seconds(scratch), Stage::patches);
+    const size_t stride = shape_.padded_width;
+    for (; first < std::min(last, shape_.prefix); ++first) {
+        const float* token = weights_.prefix_tokens.data() + static_cast<size_t>(first) * shape_.width;
+        std::copy_n(token, shape_.width, call.workspace.x.data() + first * stride);
+    }
+    const int count = last - first, patch = first - shape_.prefix;
+    for (int i = 0; i < count; ++i) {
+        gather_patch(architecture_, call.picture, patch + i, shape_.patch_area,
+                     scratch.pixels.data() + static_cast<size_t>(i) * 3 * shape_.patch_area);
+    }
+    Patches patches{};
+    patches.pixels = scratch.pixels.data();
+    patches.weights = weights_.patch_weight.data();
+    patches.count = count;
+    patches.area = shape_.patch_area;
+    patches.channels = shape_.padded_width;
+    patches.scale = weights_.patch_scale.data();
+    patches.position = weights_.position.data() + patch * stride;
+    patches.x = call.workspace.x.data() + first * stride;
+    patches.stride = stride;
+    if (count > 0) kernels_.patches_embed(patches);
+}
+
+Product Forward::product(Scratch& scratch, const uint32_t* bits, size_t stride, int count,
+                         const BinaryWeights& weights) const {
+    if (kernels_.prepare_rows) {
+        kernels_.prepare_rows(bits, stride, count, weights.depth, scratch.operand.data(), stride);
+        bits = scratch.operand.data();
+    }
+    return {bits, stride, count, weights.words.data(), weights.depth, weights.channels};
+}
+
+void Forward::query_key_value(Call& call, Scratch& scratch, int block, int chunk, int first, int last) const {
+    const BlockWeights& weights = weights_.blocks[block];
+    Workspace& w = call.workspace;
+    const int count = last - first;
+    const size_t words = shape_.inner_words;
+    {
+        StageTimer timer(call.seconds(scratch), Stage::norms);
+        kernels_.norm_bits(
+            {w.x.data() + static_cast<size_t>(first) * shape_.padded_width, static_cast<size_t>(shape_.padded_width),
+             count, shape_.width, weights.norm1_weight.data(), weights.norm1_bias.data(), architecture_.layer_norm_eps},
+            scratch.width_bits.data(), shape_.width_words);
+    }
+    StageTimer timer(call.seconds(scratch), Stage::qkv);
+    Product p = product(scratch, scratch.width_bits.data(), shape_.width_words, count, weights.query);
+    kernels_.product_threshold(p, weights.query_threshold.data(), w.queries.data() + first * words, words);
+    p.weights = weights.key.words.data();
+    kernels_.product_threshold(p, weights.key_threshold.data(), scratch.inner_bits.data(), words);
+    uint32_t* keys = w.keys[block % 2].data() + first;
+    for (int row = 0; row < count; ++row) {
+        const uint32_t* bits = scratch.inner_bits.data() + row * words;
+        for (int word = 0; word < shape_.inner / 32; ++word) keys[word * shape_.key_stride + row] = bits[word];
+    }
+    p.weights = weights.value.words.data();
+    const size_t group_stride = static_cast<size_t>(shape_.tokens) * kCountGroup;
+    kernels_.product_count(p, w.counts.data() + static_cast<size_t>(first) * kCountGroup, group_stride);
+    const size_t extremes = static_cast<size_t>(chunk) * shape_.inner;
+    kernels_.count_extremes(w.counts.data(), group_stride, shape_.inner, first, last, w.smallest.data() + extremes,
+                            w.largest.data() + extremes);
+}
+
+void Forward::rest_of_block(Call& call, Scratch& scratch, int block, int first, int last) const {
+    const BlockWeights& weights = weights_.blocks[block];
+    const size_t stride = shape_.padded_width;
+    const int count = last - first;
+    float* x = call.workspace.x.data() + first * stride;
+    {
+        StageTimer timer(call.seconds(scratch), Stage::projection);
+        const Product p = product(scratch, scratch.inner_bits.data(), shape_.inner_words, count, weights.projection);
+        kernels_.product_residual(p, weights.projection_base.data(), 1, weights.projection_scale.data(),
+                                  weights.projection_bias.data(), x, stride);
+    }
+    {
+        StageTimer timer(call.seconds(scratch), Stage::norms);
+        kernels_.norm_bits({x, stride, count, shape_.width, weights.norm2_weight.data(), weights.norm2_bias.data(),
+                            architecture_.layer_norm_eps},
+                           scratch.width_bits.data(), shape_.width_words);
+    }
+    {
+        StageTimer timer(call.seconds(scratch), Stage::fc1);
+        const Product p = product(scratch, scratch.width_bits.data(), shape_.width_words, count, weights.fc1);
+        kernels_.product_interval(p, weights.fc1_low.data(), weights.fc1_range.data(), scratch.hidden_bits.data(),
+                                  shape_.hidden_words);
+    }
+    StageTimer timer(call.seconds(scratch), Stage::fc2);
+    const Product p = product(scratch, scratch.hidden_bits.data(), shape_.hidden_words, count, weights.fc2);
+    kernels_.product_residual(p, weights.fc2_base.data(), 0, weights.fc2_scale.data(), weights.fc2_bias.data(), x,
+                              stride);
+}
+
+void Forward::heads(Call& call, Scratch& scratch, float* logits) const {
+    StageTimer timer(call.seconds(scratch), Stage::heads);
+    const int classes = architecture_.num_classes;
+    for (int i = 0; i < shape_.prefix; ++i) {
+        const HeadWeights& head = weights_.heads[i];
+        const float* x = call.workspace.x.data() + static_cast<size_t>(i) * shape_.padded_width;
+        layer_norm(x, shape_.width, weights_.norm_weight.data(), weights_.norm_bias.data(),
+                   architecture_.layer_norm_eps, scratch.normed.data());
+        for (int c = 0; c < shape_.width; ++c) {
+            const float level = std::nearbyintf((scratch.normed[c] + head.shift[c]) / head.input_scale);
+            scratch.levels[c] = static_cast<int8_t>(level >= 127 ? 127 : level >= -128 ? level : -128);
+        }
+        kernels_.dot_bytes(scratch.levels.data(), head.weight, shape_.width, classes, scratch.sums.data());
+        for (int k = 0; k < classes; ++k) {
+            const float scaled = static_cast<float>(scratch.sums[k]) * head.scale[k];
+            const float logit = scaled + head.bias[k];
+            logits[k] = i == 0 ? logit : (logits[k] + logit) * 0.5f;
+        }
+    }
+}
+
+}  // namespace gsb

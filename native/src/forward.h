@@ -1,0 +1,110 @@
+// The forward pass of one picture, in phases whose tasks may run on several threads.
+//
+// A block has two phases. `scores` needs every key: attention rows and groups, head by head. `rows` needs only its own
+// token rows: attention × Value, projection, MLP and the next block's query, key and Value. Between them the extremes
+// over the whole picture are known.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+#include "buffer.h"
+#include "kernels.h"
+#include "packed_model.h"
+#include "prepack.h"
+#include "profile.h"
+#include "threads.h"
+
+namespace gsb {
+
+constexpr int kAttentionRows = 32;  // rows of attention × Value in one go
+
+// What phases hand to each other.
+struct Workspace {
+    Workspace(const Shape& shape, int threads);
+
+    int row_step, row_chunks;      // token rows a task of a row phase
+    int score_step, score_chunks;  // token rows a task of a score phase
+    Buffer<float> x;               // (N, padded_width)
+    Buffer<uint32_t> queries;      // (N, inner_words)
+    // Of even and odd blocks: while some rows still read a block's keys, others write the next block's.
+    Buffer<uint32_t> keys[2];               // (inner_words, key_stride)
+    Buffer<uint16_t> counts;                // (inner / 32, N, 32) popcounts of the Value
+    Buffer<uint16_t> smallest, largest;     // (row_chunks, inner)
+    Buffer<int16_t> value_low, value_high;  // (heads, V − 1, head_channels)
+    Buffer<uint8_t> plane_active;           // (heads, V)
+    Buffer<uint32_t> masks;                 // (heads, N, token_words)
+    size_t plane_words, byte_stride;
+    Buffer<uint32_t> plane_bits;        // (heads, V, plane_words)
+    Buffer<int32_t> plane_ones;         // (heads, V, head_channels)
+    Buffer<int8_t> plane_bytes;         // (heads, V, N, byte_stride)
+    size_t candidate_capacity;          // a score task
+    Buffer<int32_t> candidate_columns;  // (score tasks, candidate_capacity)
+    Buffer<float> candidate_values;
+    Buffer<size_t> candidate_begin;  // (heads, N)
+    Buffer<int32_t> candidate_count;
+    std::vector<float> attention_limits;  // (A − 1)
+    std::atomic<float> attention_maximum{0};
+};
+
+// What a thread needs for itself.
+struct Scratch {
+    Scratch(const Shape& shape, const Architecture& architecture, int rows);
+
+    Buffer<uint8_t> pixels;        // (rows, 3, patch_area)
+    Buffer<uint32_t> width_bits;   // (rows, width_words)
+    Buffer<uint32_t> inner_bits;   // (rows, inner_words)
+    Buffer<uint32_t> hidden_bits;  // (rows, hidden_words)
+    Buffer<uint32_t> operand;      // (rows, the widest)
+    Buffer<float> attention_row;   // (key_stride)
+    Buffer<int32_t> distances;     // (key_stride)
+    Buffer<float> bias;            // one head's relative bias, see expand_bias
+    Buffer<float> bias_first;      // (prefix + 1, 16)
+    Buffer<int32_t> products;      // (V, kAttentionRows, head_channels)
+    Buffer<int32_t> columns;       // (kAttentionRows, A − 1, N)
+    Buffer<size_t> list_begin;     // (kAttentionRows, A − 1)
+    Buffer<int32_t> list_count;
+    Buffer<int32_t> row_columns;  // (N) candidates of a row that had to be run again
+    Buffer<float> row_values;
+    std::vector<float> normed;  // (C)
+    Buffer<int8_t> levels;      // (C)
+    std::vector<int32_t> sums;  // (K)
+    StageSeconds seconds{};
+};
+
+class Forward {
+  public:
+    Forward(const Architecture& architecture, const Shape& shape, const ModelWeights& weights, const Kernels& kernels);
+
+    // Runs one picture (H, W, 3) to its logits (K). `pool` nullptr: on the calling thread with scratch[worker].
+    void run(const uint8_t* picture, float* logits, Workspace& workspace, std::vector<Scratch>& scratch,
+             ThreadPool* pool, int worker, bool profiling) const;
+
+  private:
+    struct Call;  // one picture's pointers
+
+    void embed(Call& call, Scratch& scratch, int first, int last) const;
+    void query_key_value(Call& call, Scratch& scratch, int block, int chunk, int first, int last) const;
+    void value_limits(Call& call, Scratch& scratch, int block) const;
+    Scores scores_of(Call& call, Scratch& scratch, int block, int head) const;
+    void expand_bias(Scratch& scratch, const BlockWeights& weights, int head) const;
+    void score_task(Call& call, Scratch& scratch, int block, int task) const;
+    void value_task(Call& call, Scratch& scratch, int block, int head) const;
+    void attention_limits(Call& call, int block) const;
+    void attention_value(Call& call, Scratch& scratch, int block, int first, int last) const;
+    void list_groups(Call& call, Scratch& scratch, int block, int head, int first, int last) const;
+    void rest_of_block(Call& call, Scratch& scratch, int block, int first, int last) const;
+    void heads(Call& call, Scratch& scratch, float* logits) const;
+    Product product(Scratch& scratch, const uint32_t* bits, size_t stride, int count,
+                    const BinaryWeights& weights) const;
+
+    const Architecture& architecture_;
+    const Shape& shape_;
+    const ModelWeights& weights_;
+    const Kernels& kernels_;
+    std::vector<int64_t> bias_begin_;  // (N)
+    std::vector<float> no_bias_;
+};
+
+}  // namespace gsb

@@ -1,0 +1,48 @@
+// A pool of threads that share the tasks of one call. Idle threads sleep.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace gsb {
+
+// Cores that this process may run on.
+int usable_cores();
+
+class ThreadPool {
+  public:
+    using Task = std::function<void(int task, int worker)>;
+
+    // `threads` counts the calling thread, which works, too.
+    explicit ThreadPool(int threads);
+    ~ThreadPool();
+    ThreadPool(const ThreadPool&) = delete;
+    ThreadPool& operator=(const ThreadPool&) = delete;
+
+    int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+    // Runs task(0 … count − 1), each once on some thread, and returns when all are done. Tasks are handed out one at a
+    // time, so a thread that lost its core holds up no more than its own. They must not throw. One call at a time.
+    void run(int count, const Task& task);
+
+  private:
+    void work(int worker);
+    void drain(const Task& task, int count, int worker);
+
+    std::vector<std::thread> workers_;
+    std::mutex mutex_;
+    std::condition_variable wake_, done_;
+    std::atomic<uint64_t> round_{0};  // grows with each run()
+    std::atomic<int> next_{0};        // first task not yet handed out
+    std::atomic<int> active_{0};      // workers inside the round
+    const Task* task_ = nullptr;      // nullptr between rounds; guarded by mutex_, as is count_
+    int count_ = 0;
+    bool stop_ = false;
+};
+
+}  // namespace gsb

@@ -201,7 +201,7 @@ def test_measure_calls_noise_invalid_after_the_last_try(prepared, monkeypatch):
 
 def test_measure_against_a_packed_model(tmp_path):
     need("onnxruntime")
-    if find_spec("gsb_vit._native") is None:
+    if find_spec("gsb_vit._native") is None or find_spec("gsb_vit.runtime") is None:
         pytest.skip("the native extension is not built: make native")
     packed = random_packed(
         seed=2, image_size=32, patch_size=8, embed_dim=64, depth=1, num_heads=2, mlp_hidden=128, num_classes=5

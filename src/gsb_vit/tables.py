@@ -73,9 +73,8 @@ def bench_table(rows: Sequence[Measurement]) -> Table:
             for value, digits in zip(figures, (3, 1, 3, 0), strict=True)
         ]
         made.add_row(row.engine, row.precision, str(row.threads), str(row.batch), *texts)
-    for row in rows:
-        if row.problem is not None:
-            made.add_row(f"{row.engine} {row.precision}: {row.problem}")
+    made.caption = "\n".join(f"{row.engine} {row.precision}: {row.problem}" for row in rows if row.problem is not None)
+    made.caption_justify = "left"
     return made
 
 

@@ -1,6 +1,7 @@
 """Imports point one way (docs/design.md): read off the sources, and lived through in a Python without PyTorch."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -162,6 +163,29 @@ def test_a_packed_file_predicts_without_torch(engine, tmp_path):
         engine,
     )
     assert output.strip() == "(2, 3) 2"
+
+
+def test_a_folder_is_evaluated_without_torch(tmp_path):
+    output = run_without_torch(
+        """
+        import contextlib, io, json
+        from pathlib import Path
+        from PIL import Image
+        from random_packed import write_random_packed
+        from gsb_vit.cli import main
+        folder = Path(sys.argv[1])
+        for index in range(3):
+            (folder / "test" / f"class {index}").mkdir(parents=True)
+            Image.new("L", (9, 7), 100 * index).save(folder / "test" / f"class {index}" / "one.png")
+        write_random_packed(folder / "model.safetensors", seed=3, image_size=16, patch_size=4, embed_dim=24, depth=1,
+                            num_heads=2, mlp_hidden=40, num_classes=3)
+        with contextlib.suppress(SystemExit):
+            main(["evaluate", str(folder / "model.safetensors"), "--data", str(folder / "test"), "--json",
+                  "--engine", "reference"])
+        """,
+        str(tmp_path),
+    )
+    assert json.loads(output)["n"] == 3
 
 
 def test_training_without_torch_says_what_to_install(tmp_path):

@@ -45,9 +45,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.train: $(BIN)/python $(SOURCES)
+	@echo "installing the package and PyTorch into $(VENV); this takes some minutes"
 	$(BIN)/python -m pip install --quiet -c constraints.txt '.[train]'
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing the package, PyTorch and the tools into $(VENV); this takes some minutes"
 	$(BIN)/python -m pip install --quiet -c constraints.txt '.[train,dev]'
 	@touch $@

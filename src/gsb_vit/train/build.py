@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from .. import models  # noqa: F401  (registers the models with timm)
@@ -83,6 +84,10 @@ def build_model(
         raise InputError(f"{architecture} cannot be built with {args}: {error}; mend the recipe's [model]") from error
     if architecture.startswith("gsb_vit") or quantization == Quantization.full_precision():
         return model
+    if not isinstance(model, VisionTransformer):
+        raise InputError(
+            f"{architecture} is no vision transformer, so it has no one-bit form; use one of timm's vit or deit"
+        )
     return binarize(model, quantization)
 
 

@@ -29,9 +29,11 @@ class DistillationTask(nn.Module):
         self.student = student
         self.recipe = recipe
         self.smoothing = smoothing
-        self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None and recipe.kind != "none" else []
-        if hasattr(student, "set_distilled_training"):
-            student.set_distilled_training(True)
+        self._teacher: list[nn.Module] = (
+            [teacher.eval().requires_grad_(False)] if teacher is not None and recipe.kind != "none" else []
+        )
+        if callable(enable := getattr(student, "set_distilled_training", None)):
+            enable(True)
 
     def teacher_logits(self, images: Tensor) -> Tensor | None:
         """Logits (B, K) of the teacher, or None without one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,24 +23,31 @@ SHOWN = 5
 
 
 def quickstart(
-    out: str | Path, *, seed: int = 0, resume: bool = False, engine: str = "native", console: Console | None = None
+    out: str | Path,
+    *,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    engine: str = "native",
+    console: Console | None = None,
 ) -> RunSummary:
     """Run the whole tour into the folder ``out``: a run, its packed model ``model.safetensors`` and ``report.html``.
 
     The teacher and the two stages train on 70 % of the digits (a part of it for selection), everything is reported on
-    the other 30 %. ``engine`` runs the packed model: ``native``, or ``reference`` where the extension is not built.
+    the other 30 %. ``overrides`` change the recipe as ``--set`` does; ``engine`` runs the packed model: ``native``, or
+    ``reference`` where the extension is not built.
 
     Raises:
         InputError: ``out`` is not empty (and ``resume`` is off), or the packed model disagrees with the trained one.
     """
     console = console or Console()
     folder = Path(out)
-    recipe = load_recipe("quickstart", [f"seed={seed}"])
+    recipe = load_recipe("quickstart", [f"seed={seed}", *overrides])
     summary = train(recipe, "digits", folder, resume=resume, console=console)
     packed = folder / MODEL_FILE
     _, parity = export_run(folder, packed, engine=engine)
     size = packed.stat().st_size / 1e6
-    console.print(f"packed model: {packed}, {size:.3f} MB; {_parity_line(parity)}", highlight=False)
+    console.print(f"packed model: {packed}, {size:.3f} MB; {_parity_line(parity)}", highlight=False, soft_wrap=True)
     rows = benchmark(packed) if engine == "native" else []
     if rows:
         console.print(bench_table(rows))
@@ -64,5 +72,5 @@ def _predict(packed: Path, engine: str, sources: tuple, labels: np.ndarray, cons
     """Print the packed model's first answers for a few held-out pictures."""
     classifier = load(packed, engine=engine)
     for source, label in zip(sources[:SHOWN], labels[:SHOWN], strict=True):
-        answers = ", ".join(f"{p.class_name} {100 * p.probability:.0f} %" for p in classifier.predict(source, top=2))
+        answers = ", ".join(f"{p.name} {100 * p.probability:.0f} %" for p in classifier.predict(source, top=2))
         console.print(f"a held-out {classifier.class_names[label]}: {answers}", highlight=False)

@@ -53,21 +53,18 @@ def benchmark(
     path, setting = Path(model), Setting(threads, batch)
     image_size = read(path).architecture.image_size
     chosen = [f"{engine}:{precision}" for engine, precision in choose(default_peers() if against is None else against)]
-    for _ in range(tries):
-        try:
-            if chosen:
-                rows = measure_against(path, chosen, [setting], rounds=rounds)
-            else:
-                rows = _measure_alone(path, setting, image_size, rounds)
-        except WorkerError as error:
-            raise InputError(f"{error}; leave the peer out, or install other versions of its libraries") from error
-        if all(row.problem is None for row in rows):
-            break
-    return rows
+    if not chosen:
+        return _measure_alone(path, setting, image_size, rounds, tries)
+    try:
+        return measure_against(path, chosen, [setting], rounds=rounds, tries=tries)
+    except WorkerError as error:
+        raise InputError(f"{error}; leave the peer out, or install other versions of its libraries") from error
 
 
-def _measure_alone(path: Path, setting: Setting, image_size: tuple[int, int], rounds: int) -> list[Measurement]:
+def _measure_alone(
+    path: Path, setting: Setting, image_size: tuple[int, int], rounds: int, tries: int
+) -> list[Measurement]:
     with tempfile.TemporaryDirectory(prefix="gsb-vit-bench-") as folder:
         pictures = Path(folder) / "pictures.npy"
         np.save(pictures, smooth_pictures(setting.batch, image_size))
-        return measure([Engine("gsb-vit", "1-bit", path)], setting, pictures, rounds=rounds)
+        return measure([Engine("gsb-vit", "1-bit", path)], setting, pictures, rounds=rounds, tries=tries)

@@ -10,6 +10,15 @@ namespace {
 
 std::vector<const Kernels*> detect() {
     std::vector<const Kernels*> found;
+#if defined(__x86_64__)
+    // __builtin_cpu_supports asks the operating system, too, whether it saves the wide registers.
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vpopcntdq") &&
+        __builtin_cpu_supports("avx512vnni")) {
+        found.push_back(&kAvx512Kernels);
+    }
+#endif
     found.push_back(&kPortableKernels);
     return found;
 }

@@ -9,6 +9,9 @@
 namespace gsb {
 
 extern const Kernels kPortableKernels;
+#if defined(__x86_64__)
+extern const Kernels kAvx512Kernels;
+#endif
 
 // Best first; asked of the processor once.
 const std::vector<const Kernels*>& available_kernels();

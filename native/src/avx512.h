@@ -1,0 +1,33 @@
+// What the AVX-512 kernels share: the instruction sets they may use, and the fold of sixteen lanes.
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernels.h"
+
+// Of each function, not of the file: nothing outside the kernels may use instructions the processor may lack.
+#define GSB_AVX512 \
+    __attribute__((target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,avx512vnni,prefer-vector-width=512")))
+#define GSB_AVX512_INLINE GSB_AVX512 __attribute__((always_inline)) inline
+
+namespace gsb {
+
+// lane l += lane l + 8, then + 4, + 2, + 1 (docs/numerics.md).
+GSB_AVX512_INLINE float fold16(__m512 lanes) {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+// The first n of sixteen lanes.
+GSB_AVX512_INLINE __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+
+// kernels_avx512_attention.cpp
+void scores_avx512(const Scores&);
+void count_extremes_avx512(const uint16_t* counts, size_t group_stride, int channels, int first, int last,
+                           uint16_t* smallest, uint16_t* largest);
+void value_planes_avx512(const ValuePlanes&);
+void combine_avx512(const Combine&);
+
+}  // namespace gsb

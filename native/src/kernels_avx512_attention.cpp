@@ -1,0 +1,360 @@
+// AVX-512 kernels: scores, Value planes, and what follows attention × Value.
+//
+// Contract: kernels.h. Sixteen keys a register, one a 32-bit lane, so that lane l of a sum is lane l of sum16.
+#include <cstring>
+
+#include "avx512.h"
+#include "kernels.h"
+
+namespace gsb {
+
+namespace {
+
+GSB_AVX512_INLINE __m512i load(const void* from) { return _mm512_loadu_si512(from); }
+
+GSB_AVX512_INLINE __mmask16 lanes_of(int j, int tokens) {
+    return tokens - j < 16 ? first_lanes(tokens - j) : static_cast<__mmask16>(0xFFFF);
+}
+
+struct Range {
+    int smallest, largest;
+};
+
+// Distances of one query to all keys, WORDS words each (0: s.words), and their extremes.
+template <int WORDS>
+GSB_AVX512_INLINE Range distances(const Scores& s, const uint32_t* query) {
+    const int words = WORDS ? WORDS : s.words;
+    __m512i smallest = _mm512_set1_epi32(s.head_dim), largest = _mm512_setzero_si512();
+    for (int j = 0; j < s.tokens; j += 16) {
+        __m512i z = _mm512_setzero_si512();
+        for (int w = 0; w < words; ++w) {
+            const __m512i q = _mm512_set1_epi32(static_cast<int>(query[w]));
+            z = _mm512_add_epi32(z, _mm512_popcnt_epi32(_mm512_xor_si512(q, load(s.keys + w * s.key_stride + j))));
+        }
+        const __mmask16 lanes = lanes_of(j, s.tokens);
+        smallest = _mm512_mask_min_epi32(smallest, lanes, smallest, z);
+        largest = _mm512_mask_max_epi32(largest, lanes, largest, z);
+        _mm512_storeu_si512(s.distances + j, z);
+    }
+    return {_mm512_reduce_min_epi32(smallest), _mm512_reduce_max_epi32(largest)};
+}
+
+// The exponential of a register of distances, for rows whose distances span less than 32, less than 64, or more.
+struct Narrow {
+    __m512 table[2];
+    GSB_AVX512_INLINE Narrow(const Scores& s, int smallest) {
+        const float* window = s.exp_tables + kExpCyclic32 + 32 - smallest % 32;
+        for (int i = 0; i < 2; ++i) table[i] = _mm512_loadu_ps(window + 16 * i);
+    }
+    GSB_AVX512_INLINE __m512 operator()(__m512i z) const { return _mm512_permutex2var_ps(table[0], z, table[1]); }
+};
+
+struct Wide {
+    __m512 table[4];
+    GSB_AVX512_INLINE Wide(const Scores& s, int smallest) {
+        const float* window = s.exp_tables + kExpCyclic64 + 64 - smallest % 64;
+        for (int i = 0; i < 4; ++i) table[i] = _mm512_loadu_ps(window + 16 * i);
+    }
+    GSB_AVX512_INLINE __m512 operator()(__m512i z) const {
+        const __m512 low = _mm512_permutex2var_ps(table[0], z, table[1]);
+        const __m512 high = _mm512_permutex2var_ps(table[2], z, table[3]);
+        return _mm512_mask_blend_ps(_mm512_test_epi32_mask(z, _mm512_set1_epi32(32)), low, high);
+    }
+};
+
+struct Gathered {
+    const float* table;
+    __m512i smallest;
+    GSB_AVX512_INLINE Gathered(const Scores& s, int least)
+        : table(s.exp_tables + kExpTable), smallest(_mm512_set1_epi32(least)) {}
+    GSB_AVX512_INLINE __m512 operator()(__m512i z) const {
+        return _mm512_i32gather_ps(_mm512_sub_epi32(z, smallest), table, 4);
+    }
+};
+
+// Writes the exponentials to s.row and returns their sum.
+template <class Table>
+GSB_AVX512_INLINE float exponentials(const Scores& s, int smallest) {
+    const Table table(s, smallest);
+    __m512 sum = _mm512_setzero_ps();
+    int j = 0;
+    for (; j + 16 <= s.tokens; j += 16) {
+        const __m512 p = table(load(s.distances + j));
+        sum = _mm512_add_ps(sum, p);
+        _mm512_storeu_ps(s.row + j, p);
+    }
+    if (j < s.tokens) {
+        // Pad keys would look outside the table: let them stand at the smallest distance.
+        const __mmask16 lanes = lanes_of(j, s.tokens);
+        const __m512i z = _mm512_mask_loadu_epi32(_mm512_set1_epi32(smallest), lanes, s.distances + j);
+        const __m512 p = _mm512_maskz_mov_ps(lanes, table(z));
+        sum = _mm512_add_ps(sum, p);
+        _mm512_storeu_ps(s.row + j, p);
+    }
+    return fold16(sum);
+}
+
+GSB_AVX512_INLINE float powers(const Scores& s, Range range) {
+    const int span = range.largest - range.smallest;
+    if (span < 32) return exponentials<Narrow>(s, range.smallest);
+    if (span < 64) return exponentials<Wide>(s, range.smallest);
+    return exponentials<Gathered>(s, range.smallest);
+}
+
+// The bias of sixteen keys, from floats or halves.
+struct FloatBias {
+    const float *row, *first;
+    __mmask16 prefix;
+    GSB_AVX512_INLINE FloatBias(const Scores& s, int i)
+        : row(s.bias + s.bias_begin[i]),
+          first(s.bias_first + 16 * (i < s.prefix ? i : s.prefix)),
+          prefix(first_lanes(s.prefix)) {}
+    GSB_AVX512_INLINE __m512 operator()(int j, __mmask16) const {
+        const __m512 bias = _mm512_loadu_ps(row + j);
+        return j == 0 ? _mm512_mask_loadu_ps(bias, prefix, first) : bias;
+    }
+};
+
+struct HalfBias {
+    const uint16_t* row;
+    GSB_AVX512_INLINE HalfBias(const Scores& s, int i) : row(s.half_bias + static_cast<size_t>(i) * s.tokens) {}
+    GSB_AVX512_INLINE __m512 operator()(int j, __mmask16 lanes) const {
+        return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, row + j));
+    }
+};
+
+// Turns the exponentials in s.row into row i of A and M_0; returns the largest entry.
+template <class Bias>
+GSB_AVX512_INLINE float finish_row(const Scores& s, int i, float sum) {
+    const Bias bias(s, i);
+    const __m512 factor = _mm512_set1_ps(1.0f / sum), half = _mm512_set1_ps(s.half_scale);
+    __m512 largest = _mm512_set1_ps(-__builtin_inff());
+    char* mask = reinterpret_cast<char*>(s.masks + i * s.mask_stride);
+    for (int j = 0; j < s.tokens; j += 16) {
+        const __mmask16 lanes = lanes_of(j, s.tokens);
+        const __m512 a = _mm512_add_ps(_mm512_mul_ps(_mm512_loadu_ps(s.row + j), factor), bias(j, lanes));
+        const uint16_t bits = _mm512_mask_cmp_ps_mask(lanes, a, half, _CMP_GT_OQ);
+        std::memcpy(mask + j / 8, &bits, sizeof(bits));
+        largest = _mm512_mask_max_ps(largest, lanes, largest, a);
+        _mm512_storeu_ps(s.row + j, a);
+    }
+    return _mm512_reduce_max_ps(largest);
+}
+
+GSB_AVX512_INLINE void collect(Candidates& c, int row, const Scores& s, float largest) {
+    c.maximum = largest > c.maximum ? largest : c.maximum;
+    const float limit = c.fixed ? c.limit : c.ratio * c.maximum;
+    c.begin[row] = c.used;
+    c.count[row] = 0;
+    if (!(largest > limit)) return;
+    if (c.capacity - c.used < static_cast<size_t>(s.tokens)) {
+        c.count[row] = -1;
+        return;
+    }
+    const __m512 limits = _mm512_set1_ps(limit);
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int j = 0; j < s.tokens; j += 16) {
+        const __m512 a = _mm512_loadu_ps(s.row + j);
+        const __mmask16 above = _mm512_mask_cmp_ps_mask(lanes_of(j, s.tokens), a, limits, _CMP_GT_OQ);
+        if (!above) continue;
+        const __m512i column = _mm512_add_epi32(lane, _mm512_set1_epi32(j));
+        _mm512_storeu_ps(c.values + c.used, _mm512_maskz_compress_ps(above, a));
+        _mm512_storeu_si512(c.columns + c.used, _mm512_maskz_compress_epi32(above, column));
+        c.used += static_cast<size_t>(__builtin_popcount(above));
+    }
+    c.count[row] = static_cast<int32_t>(c.used - c.begin[row]);
+}
+
+template <int WORDS, class Bias>
+GSB_AVX512_INLINE void score_rows(const Scores& s) {
+    for (int i = s.first; i < s.last; ++i) {
+        const Range range = distances<WORDS>(s, s.queries + i * s.query_stride);
+        const float largest = finish_row<Bias>(s, i, powers(s, range));
+        if (s.candidates) collect(*s.candidates, i - s.first, s, largest);
+    }
+}
+
+template <class Bias>
+GSB_AVX512_INLINE void score_words(const Scores& s) {
+    switch (s.words) {
+        case 1: return score_rows<1, Bias>(s);
+        case 2: return score_rows<2, Bias>(s);
+        case 3: return score_rows<3, Bias>(s);
+        default: return score_rows<0, Bias>(s);
+    }
+}
+
+// One plane of 32 channels: bits of 32 tokens a word and lane, and bytes.
+struct PlaneGroup {
+    __m512i threshold, low, high;
+    bool upper;  // plane 1 and above
+
+    GSB_AVX512_INLINE __mmask32 sign(__m512i counts) const { return _mm512_cmple_epi16_mask(counts, threshold); }
+    GSB_AVX512_INLINE __mmask32 member(__m512i counts) const {
+        return upper ? _mm512_cmple_epi16_mask(counts, low) | _mm512_cmpge_epi16_mask(counts, high) : ~__mmask32{0};
+    }
+};
+
+// Shifts one bit for each of up to 16 tokens into the 16-bit lanes of 32 channels, the first token lowest.
+GSB_AVX512_INLINE __m512i sixteen_tokens(const PlaneGroup& g, const uint16_t* counts, int tokens, int8_t* bytes,
+                                         size_t byte_stride) {
+    const __m512i top = _mm512_set1_epi16(static_cast<short>(0x8000));
+    const __m256i plus = _mm256_set1_epi8(1), minus = _mm256_set1_epi8(-1);
+    __m512i bits = _mm512_setzero_si512();
+    for (int t = 0; t < 16; ++t) {
+        bits = _mm512_srli_epi16(bits, 1);
+        if (t >= tokens) continue;
+        const __m512i count = load(counts + t * kCountGroup);
+        const __mmask32 sign = g.sign(count), member = g.member(count);
+        bits = _mm512_mask_mov_epi16(bits, ~(sign ^ member), _mm512_or_si512(bits, top));
+        if (!bytes) continue;
+        const __m256i value = _mm256_maskz_mov_epi8(member, _mm256_mask_blend_epi8(sign, minus, plus));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + t * byte_stride), value);
+    }
+    return bits;
+}
+
+GSB_AVX512_INLINE void value_group(const ValuePlanes& v, int plane, int first) {
+    const int lanes = v.channels - first / kBlock * kBlock < kBlock ? v.channels - first / kBlock * kBlock : kBlock;
+    const int depth = (v.tokens + 31) / 32;
+    const uint16_t* counts = v.counts + static_cast<size_t>(first) * v.tokens;
+    uint32_t* bits = v.bits + plane * v.plane_words + static_cast<size_t>(first / kBlock * kBlock) * depth;
+    int8_t* bytes = v.bytes ? v.bytes + plane * (v.tokens * v.byte_stride) + first : nullptr;
+    PlaneGroup g{load(v.threshold + first), _mm512_setzero_si512(), _mm512_setzero_si512(), plane > 0};
+    if (g.upper) {
+        g.low = load(v.low + (plane - 1) * v.channels + first);
+        g.high = load(v.high + (plane - 1) * v.channels + first);
+    }
+    __m512i ones[2] = {}, triple[2] = {};
+    for (int k = 0; k < depth; ++k) {
+        __m512i half[2];
+        for (int h = 0; h < 2; ++h) {
+            const int token = 32 * k + 16 * h;
+            half[h] = sixteen_tokens(g, counts + static_cast<size_t>(token) * kCountGroup, v.tokens - token,
+                                     bytes ? bytes + token * v.byte_stride : nullptr, v.byte_stride);
+        }
+        // Words of whole triples are kept as running xors, see kernels_avx512.cpp.
+        const bool running = k % 3 != 0 && k - k % 3 + 2 < depth;
+        for (int part = 0; part < 2; ++part) {
+            const auto pick = [part](__m512i x) GSB_AVX512 {
+                return _mm512_cvtepu16_epi32(part ? _mm512_extracti64x4_epi64(x, 1) : _mm512_castsi512_si256(x));
+            };
+            const __m512i word = _mm512_or_si512(pick(half[0]), _mm512_slli_epi32(pick(half[1]), 16));
+            ones[part] = _mm512_add_epi32(ones[part], _mm512_popcnt_epi32(word));
+            triple[part] = running ? _mm512_xor_si512(triple[part], word) : word;
+            _mm512_storeu_si512(bits + static_cast<size_t>(k) * lanes + first % kBlock + 16 * part, triple[part]);
+        }
+    }
+    for (int part = 0; part < 2; ++part) {
+        _mm512_storeu_si512(v.ones + static_cast<size_t>(plane) * v.channels + first + 16 * part, ones[part]);
+    }
+}
+
+// Σ over the listed tokens of one plane's bytes: 16·W channels. Bytes hold 127 entries, then they are widened.
+template <int W>
+GSB_AVX512_INLINE void listed_sums(const int8_t* bytes, size_t stride, const int32_t* columns, int count,
+                                   __m512i* sums) {
+    for (int w = 0; w < W; ++w) sums[w] = _mm512_setzero_si512();
+    for (int n = 0; n < count; n += 127) {
+        const int end = count - n < 127 ? count : n + 127;
+        if (W == 4) {
+            __m512i acc = _mm512_setzero_si512();
+            for (int i = n; i < end; ++i) acc = _mm512_add_epi8(acc, load(bytes + columns[i] * stride));
+            sums[0] = _mm512_add_epi32(sums[0], _mm512_cvtepi8_epi32(_mm512_castsi512_si128(acc)));
+            sums[1] = _mm512_add_epi32(sums[1], _mm512_cvtepi8_epi32(_mm512_extracti32x4_epi32(acc, 1)));
+            sums[W - 2] = _mm512_add_epi32(sums[W - 2], _mm512_cvtepi8_epi32(_mm512_extracti32x4_epi32(acc, 2)));
+            sums[W - 1] = _mm512_add_epi32(sums[W - 1], _mm512_cvtepi8_epi32(_mm512_extracti32x4_epi32(acc, 3)));
+        } else {
+            __m256i acc = _mm256_setzero_si256();
+            for (int i = n; i < end; ++i) {
+                const auto* from = reinterpret_cast<const __m256i*>(bytes + columns[i] * stride);
+                acc = _mm256_add_epi8(acc, _mm256_loadu_si256(from));
+            }
+            sums[0] = _mm512_add_epi32(sums[0], _mm512_cvtepi8_epi32(_mm256_castsi256_si128(acc)));
+            sums[1] = _mm512_add_epi32(sums[1], _mm512_cvtepi8_epi32(_mm256_extracti128_si256(acc, 1)));
+        }
+    }
+}
+
+// One row, 16·W channels from `first` on.
+template <int W>
+GSB_AVX512_INLINE void combine_channels(const Combine& c, int row, int first) {
+    const size_t plane_products = static_cast<size_t>(c.rows) * c.channels;
+    const int32_t* product = c.products + static_cast<size_t>(row) * c.channels + first;
+    __m512i dense[W];
+    __m512 y[W];
+    for (int w = 0; w < W; ++w) {
+        dense[w] = load(product + 16 * w);
+        y[w] = _mm512_mul_ps(_mm512_cvtepi32_ps(dense[w]), _mm512_set1_ps(c.scale[0]));
+    }
+    for (int plane = 1; plane < c.planes; ++plane) {
+        if (!c.active[plane]) continue;
+        const __m512 scale = _mm512_set1_ps(c.scale[plane]);
+        for (int w = 0; w < W; ++w) {
+            const __m512i twice = _mm512_add_epi32(dense[w], load(product + plane * plane_products + 16 * w));
+            const __m512 sum = _mm512_cvtepi32_ps(_mm512_srai_epi32(twice, 1));
+            y[w] = _mm512_add_ps(y[w], _mm512_mul_ps(sum, scale));
+        }
+    }
+    for (int group = 1; group < c.groups; ++group) {
+        const size_t list = static_cast<size_t>(row) * (c.groups - 1) + group - 1;
+        if (c.list_count[list] == 0) continue;
+        for (int plane = 0; plane < c.planes; ++plane) {
+            if (!c.active[plane]) continue;
+            __m512i sums[W];
+            listed_sums<W>(c.bytes + plane * c.plane_bytes + first, c.byte_stride, c.columns + c.list_begin[list],
+                           c.list_count[list], sums);
+            const __m512 scale = _mm512_set1_ps(c.scale[group * c.planes + plane]);
+            for (int w = 0; w < W; ++w) {
+                y[w] = _mm512_add_ps(y[w], _mm512_mul_ps(_mm512_cvtepi32_ps(sums[w]), scale));
+            }
+        }
+    }
+    char* out = reinterpret_cast<char*>(c.out + row * c.out_stride) + first / 8;
+    for (int w = 0; w < W; ++w) {
+        const __m512 shifted = _mm512_add_ps(y[w], _mm512_loadu_ps(c.shift + first + 16 * w));
+        const uint16_t bits = _mm512_cmp_ps_mask(shifted, _mm512_setzero_ps(), _CMP_GE_OQ);
+        std::memcpy(out + 2 * w, &bits, sizeof(bits));
+    }
+}
+
+}  // namespace
+
+GSB_AVX512 void scores_avx512(const Scores& s) {
+    if (s.half_bias) {
+        score_words<HalfBias>(s);
+    } else {
+        score_words<FloatBias>(s);
+    }
+}
+
+GSB_AVX512 void count_extremes_avx512(const uint16_t* counts, size_t group_stride, int channels, int first, int last,
+                                      uint16_t* smallest, uint16_t* largest) {
+    for (int c = 0; c < channels; c += kCountGroup) {
+        const uint16_t* group = counts + c / kCountGroup * group_stride;
+        __m512i low = load(group + static_cast<size_t>(first) * kCountGroup), high = low;
+        for (int row = first + 1; row < last; ++row) {
+            const __m512i values = load(group + static_cast<size_t>(row) * kCountGroup);
+            low = _mm512_min_epu16(low, values);
+            high = _mm512_max_epu16(high, values);
+        }
+        _mm512_storeu_si512(smallest + c, low);
+        _mm512_storeu_si512(largest + c, high);
+    }
+}
+
+GSB_AVX512 void value_planes_avx512(const ValuePlanes& v) {
+    for (int plane = 0; plane < v.planes; ++plane) {
+        for (int first = 0; v.active[plane] && first < v.channels; first += kCountGroup) value_group(v, plane, first);
+    }
+}
+
+GSB_AVX512 void combine_avx512(const Combine& c) {
+    for (int row = 0; row < c.rows; ++row) {
+        int first = 0;
+        for (; first + 64 <= c.channels; first += 64) combine_channels<4>(c, row, first);
+        if (first < c.channels) combine_channels<2>(c, row, first);
+    }
+}
+
+}  // namespace gsb

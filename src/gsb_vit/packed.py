@@ -101,6 +101,7 @@ def write(path: PathLike, model: PackedModel) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file({name: np.ascontiguousarray(array) for name, array in model.tensors.items()}, temporary, metadata)
+        os.chmod(temporary, 0o644)  # safetensors makes files that only their owner may read
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())

@@ -166,12 +166,14 @@ Result<uint32_t> norm_bits(const std::string& name, Array<float, 2> x, Array<flo
     for (size_t row = 0; row < count; ++row) {
         std::memcpy(rows.data() + row * padded, x.data() + row * width, width * sizeof(float));
     }
-    Poisoned<float> weights = per_channel<float>(weight, padded, 0), biases = per_channel<float>(bias, padded, 0);
+    const gsb::NormSigns signs = gsb::norm_signs({weight.data(), weight.data() + width}, {bias.data(), bias.data() + width});
+    Poisoned<float> thresholds(padded, signs.threshold.data());
+    Poisoned<uint32_t> flips(signs.flip.size(), signs.flip.data());
     const size_t words = gsb::round_up((padded + 31) / 32, 2);
     Poisoned<uint32_t> out(count * words);
-    backend(name).norm_bits(
-        {rows.data(), padded, static_cast<int>(count), static_cast<int>(width), weights.data(), biases.data(), eps},
-        out.data(), words);
+    backend(name).norm_bits({rows.data(), padded, static_cast<int>(count), static_cast<int>(width), thresholds.data(),
+                             flips.data(), eps},
+                            out.data(), words);
     out.check();
     return result(out.data(), {count, words});
 }
@@ -218,7 +220,7 @@ nb::tuple scores(const std::string& name, Array<uint32_t, 2> queries, Array<uint
     Poisoned<uint16_t> bias(tokens * tokens, half_bias.data());
     Poisoned<uint32_t> masks(tokens * mask_words);
     Poisoned<float> row(stride), values(capacity + 16), tables(exp_tables.size(), exp_tables.data());
-    Poisoned<int32_t> distances(stride), columns(capacity + 16), count(tokens);
+    Poisoned<int32_t> distances(gsb::kScoreRows * stride), columns(capacity + 16), count(tokens);
     Poisoned<size_t> begin(tokens);
     gsb::Candidates candidates{ratio,         0,        false, -1e30f,       columns.data(),
                                values.data(), capacity, 0,     begin.data(), count.data()};

@@ -7,7 +7,8 @@
 
 // Of each function, not of the file: nothing outside the kernels may use instructions the processor may lack.
 #define GSB_AVX512 \
-    __attribute__((target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,avx512vnni,prefer-vector-width=512")))
+    __attribute__((target("avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,avx512vnni,prefer-vector-width=512")))
+#define GSB_AVX512_APART GSB_AVX512 __attribute__((noinline))
 #define GSB_AVX512_INLINE GSB_AVX512 __attribute__((always_inline)) inline
 
 namespace gsb {

@@ -73,7 +73,7 @@ Scratch::Scratch(const Shape& s, const Architecture& a, int row_count) {
     operand = Buffer<uint32_t>(
         std::max(rows * std::max({s.width_words, s.inner_words, s.hidden_words}), kAttentionRows * s.token_words));
     attention_row = Buffer<float>(s.key_stride);
-    distances = Buffer<int32_t>(s.key_stride);
+    distances = Buffer<int32_t>(kScoreRows * s.key_stride);
     const size_t windows = static_cast<size_t>(2 * a.grid_height() - 1) * a.grid_width() * a.grid_width();
     const bool relative = a.attention_bias == Architecture::Bias::relative;
     bias = Buffer<float>(relative ? 2 * kLanes + windows + s.prefix * s.key_stride : 0);
@@ -186,6 +186,18 @@ Product Forward::product(Scratch& scratch, const uint32_t* bits, size_t stride, 
     return {bits, stride, count, weights.words.data(), weights.depth, weights.channels};
 }
 
+void Forward::norm(Scratch& scratch, const float* x, int count, const NormSigns& signs) const {
+    Norm norm{};
+    norm.x = x;
+    norm.stride = shape_.padded_width;
+    norm.count = count;
+    norm.width = shape_.width;
+    norm.threshold = signs.threshold.data();
+    norm.flip = signs.flip.data();
+    norm.eps = architecture_.layer_norm_eps;
+    kernels_.norm_bits(norm, scratch.width_bits.data(), shape_.width_words);
+}
+
 void Forward::query_key_value(Call& call, Scratch& scratch, int block, int chunk, int first, int last) const {
     const BlockWeights& weights = weights_.blocks[block];
     Workspace& w = call.workspace;
@@ -193,10 +205,7 @@ void Forward::query_key_value(Call& call, Scratch& scratch, int block, int chunk
     const size_t words = shape_.inner_words;
     {
         StageTimer timer(call.seconds(scratch), Stage::norms);
-        kernels_.norm_bits(
-            {w.x.data() + static_cast<size_t>(first) * shape_.padded_width, static_cast<size_t>(shape_.padded_width),
-             count, shape_.width, weights.norm1_weight.data(), weights.norm1_bias.data(), architecture_.layer_norm_eps},
-            scratch.width_bits.data(), shape_.width_words);
+        norm(scratch, w.x.data() + static_cast<size_t>(first) * shape_.padded_width, count, weights.norm1);
     }
     StageTimer timer(call.seconds(scratch), Stage::qkv);
     Product p = product(scratch, scratch.width_bits.data(), shape_.width_words, count, weights.query);
@@ -229,9 +238,7 @@ void Forward::rest_of_block(Call& call, Scratch& scratch, int block, int first, 
     }
     {
         StageTimer timer(call.seconds(scratch), Stage::norms);
-        kernels_.norm_bits({x, stride, count, shape_.width, weights.norm2_weight.data(), weights.norm2_bias.data(),
-                            architecture_.layer_norm_eps},
-                           scratch.width_bits.data(), shape_.width_words);
+        norm(scratch, x, count, weights.norm2);
     }
     {
         StageTimer timer(call.seconds(scratch), Stage::fc1);

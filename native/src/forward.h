@@ -58,7 +58,7 @@ struct Scratch {
     Buffer<uint32_t> hidden_bits;  // (rows, hidden_words)
     Buffer<uint32_t> operand;      // (rows, the widest)
     Buffer<float> attention_row;   // (key_stride)
-    Buffer<int32_t> distances;     // (key_stride)
+    Buffer<int32_t> distances;     // (kScoreRows, key_stride)
     Buffer<float> bias;            // one head's relative bias, see expand_bias
     Buffer<float> bias_first;      // (prefix + 1, 16)
     Buffer<int32_t> products;      // (V, kAttentionRows, head_channels)
@@ -85,6 +85,7 @@ class Forward {
     struct Call;  // one picture's pointers
 
     void embed(Call& call, Scratch& scratch, int first, int last) const;
+    void norm(Scratch& scratch, const float* x, int count, const NormSigns& signs) const;
     void query_key_value(Call& call, Scratch& scratch, int block, int chunk, int first, int last) const;
     void value_limits(Call& call, Scratch& scratch, int block) const;
     Scores scores_of(Call& call, Scratch& scratch, int block, int head) const;

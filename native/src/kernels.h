@@ -14,6 +14,7 @@ namespace gsb {
 
 constexpr int kBlock = 64;       // channels a block of lane weights
 constexpr int kCountGroup = 32;  // channels a group of stored counts
+constexpr int kScoreRows = 4;    // attention rows a backend may work on together
 
 // Scores::exp_tables holds the table three times: repeated with period 32 (64 numbers; a window of 32 that starts at
 // 32 − m mod 32 gives entry z at z mod 32), with period 64 (128 numbers), and as it is.
@@ -43,11 +44,14 @@ struct Product {
     int channels;  // a multiple of 16
 };
 
+// The sign of a layer norm. With t = (x − μ)·r, t·γ + β >= 0 holds from one float t on, or, where γ < 0, up to one: see
+// norm_signs() in prepack.h.
 struct Norm {
     const float* x;  // (count, stride)
     size_t stride;
     int count, width;
-    const float *weight, *bias;  // padded to 16
+    const float* threshold;  // (width, padded to 16): bit = (t >= threshold) ^ flip
+    const uint32_t* flip;    // bits, padded to 32
     float eps;
 };
 

@@ -19,54 +19,80 @@ constexpr int kCarry = 0x3A;  // d ? ¬s : x0, as the truth table of (d, s, x0)
 GSB_AVX512_INLINE __m512i load(const void* from) { return _mm512_loadu_si512(from); }
 GSB_AVX512_INLINE __m512i broadcast(const uint32_t* from) { return _mm512_set1_epi32(static_cast<int>(*from)); }
 
+// Accumulators change in place and weights stay in registers: left to itself GCC copies and spills the former and loads
+// the latter once for each row.
+GSB_AVX512_INLINE void accumulate(__m512i& acc, __m512i x) { asm("vpaddd %1, %0, %0" : "+v"(acc) : "v"(x)); }
+GSB_AVX512_INLINE __m512i load_kept(const void* from) {
+    __m512i x = load(from);
+    asm("" : "+v"(x));
+    return x;
+}
+
+// Adds three words of R rows by W registers to the sums, or, where FIRST, sets them.
+template <int R, int W, bool FIRST>
+GSB_AVX512_INLINE void triple(const uint32_t* rows, size_t stride, const uint32_t* weights, __m512i (&sums)[R][W],
+                              __m512i (&carries)[R][W]) {
+    constexpr int kLanes = 16 * W;
+    __m512i x0[R], x1[R], x2[R];
+    for (int r = 0; r < R; ++r) {
+        x0[r] = broadcast(rows + r * stride);
+        x1[r] = broadcast(rows + r * stride + 1);
+        x2[r] = broadcast(rows + r * stride + 2);
+    }
+    for (int w = 0; w < W; ++w) {
+        const __m512i w0 = load_kept(weights + 16 * w), w1 = load_kept(weights + kLanes + 16 * w);
+        const __m512i w2 = load_kept(weights + 2 * kLanes + 16 * w);
+        for (int r = 0; r < R; ++r) {
+            const __m512i first = _mm512_xor_si512(x0[r], w0), sum = _mm512_xor_si512(x2[r], w2);
+            __m512i carry = _mm512_xor_si512(x1[r], w1);
+            carry = _mm512_ternarylogic_epi32(carry, sum, first, kCarry);
+            if (FIRST) {
+                sums[r][w] = _mm512_popcnt_epi32(sum);
+                carries[r][w] = _mm512_popcnt_epi32(carry);
+            } else {
+                accumulate(sums[r][w], _mm512_popcnt_epi32(sum));
+                accumulate(carries[r][w], _mm512_popcnt_epi32(carry));
+            }
+        }
+    }
+}
+
 // R rows by W registers of sixteen channels. Calls epilogue(row, register, counts).
 template <int R, int W, class Epilogue>
 GSB_AVX512_INLINE void tile(const uint32_t* rows, size_t stride, const uint32_t* weights, int depth,
                             const Epilogue& epilogue) {
     constexpr int kLanes = 16 * W;
     __m512i sums[R][W], carries[R][W];
-    for (int r = 0; r < R; ++r) {
-        for (int w = 0; w < W; ++w) sums[r][w] = carries[r][w] = _mm512_setzero_si512();
-    }
     int k = 0;
-    for (; k + 3 <= depth; k += 3, weights += 3 * kLanes) {
-        __m512i x0[R], x1[R], x2[R];
-        for (int r = 0; r < R; ++r) {
-            x0[r] = broadcast(rows + r * stride + k);
-            x1[r] = broadcast(rows + r * stride + k + 1);
-            x2[r] = broadcast(rows + r * stride + k + 2);
+    if (depth >= 3) {
+        triple<R, W, true>(rows, stride, weights, sums, carries);
+        for (k = 3; k + 3 <= depth; k += 3) {
+            triple<R, W, false>(rows + k, stride, weights + static_cast<size_t>(k) * kLanes, sums, carries);
         }
-        for (int w = 0; w < W; ++w) {
-            const __m512i w0 = load(weights + 16 * w), w1 = load(weights + kLanes + 16 * w);
-            const __m512i w2 = load(weights + 2 * kLanes + 16 * w);
-            for (int r = 0; r < R; ++r) {
-                const __m512i first = _mm512_xor_si512(x0[r], w0), sum = _mm512_xor_si512(x2[r], w2);
-                __m512i carry = _mm512_xor_si512(x1[r], w1);
-                carry = _mm512_ternarylogic_epi32(carry, sum, first, kCarry);
-                sums[r][w] = _mm512_add_epi32(sums[r][w], _mm512_popcnt_epi32(sum));
-                carries[r][w] = _mm512_add_epi32(carries[r][w], _mm512_popcnt_epi32(carry));
-            }
+    } else {
+        for (int r = 0; r < R; ++r) {
+            for (int w = 0; w < W; ++w) sums[r][w] = carries[r][w] = _mm512_setzero_si512();
         }
     }
-    for (; k < depth; ++k, weights += kLanes) {
+    for (; k < depth; ++k) {
         for (int w = 0; w < W; ++w) {
-            const __m512i word = load(weights + 16 * w);
+            const __m512i word = load_kept(weights + static_cast<size_t>(k) * kLanes + 16 * w);
             for (int r = 0; r < R; ++r) {
                 const __m512i differing = _mm512_xor_si512(broadcast(rows + r * stride + k), word);
-                sums[r][w] = _mm512_add_epi32(sums[r][w], _mm512_popcnt_epi32(differing));
+                accumulate(sums[r][w], _mm512_popcnt_epi32(differing));
             }
         }
     }
     for (int r = 0; r < R; ++r) {
         for (int w = 0; w < W; ++w) {
-            epilogue(r, w, _mm512_add_epi32(sums[r][w], _mm512_slli_epi32(carries[r][w], 1)));
+            epilogue(r, w, _mm512_add_epi32(sums[r][w], _mm512_add_epi32(carries[r][w], carries[r][w])));
         }
     }
 }
 
 template <int W, class MakeEpilogue>
 GSB_AVX512_INLINE void block(const Product& p, int first, const MakeEpilogue& make) {
-    constexpr int kRows = W > 2 ? 2 : 4;
+    constexpr int kRows = W > 2 ? 2 : W == 2 ? 4 : 8;
     const uint32_t* weights = p.weights + static_cast<size_t>(first) * p.depth;
     int row = 0;
     for (; row + kRows <= p.count; row += kRows) {
@@ -244,49 +270,59 @@ GSB_AVX512 void prepare_rows(const uint32_t* bits, size_t bit_stride, int count,
 template <int R>
 GSB_AVX512_INLINE void norm_rows(const Norm& norm, int row, uint32_t* out, size_t out_stride) {
     const float* x = norm.x + row * norm.stride;
-    const __m512 share = _mm512_set1_ps(1.0f / static_cast<float>(norm.width));
+    const float share = 1.0f / static_cast<float>(norm.width);
     const int whole = norm.width / 16 * 16;
     const __mmask16 tail = first_lanes(norm.width - whole);
     __m512 sum[R], mean[R], factor[R];
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) sum[r] = _mm512_setzero_ps();
     for (int i = 0; i < whole; i += 16) {
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) sum[r] = _mm512_add_ps(sum[r], _mm512_loadu_ps(x + r * norm.stride + i));
     }
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
         sum[r] = _mm512_add_ps(sum[r], _mm512_maskz_loadu_ps(tail, x + r * norm.stride + whole));
-        mean[r] = _mm512_mul_ps(_mm512_set1_ps(fold16(sum[r])), share);
+        mean[r] = _mm512_set1_ps(fold16(sum[r]) * share);
         sum[r] = _mm512_setzero_ps();
     }
     for (int i = 0; i < whole; i += 16) {
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             const __m512 centred = _mm512_sub_ps(_mm512_loadu_ps(x + r * norm.stride + i), mean[r]);
             sum[r] = _mm512_add_ps(sum[r], _mm512_mul_ps(centred, centred));
         }
     }
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
         const __m512 rest = _mm512_maskz_loadu_ps(tail, x + r * norm.stride + whole);
         const __m512 centred = _mm512_maskz_sub_ps(tail, rest, mean[r]);
         sum[r] = _mm512_add_ps(sum[r], _mm512_mul_ps(centred, centred));
-        const __m512 variance = _mm512_mul_ps(_mm512_set1_ps(fold16(sum[r])), share);
-        const __m512 root = _mm512_sqrt_ps(_mm512_add_ps(variance, _mm512_set1_ps(norm.eps)));
-        factor[r] = _mm512_div_ps(_mm512_set1_ps(1.0f), root);
+        const float variance = fold16(sum[r]) * share;
+        factor[r] = _mm512_set1_ps(1.0f / __builtin_sqrtf(variance + norm.eps));
     }
     for (int i = 0; i < norm.width; i += 16) {
         const __mmask16 lanes = i < whole ? static_cast<__mmask16>(0xFFFF) : tail;
-        const __m512 weight = _mm512_loadu_ps(norm.weight + i), bias = _mm512_loadu_ps(norm.bias + i);
+        char* to = reinterpret_cast<char*>(out + row * out_stride) + i / 8;
+        const __m512 threshold = _mm512_loadu_ps(norm.threshold + i);
+        uint16_t flip;
+        std::memcpy(&flip, reinterpret_cast<const char*>(norm.flip) + i / 8, sizeof(flip));
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-            const __m512 rest = _mm512_maskz_loadu_ps(lanes, x + r * norm.stride + i);
-            const __m512 scaled = _mm512_mul_ps(_mm512_sub_ps(rest, mean[r]), factor[r]);
-            const __m512 y = _mm512_add_ps(_mm512_mul_ps(scaled, weight), bias);
-            store_mask(out + (row + r) * out_stride, i,
-                       _mm512_mask_cmp_ps_mask(lanes, y, _mm512_setzero_ps(), _CMP_GE_OQ));
+            const __m512 values = _mm512_maskz_loadu_ps(lanes, x + r * norm.stride + i);
+            // values·1 − μ, rounded once like the subtraction, but done where there is room: beside the additions.
+            const __m512 t = _mm512_mul_ps(_mm512_fmsub_ps(values, _mm512_set1_ps(1.0f), mean[r]), factor[r]);
+            const uint16_t bits = _mm512_mask_cmp_ps_mask(lanes, t, threshold, _CMP_GE_OQ) ^ flip;
+            std::memcpy(to + r * out_stride * sizeof(*out), &bits, sizeof(bits));
         }
     }
 }
 
-GSB_AVX512 void norm_bits(const Norm& norm, uint32_t* out, size_t out_stride) {
+GSB_AVX512 void norm_bits(const Norm& given, uint32_t* out, size_t out_stride) {
+    const Norm norm = given;  // a copy of its own, which the stores below cannot be thought to change
     int row = 0;
-    for (; row + 4 <= norm.count; row += 4) norm_rows<4>(norm, row, out, out_stride);
+    for (; row + 8 <= norm.count; row += 8) norm_rows<8>(norm, row, out, out_stride);
+    for (; row + 2 <= norm.count; row += 2) norm_rows<2>(norm, row, out, out_stride);
     for (; row < norm.count; ++row) norm_rows<1>(norm, row, out, out_stride);
 }
 
@@ -295,25 +331,31 @@ GSB_AVX512_INLINE void dot4(__m512i& acc, __m512i pixels, __m512i weights) {
     asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(pixels), "v"(weights));
 }
 
-// R patches by W registers of sixteen channels, one colour.
+// R patches by W registers of sixteen channels, one colour. The loops over r and w must unroll, or the accumulators
+// live in memory.
 template <int R, int W>
 GSB_AVX512_INLINE void patch_tile(const Patches& p, const int8_t* weights, int row, int first, int colour) {
     const uint8_t* pixels = p.pixels + (static_cast<size_t>(row) * 3 + colour) * p.area;
     __m512i acc[R][W];
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
         for (int w = 0; w < W; ++w) acc[r][w] = _mm512_setzero_si512();
     }
     for (int k = 0; k < p.area; k += 4, weights += 64 * W) {
         __m512i taps[W];
+#pragma GCC unroll 8
         for (int w = 0; w < W; ++w) taps[w] = load(weights + 64 * w);
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-            uint32_t four;
-            std::memcpy(&four, pixels + static_cast<size_t>(r) * 3 * p.area + k, sizeof(four));
-            const __m512i u = _mm512_set1_epi32(static_cast<int>(four));
+            const __m512i u = _mm512_broadcastd_epi32(_mm_loadu_si32(pixels + static_cast<size_t>(r) * 3 * p.area + k));
+#pragma GCC unroll 8
             for (int w = 0; w < W; ++w) dot4(acc[r][w], u, taps[w]);
         }
     }
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
         for (int w = 0; w < W; ++w) {
             const int channel = first + 16 * w;
             float* x = p.x + (row + r) * p.stride + channel;

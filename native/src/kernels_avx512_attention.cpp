@@ -20,88 +20,105 @@ struct Range {
     int smallest, largest;
 };
 
-// Distances of one query to all keys, WORDS words each (0: s.words), and their extremes.
-template <int WORDS>
-GSB_AVX512_INLINE Range distances(const Scores& s, const uint32_t* query) {
+// Sixteen keys from j on: the distances of R queries, and the extremes over the first `lanes`. Whole registers need no
+// mask, which would cost a copy each.
+template <int R, int WORDS, bool WHOLE>
+GSB_AVX512_INLINE void distances_to(const Scores& s, const uint32_t* queries, int j, __mmask16 lanes,
+                                    __m512i (&smallest)[R], __m512i (&largest)[R]) {
     const int words = WORDS ? WORDS : s.words;
-    __m512i smallest = _mm512_set1_epi32(s.head_dim), largest = _mm512_setzero_si512();
-    for (int j = 0; j < s.tokens; j += 16) {
-        __m512i z = _mm512_setzero_si512();
-        for (int w = 0; w < words; ++w) {
-            const __m512i q = _mm512_set1_epi32(static_cast<int>(query[w]));
-            z = _mm512_add_epi32(z, _mm512_popcnt_epi32(_mm512_xor_si512(q, load(s.keys + w * s.key_stride + j))));
+    __m512i z[R];
+    for (int w = 0; w < words; ++w) {
+        const __m512i key = load(s.keys + w * s.key_stride + j);
+        for (int r = 0; r < R; ++r) {
+            const __m512i q = _mm512_set1_epi32(static_cast<int>(queries[r * s.query_stride + w]));
+            const __m512i count = _mm512_popcnt_epi32(_mm512_xor_si512(q, key));
+            z[r] = w == 0 ? count : _mm512_add_epi32(z[r], count);
         }
-        const __mmask16 lanes = lanes_of(j, s.tokens);
-        smallest = _mm512_mask_min_epi32(smallest, lanes, smallest, z);
-        largest = _mm512_mask_max_epi32(largest, lanes, largest, z);
-        _mm512_storeu_si512(s.distances + j, z);
     }
-    return {_mm512_reduce_min_epi32(smallest), _mm512_reduce_max_epi32(largest)};
+    for (int r = 0; r < R; ++r) {
+        _mm512_storeu_si512(s.distances + r * s.key_stride + j, z[r]);
+        if (WHOLE) {
+            smallest[r] = _mm512_min_epi32(smallest[r], z[r]);
+            largest[r] = _mm512_max_epi32(largest[r], z[r]);
+        } else {
+            smallest[r] = _mm512_mask_min_epi32(smallest[r], lanes, smallest[r], z[r]);
+            largest[r] = _mm512_mask_max_epi32(largest[r], lanes, largest[r], z[r]);
+        }
+    }
 }
 
-// The exponential of a register of distances, for rows whose distances span less than 32, less than 64, or more.
+// Distances of R queries to all keys, WORDS words each (0: s.words), and each row's extremes.
+template <int R, int WORDS>
+GSB_AVX512_APART void distances(const Scores& given, int row, Range (&ranges)[R]) {
+    const Scores s = given;  // a copy of its own, which the stores cannot be thought to change
+    const uint32_t* queries = s.queries + row * s.query_stride;
+    __m512i smallest[R], largest[R];
+    for (int r = 0; r < R; ++r) {
+        smallest[r] = _mm512_set1_epi32(s.head_dim);
+        largest[r] = _mm512_setzero_si512();
+    }
+    int j = 0;
+    for (; j + 16 <= s.tokens; j += 16) distances_to<R, WORDS, true>(s, queries, j, 0xFFFF, smallest, largest);
+    if (j < s.tokens) distances_to<R, WORDS, false>(s, queries, j, lanes_of(j, s.tokens), smallest, largest);
+    for (int r = 0; r < R; ++r) {
+        ranges[r] = {_mm512_reduce_min_epi32(smallest[r]), _mm512_reduce_max_epi32(largest[r])};
+    }
+}
+
+// A row's exponentials of distances that span less than 32, in registers: entry z at z mod 32.
 struct Narrow {
-    __m512 table[2];
-    GSB_AVX512_INLINE Narrow(const Scores& s, int smallest) {
+    __m512 low, high;
+
+    GSB_AVX512_INLINE void load(const Scores& s, int smallest) {
         const float* window = s.exp_tables + kExpCyclic32 + 32 - smallest % 32;
-        for (int i = 0; i < 2; ++i) table[i] = _mm512_loadu_ps(window + 16 * i);
+        low = _mm512_loadu_ps(window);
+        high = _mm512_loadu_ps(window + 16);
     }
-    GSB_AVX512_INLINE __m512 operator()(__m512i z) const { return _mm512_permutex2var_ps(table[0], z, table[1]); }
+    GSB_AVX512_INLINE __m512 at(__m512i z) const { return _mm512_permutex2var_ps(low, z, high); }
+    GSB_AVX512_INLINE void scale(float factor) {
+        low = _mm512_mul_ps(low, _mm512_set1_ps(factor));
+        high = _mm512_mul_ps(high, _mm512_set1_ps(factor));
+    }
 };
 
+// Likewise less than 64.
 struct Wide {
-    __m512 table[4];
-    GSB_AVX512_INLINE Wide(const Scores& s, int smallest) {
+    Narrow even, odd;  // 32 entries each: bit 5 of z clear, set
+
+    GSB_AVX512_INLINE void load(const Scores& s, int smallest) {
         const float* window = s.exp_tables + kExpCyclic64 + 64 - smallest % 64;
-        for (int i = 0; i < 4; ++i) table[i] = _mm512_loadu_ps(window + 16 * i);
+        even = {_mm512_loadu_ps(window), _mm512_loadu_ps(window + 16)};
+        odd = {_mm512_loadu_ps(window + 32), _mm512_loadu_ps(window + 48)};
     }
-    GSB_AVX512_INLINE __m512 operator()(__m512i z) const {
-        const __m512 low = _mm512_permutex2var_ps(table[0], z, table[1]);
-        const __m512 high = _mm512_permutex2var_ps(table[2], z, table[3]);
-        return _mm512_mask_blend_ps(_mm512_test_epi32_mask(z, _mm512_set1_epi32(32)), low, high);
+    GSB_AVX512_INLINE __m512 at(__m512i z) const {
+        return _mm512_mask_blend_ps(_mm512_test_epi32_mask(z, _mm512_set1_epi32(32)), even.at(z), odd.at(z));
+    }
+    GSB_AVX512_INLINE void scale(float factor) {
+        even.scale(factor);
+        odd.scale(factor);
     }
 };
 
+// Any others, from memory.
 struct Gathered {
     const float* table;
     __m512i smallest;
-    GSB_AVX512_INLINE Gathered(const Scores& s, int least)
-        : table(s.exp_tables + kExpTable), smallest(_mm512_set1_epi32(least)) {}
-    GSB_AVX512_INLINE __m512 operator()(__m512i z) const {
-        return _mm512_i32gather_ps(_mm512_sub_epi32(z, smallest), table, 4);
+    __m512 factor;
+
+    GSB_AVX512_INLINE void load(const Scores& s, int least) {
+        table = s.exp_tables + kExpTable;
+        smallest = _mm512_set1_epi32(least);
+        factor = _mm512_set1_ps(1.0f);
     }
+    GSB_AVX512_INLINE __m512 at(__m512i z) const {
+        // Lanes without a key may hold any distance: let them look at the first entry.
+        const __m512i entry = _mm512_max_epi32(_mm512_sub_epi32(z, smallest), _mm512_setzero_si512());
+        return _mm512_mul_ps(_mm512_i32gather_ps(entry, table, 4), factor);
+    }
+    GSB_AVX512_INLINE void scale(float by) { factor = _mm512_set1_ps(by); }
 };
 
-// Writes the exponentials to s.row and returns their sum.
-template <class Table>
-GSB_AVX512_INLINE float exponentials(const Scores& s, int smallest) {
-    const Table table(s, smallest);
-    __m512 sum = _mm512_setzero_ps();
-    int j = 0;
-    for (; j + 16 <= s.tokens; j += 16) {
-        const __m512 p = table(load(s.distances + j));
-        sum = _mm512_add_ps(sum, p);
-        _mm512_storeu_ps(s.row + j, p);
-    }
-    if (j < s.tokens) {
-        // Pad keys would look outside the table: let them stand at the smallest distance.
-        const __mmask16 lanes = lanes_of(j, s.tokens);
-        const __m512i z = _mm512_mask_loadu_epi32(_mm512_set1_epi32(smallest), lanes, s.distances + j);
-        const __m512 p = _mm512_maskz_mov_ps(lanes, table(z));
-        sum = _mm512_add_ps(sum, p);
-        _mm512_storeu_ps(s.row + j, p);
-    }
-    return fold16(sum);
-}
-
-GSB_AVX512_INLINE float powers(const Scores& s, Range range) {
-    const int span = range.largest - range.smallest;
-    if (span < 32) return exponentials<Narrow>(s, range.smallest);
-    if (span < 64) return exponentials<Wide>(s, range.smallest);
-    return exponentials<Gathered>(s, range.smallest);
-}
-
-// The bias of sixteen keys, from floats or halves.
+// The bias of a row, from floats or halves. Prefix keys have their own: first_keys() is for keys 0 … 15.
 struct FloatBias {
     const float *row, *first;
     __mmask16 prefix;
@@ -109,39 +126,25 @@ struct FloatBias {
         : row(s.bias + s.bias_begin[i]),
           first(s.bias_first + 16 * (i < s.prefix ? i : s.prefix)),
           prefix(first_lanes(s.prefix)) {}
-    GSB_AVX512_INLINE __m512 operator()(int j, __mmask16) const {
-        const __m512 bias = _mm512_loadu_ps(row + j);
-        return j == 0 ? _mm512_mask_loadu_ps(bias, prefix, first) : bias;
+    GSB_AVX512_INLINE __m512 first_keys(__mmask16) const {
+        return _mm512_mask_loadu_ps(_mm512_loadu_ps(row), prefix, first);
     }
+    GSB_AVX512_INLINE __m512 keys(int j, __mmask16) const { return _mm512_loadu_ps(row + j); }
 };
 
 struct HalfBias {
     const uint16_t* row;
     GSB_AVX512_INLINE HalfBias(const Scores& s, int i) : row(s.half_bias + static_cast<size_t>(i) * s.tokens) {}
-    GSB_AVX512_INLINE __m512 operator()(int j, __mmask16 lanes) const {
+    GSB_AVX512_INLINE __m512 first_keys(__mmask16 lanes) const { return keys(0, lanes); }
+    GSB_AVX512_INLINE __m512 keys(int j, __mmask16 lanes) const {
         return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, row + j));
     }
 };
 
-// Turns the exponentials in s.row into row i of A and M_0; returns the largest entry.
-template <class Bias>
-GSB_AVX512_INLINE float finish_row(const Scores& s, int i, float sum) {
-    const Bias bias(s, i);
-    const __m512 factor = _mm512_set1_ps(1.0f / sum), half = _mm512_set1_ps(s.half_scale);
-    __m512 largest = _mm512_set1_ps(-__builtin_inff());
-    char* mask = reinterpret_cast<char*>(s.masks + i * s.mask_stride);
-    for (int j = 0; j < s.tokens; j += 16) {
-        const __mmask16 lanes = lanes_of(j, s.tokens);
-        const __m512 a = _mm512_add_ps(_mm512_mul_ps(_mm512_loadu_ps(s.row + j), factor), bias(j, lanes));
-        const uint16_t bits = _mm512_mask_cmp_ps_mask(lanes, a, half, _CMP_GT_OQ);
-        std::memcpy(mask + j / 8, &bits, sizeof(bits));
-        largest = _mm512_mask_max_ps(largest, lanes, largest, a);
-        _mm512_storeu_ps(s.row + j, a);
-    }
-    return _mm512_reduce_max_ps(largest);
-}
-
-GSB_AVX512_INLINE void collect(Candidates& c, int row, const Scores& s, float largest) {
+// Lists the entries above the limit of the row whose distances and scaled table are given.
+template <class Table, class Bias>
+GSB_AVX512_INLINE void collect(Candidates& c, int row, const Scores& s, const int32_t* z, const Table& table,
+                               const Bias& bias, float largest) {
     c.maximum = largest > c.maximum ? largest : c.maximum;
     const float limit = c.fixed ? c.limit : c.ratio * c.maximum;
     c.begin[row] = c.used;
@@ -153,25 +156,100 @@ GSB_AVX512_INLINE void collect(Candidates& c, int row, const Scores& s, float la
     }
     const __m512 limits = _mm512_set1_ps(limit);
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    size_t used = c.used;
     for (int j = 0; j < s.tokens; j += 16) {
-        const __m512 a = _mm512_loadu_ps(s.row + j);
-        const __mmask16 above = _mm512_mask_cmp_ps_mask(lanes_of(j, s.tokens), a, limits, _CMP_GT_OQ);
+        const __mmask16 lanes = lanes_of(j, s.tokens);
+        const __m512 e = j == 0 ? bias.first_keys(lanes) : bias.keys(j, lanes);
+        const __m512 a = _mm512_add_ps(table.at(load(z + j)), e);
+        const __mmask16 above = _mm512_mask_cmp_ps_mask(lanes, a, limits, _CMP_GT_OQ);
         if (!above) continue;
         const __m512i column = _mm512_add_epi32(lane, _mm512_set1_epi32(j));
-        _mm512_storeu_ps(c.values + c.used, _mm512_maskz_compress_ps(above, a));
-        _mm512_storeu_si512(c.columns + c.used, _mm512_maskz_compress_epi32(above, column));
-        c.used += static_cast<size_t>(__builtin_popcount(above));
+        _mm512_storeu_ps(c.values + used, _mm512_maskz_compress_ps(above, a));
+        _mm512_storeu_si512(c.columns + used, _mm512_maskz_compress_epi32(above, column));
+        used += static_cast<size_t>(__builtin_popcount(above));
     }
-    c.count[row] = static_cast<int32_t>(c.used - c.begin[row]);
+    c.count[row] = static_cast<int32_t>(used - c.used);
+    c.used = used;
+}
+
+// Sixteen entries of R rows from key j on: M_0, and the largest so far.
+template <bool FIRST, bool WHOLE, int R, class Table, class Bias>
+GSB_AVX512_INLINE void finish_keys(const Scores& s, const int32_t* z, char* masks, int j, const Table (&table)[R],
+                                   const Bias* bias, __m512 (&largest)[R]) {
+    const __mmask16 lanes = WHOLE ? static_cast<__mmask16>(0xFFFF) : lanes_of(j, s.tokens);
+    const __m512 half = _mm512_set1_ps(s.half_scale);
+    for (int r = 0; r < R; ++r) {
+        const __m512 e = FIRST ? bias[r].first_keys(lanes) : bias[r].keys(j, lanes);
+        const __m512 a = _mm512_add_ps(table[r].at(load(z + r * s.key_stride + j)), e);
+        const uint16_t bits =
+            WHOLE ? _mm512_cmp_ps_mask(a, half, _CMP_GT_OQ) : _mm512_mask_cmp_ps_mask(lanes, a, half, _CMP_GT_OQ);
+        std::memcpy(masks + r * s.mask_stride * sizeof(*s.masks) + j / 8, &bits, sizeof(bits));
+        largest[r] = WHOLE ? _mm512_max_ps(largest[r], a) : _mm512_mask_max_ps(largest[r], lanes, largest[r], a);
+    }
+}
+
+// R rows from their distances z to masks and candidates. p·r is looked up in a table multiplied by r: the same product.
+template <int R, class Table, class Bias>
+GSB_AVX512_APART void finish_rows(const Scores& given, int row, const Range* ranges, const int32_t* z) {
+    const Scores s = given;
+    Table table[R];
+    __m512 sum[R], largest[R];
+    for (int r = 0; r < R; ++r) {
+        table[r].load(s, ranges[r].smallest);
+        sum[r] = _mm512_setzero_ps();
+        largest[r] = _mm512_set1_ps(-__builtin_inff());
+    }
+    int j = 0;
+    for (; j + 16 <= s.tokens; j += 16) {
+        for (int r = 0; r < R; ++r) sum[r] = _mm512_add_ps(sum[r], table[r].at(load(z + r * s.key_stride + j)));
+    }
+    for (int r = 0; r < R; ++r) {
+        if (j < s.tokens) {
+            const __m512 rest = table[r].at(load(z + r * s.key_stride + j));
+            sum[r] = _mm512_add_ps(sum[r], _mm512_maskz_mov_ps(lanes_of(j, s.tokens), rest));
+        }
+        table[r].scale(1.0f / fold16(sum[r]));
+    }
+    const Bias bias[4] = {Bias(s, row), Bias(s, row + (R > 1)), Bias(s, row + (R > 2) * 2), Bias(s, row + (R > 3) * 3)};
+    char* masks = reinterpret_cast<char*>(s.masks + row * s.mask_stride);
+    if (s.tokens < 16) {
+        finish_keys<true, false>(s, z, masks, 0, table, bias, largest);
+    } else {
+        finish_keys<true, true>(s, z, masks, 0, table, bias, largest);
+        for (j = 16; j + 16 <= s.tokens; j += 16) finish_keys<false, true>(s, z, masks, j, table, bias, largest);
+        if (j < s.tokens) finish_keys<false, false>(s, z, masks, j, table, bias, largest);
+    }
+    for (int r = 0; s.candidates && r < R; ++r) {
+        collect(*s.candidates, row + r - s.first, s, z + r * s.key_stride, table[r], bias[r],
+                _mm512_reduce_max_ps(largest[r]));
+    }
+}
+
+template <int R, int WORDS, class Bias>
+GSB_AVX512_INLINE void score_some(const Scores& s, int row) {
+    Range ranges[R];
+    distances<R, WORDS>(s, row, ranges);
+    int span = 0;
+    for (int r = 0; r < R; ++r) {
+        const int here = ranges[r].largest - ranges[r].smallest;
+        span = here > span ? here : span;
+    }
+    if (span < 32) return finish_rows<R, Narrow, Bias>(s, row, ranges, s.distances);
+    for (int r = 0; r < R; ++r) {
+        const int32_t* z = s.distances + r * s.key_stride;
+        if (ranges[r].largest - ranges[r].smallest < 64) {
+            finish_rows<1, Wide, Bias>(s, row + r, ranges + r, z);
+        } else {
+            finish_rows<1, Gathered, Bias>(s, row + r, ranges + r, z);
+        }
+    }
 }
 
 template <int WORDS, class Bias>
 GSB_AVX512_INLINE void score_rows(const Scores& s) {
-    for (int i = s.first; i < s.last; ++i) {
-        const Range range = distances<WORDS>(s, s.queries + i * s.query_stride);
-        const float largest = finish_row<Bias>(s, i, powers(s, range));
-        if (s.candidates) collect(*s.candidates, i - s.first, s, largest);
-    }
+    int row = s.first;
+    for (; row + kScoreRows <= s.last; row += kScoreRows) score_some<kScoreRows, WORDS, Bias>(s, row);
+    for (; row < s.last; ++row) score_some<1, WORDS, Bias>(s, row);
 }
 
 template <class Bias>

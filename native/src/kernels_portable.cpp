@@ -116,10 +116,10 @@ void norm_bits(const Norm& norm, uint32_t* out, size_t out_stride) {
             const int end = norm.width - i < 32 ? norm.width - i : 32;
             uint32_t word = 0;
             for (int l = 0; l < end; ++l) {
-                const float y = (((x[i + l] - mean) * factor) * norm.weight[i + l]) + norm.bias[i + l];
-                word |= static_cast<uint32_t>(y >= 0) << l;
+                const float t = (x[i + l] - mean) * factor;
+                word |= static_cast<uint32_t>(t >= norm.threshold[i + l]) << l;
             }
-            bits[i / 32] = word;
+            bits[i / 32] = word ^ norm.flip[i / 32];
         }
     }
 }

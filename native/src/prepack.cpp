@@ -58,6 +58,20 @@ Buffer<T> filled(size_t size, T value) {
     return buffer;
 }
 
+// Floats as whole numbers in the same order; −0 before +0.
+int64_t ordered(float x) {
+    int32_t bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    return bits >= 0 ? bits : -1 - static_cast<int64_t>(bits & 0x7FFFFFFF);
+}
+
+float unordered(int64_t order) {
+    const auto bits = static_cast<uint32_t>(order >= 0 ? order : (-1 - order) | 0x80000000LL);
+    float x;
+    std::memcpy(&x, &bits, sizeof(x));
+    return x;
+}
+
 Buffer<float> exp_tables(const std::vector<float>& table) {
     Buffer<float> tables(kExpTable + table.size());
     const auto entry = [&](int i) { return i < static_cast<int>(table.size()) ? table[i] : 0.0f; };
@@ -123,6 +137,29 @@ Buffer<uint8_t> pack_patch_weights(PatchLayout layout, const uint8_t* weights, i
     return packed;
 }
 
+NormSigns norm_signs(const std::vector<float>& weight, const std::vector<float>& bias) {
+    NormSigns signs{Buffer<float>(round_up(weight.size(), 16)), Buffer<uint32_t>(round_up(weight.size(), 32) / 32)};
+    for (size_t c = 0; c < weight.size(); ++c) {
+        const bool falling = weight[c] < 0;
+        // t·γ rounded is monotonic in t: bisect the floats, in their order, for the first t whose bit is 1 (where it
+        // falls: 0). −infinity and +infinity stand for all and none.
+        int64_t low = ordered(-std::numeric_limits<float>::infinity());
+        int64_t high = ordered(std::numeric_limits<float>::infinity());
+        while (low < high) {
+            const int64_t middle = low + (high - low) / 2;
+            const float t = unordered(middle), product = t * weight[c];
+            if ((product + bias[c] >= 0) != falling) {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        signs.threshold[c] = unordered(low);
+        signs.flip[c / 32] |= static_cast<uint32_t>(falling) << (c % 32);
+    }
+    return signs;
+}
+
 Shape::Shape(const Architecture& a)
     : tokens(a.num_tokens()),
       patches(a.num_patches()),
@@ -146,11 +183,8 @@ Shape::Shape(const Architecture& a)
       hidden_words(round_up(words_for(padded_hidden), 2)) {}
 
 BlockWeights::BlockWeights(const PackedModel& model, const Shape& shape, const Kernels& kernels, int block) {
-    const size_t width = shape.padded_width;
-    norm1_weight = padded_floats(model, block, "norm1.weight", width);
-    norm1_bias = padded_floats(model, block, "norm1.bias", width);
-    norm2_weight = padded_floats(model, block, "norm2.weight", width);
-    norm2_bias = padded_floats(model, block, "norm2.bias", width);
+    norm1 = norm_signs(model.copy<float>(block, "norm1.weight"), model.copy<float>(block, "norm1.bias"));
+    norm2 = norm_signs(model.copy<float>(block, "norm2.weight"), model.copy<float>(block, "norm2.bias"));
     pack_qkv(model, shape, kernels, block);
     pack_attention(model, shape, block);
     pack_projection(model, shape, kernels, block);

@@ -29,6 +29,13 @@ void pack_weights(WeightLayout layout, const uint32_t* rows, size_t stride, int 
 // Lays out int8 (width, 3, pixels) as the kernels' patches_embed reads it, zeros as padding.
 Buffer<uint8_t> pack_patch_weights(PatchLayout layout, const uint8_t* weights, int width, int pixels);
 
+// What Norm compares with: for t = (x − μ)·r the sign bit of t·γ + β is (t >= threshold) ^ flip.
+struct NormSigns {
+    Buffer<float> threshold;  // (width, padded to 16)
+    Buffer<uint32_t> flip;    // bits
+};
+NormSigns norm_signs(const std::vector<float>& weight, const std::vector<float>& bias);
+
 // Sizes that follow from the architecture.
 struct Shape {
     explicit Shape(const Architecture& a);
@@ -50,7 +57,7 @@ struct Shape {
 struct BlockWeights {
     BlockWeights(const PackedModel& model, const Shape& shape, const Kernels& kernels, int block);
 
-    Buffer<float> norm1_weight, norm1_bias, norm2_weight, norm2_bias;  // (padded_width)
+    NormSigns norm1, norm2;
     BinaryWeights query, key, value;                                   // (inner, C)
     Buffer<int32_t> query_threshold, key_threshold;                    // (inner)
     Buffer<int16_t> value_threshold;                                   // (inner)

@@ -137,7 +137,7 @@ def _outlined(architecture: Architecture, picture: np.ndarray, token: int) -> np
     row, column = divmod(token - architecture.prefix_tokens, architecture.grid[1])
     frame = np.zeros(large.shape[:2], dtype=bool)
     frame[row * height : (row + 1) * height, column * width : (column + 1) * width] = True
-    edge = max(3, factor)
+    edge = 3
     frame[row * height + edge : (row + 1) * height - edge, column * width + edge : (column + 1) * width - edge] = False
     large[frame] = TINTS[2]
     return large

@@ -113,5 +113,5 @@ def test_what_cannot_be_summed_up_is_told(tmp_path):
     pytest.importorskip("timm")
     with pytest.raises(InputError, match="unknown architecture"):
         summarize_path_or_name("no_such_network")
-    with pytest.raises(InputError, match="(?i)vision ?transformer"):
+    with pytest.raises(InputError, match=r"(?i)vision ?transformer"):
         summarize_path_or_name("resnet18")

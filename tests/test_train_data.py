@@ -81,7 +81,7 @@ def test_shots_and_label_noise_are_exact_and_seeded(tmp_path: Path) -> None:
     assert int((clean.train.labels != noisy.train.labels).sum()) == round(0.4 * len(clean.train))
     assert np.array_equal(clean.test.labels, noisy.test.labels)
     assert np.array_equal(clean.validation.labels, noisy.validation.labels)
-    with pytest.raises(InputError, match="data.shots"):
+    with pytest.raises(InputError, match=r"data\.shots"):
         load_data(str(write_pictures(tmp_path, {"a": 4, "b": 4})), options)
 
 

@@ -35,8 +35,8 @@ def mask_rows(model: PackedModel, picture: np.ndarray, count: int = 3) -> list[P
     """Return the ``count`` most telling heads of a picture, uint8 (H, W, 3), at most one a block.
 
     A head's row shows one of its tokens (one of the queries, the rows of A): the one whose masks say most, neither
-    empty nor full. The packed file keeps only products of attention and Value scales, so the superposition is drawn with the
-    attention scales relative to the first.
+    empty nor full. The packed file keeps only products of attention and Value scales, so the superposition is drawn
+    with the attention scales relative to the first.
     """
     architecture = model.architecture
     trace = ReferenceModel(model).trace(picture)

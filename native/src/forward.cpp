@@ -47,7 +47,7 @@ Workspace::Workspace(const Shape& s, int threads) {
     largest = Buffer<uint16_t>(static_cast<size_t>(row_chunks) * s.inner);
     value_low = Buffer<int16_t>((planes - 1) * s.inner);
     value_high = Buffer<int16_t>((planes - 1) * s.inner);
-    plane_active = Buffer<uint8_t>(heads * planes);
+    plane_active = Buffer<uint8_t>(heads * planes * s.head_channels / kPiece);
     masks = Buffer<uint32_t>(heads * tokens * s.token_words);
     plane_words = round_up(static_cast<size_t>(s.head_channels) * s.token_words, 16);
     byte_stride = round_up(s.head_channels, 64);

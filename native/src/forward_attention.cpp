@@ -51,9 +51,11 @@ void Forward::value_limits(Call& call, Scratch& scratch, int block) const {
     Workspace& w = call.workspace;
     const BlockWeights& weights = weights_.blocks[block];
     const int planes = shape_.value_groups;
+    const size_t pieces = shape_.head_channels / kPiece;
     for (int head = 0; head < shape_.heads; ++head) {
-        w.plane_active[head * planes] = 1;
-        std::fill_n(w.plane_active.begin() + head * planes + 1, planes - 1, uint8_t{0});
+        uint8_t* active = w.plane_active.data() + head * planes * pieces;
+        std::fill_n(active, pieces, uint8_t{1});
+        std::fill_n(active + pieces, (planes - 1) * pieces, uint8_t{0});
     }
     if (planes == 1) return;
     std::fill(w.value_low.begin(), w.value_low.end(), int16_t{-1});
@@ -82,7 +84,7 @@ void Forward::value_limits(Call& call, Scratch& scratch, int block) const {
             const int first = w.smallest[inner], last = w.largest[inner];
             const bool low = channel.low_side(first, upper, lower), high = channel.high_side(last, upper, lower);
             if (!low && !high) continue;
-            w.plane_active[head * planes + group] = 1;
+            w.plane_active[(static_cast<size_t>(head) * planes + group) * pieces + c % shape_.head_dim / kPiece] = 1;
             const size_t at =
                 (static_cast<size_t>(head) * (planes - 1) + group - 1) * shape_.head_channels + c % shape_.head_dim;
             if (low) {
@@ -109,7 +111,7 @@ void Forward::value_task(Call& call, Scratch& scratch, int block, int head) cons
     v.threshold = weights_.blocks[block].value_threshold.data() + head * channels;
     v.low = w.value_low.data() + head * (planes - 1) * channels;
     v.high = w.value_high.data() + head * (planes - 1) * channels;
-    v.active = w.plane_active.data() + head * planes;
+    v.active = w.plane_active.data() + head * planes * channels / kPiece;
     v.bits = w.plane_bits.data() + head * planes * w.plane_words;
     v.plane_words = w.plane_words;
     v.ones = w.plane_ones.data() + head * planes * channels;
@@ -268,7 +270,7 @@ void Forward::attention_value(Call& call, Scratch& scratch, int block, int first
         const int rows = std::min(kAttentionRows, last - step);
         for (int head = 0; head < shape_.heads; ++head) {
             const uint32_t* masks = w.masks.data() + (head * tokens + step) * words;
-            const uint8_t* active = w.plane_active.data() + head * planes;
+            const uint8_t* active = w.plane_active.data() + head * planes * channels / kPiece;
             if (shape_.attention_groups > 1) list_groups(call, scratch, block, head, step, step + rows);
             Product p{masks, words, rows, nullptr, depth, shape_.head_channels};
             if (kernels_.prepare_rows) {
@@ -276,10 +278,16 @@ void Forward::attention_value(Call& call, Scratch& scratch, int block, int first
                 p.rows = scratch.operand.data();
             }
             for (size_t plane = 0; plane < planes; ++plane) {
-                if (!active[plane]) continue;
-                p.weights = w.plane_bits.data() + (head * planes + plane) * w.plane_words;
-                kernels_.product_integers(p, w.plane_ones.data() + (head * planes + plane) * channels,
-                                          scratch.products.data() + plane * rows * channels, channels);
+                // Plane 0 in one go, the others piece by piece.
+                p.channels = plane == 0 ? shape_.head_channels : kPiece;
+                for (size_t first = 0; first < channels; first += p.channels) {
+                    const size_t at = plane * channels + first;
+                    if (!active[at / kPiece]) continue;
+                    p.weights = w.plane_bits.data() + (head * planes + plane) * w.plane_words +
+                                weight_words(kernels_.weights, static_cast<int>(first), depth);
+                    kernels_.product_integers(p, w.plane_ones.data() + head * planes * channels + at,
+                                              scratch.products.data() + plane * rows * channels + first, channels);
+                }
             }
             Combine c{};
             c.rows = rows;

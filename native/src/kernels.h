@@ -14,6 +14,7 @@ namespace gsb {
 
 constexpr int kBlock = 64;       // channels a block of lane weights
 constexpr int kCountGroup = 32;  // channels a group of stored counts
+constexpr int kPiece = 16;       // channels a piece of an upper Value plane
 constexpr int kScoreRows = 4;    // attention rows a backend may work on together
 
 // Scores::exp_tables holds the table three times: repeated with period 32 (64 numbers; a window of 32 that starts at
@@ -100,7 +101,9 @@ struct Scores {
     Candidates* candidates;  // nullptr where there is one group
 };
 
-// The Value planes of one head, as weights of depth `tokens` and as bytes.
+// The Value planes of one head, as weights of depth `tokens` and as bytes. Upper groups usually hold few channels, so their
+// planes are kept in pieces of sixteen channels, and only the pieces that hold any are made and multiplied. Plane 0 is
+// one piece of all channels.
 struct ValuePlanes {
     const uint16_t* counts;  // (channels / 32, tokens, 32)
     int tokens, channels;    // channels: a multiple of 32
@@ -119,7 +122,7 @@ struct ValuePlanes {
 struct Combine {
     int rows, channels, planes, groups;
     const int32_t* products;  // (planes, rows, channels): I_00, then 2·I_0b − I_00
-    const uint8_t* active;    // (planes)
+    const uint8_t* active;    // (planes, channels / 16): elsewhere products are not read, and 0
     const float* scale;       // (groups, planes)
     const int32_t* columns;
     const size_t* list_begin;   // (rows, groups − 1): row's entries of group g + 1 among columns

@@ -292,11 +292,17 @@ GSB_AVX512_INLINE __m512i sixteen_tokens(const PlaneGroup& g, const uint16_t* co
     return bits;
 }
 
-GSB_AVX512_INLINE void value_group(const ValuePlanes& v, int plane, int first) {
-    const int lanes = v.channels - first / kBlock * kBlock < kBlock ? v.channels - first / kBlock * kBlock : kBlock;
+GSB_AVX512_APART void value_group(const ValuePlanes& v, int plane, int first) {
+    // Plane 0 is one piece in blocks of 64 lanes, the upper planes are pieces of sixteen.
+    const int block = plane == 0 ? first / kBlock * kBlock : first;
+    const int lanes = plane > 0 ? kPiece : v.channels - block < kBlock ? v.channels - block : kBlock;
     const int depth = (v.tokens + 31) / 32;
     const uint16_t* counts = v.counts + static_cast<size_t>(first) * v.tokens;
-    uint32_t* bits = v.bits + plane * v.plane_words + static_cast<size_t>(first / kBlock * kBlock) * depth;
+    uint32_t* bits[2];
+    for (int part = 0; part < 2; ++part) {
+        bits[part] = v.bits + plane * v.plane_words + static_cast<size_t>(block) * depth + (first - block) +
+                     part * static_cast<size_t>(plane == 0 ? kPiece : kPiece * depth);
+    }
     int8_t* bytes = v.bytes ? v.bytes + plane * (v.tokens * v.byte_stride) + first : nullptr;
     PlaneGroup g{load(v.threshold + first), _mm512_setzero_si512(), _mm512_setzero_si512(), plane > 0};
     if (g.upper) {
@@ -320,11 +326,19 @@ GSB_AVX512_INLINE void value_group(const ValuePlanes& v, int plane, int first) {
             const __m512i word = _mm512_or_si512(pick(half[0]), _mm512_slli_epi32(pick(half[1]), 16));
             ones[part] = _mm512_add_epi32(ones[part], _mm512_popcnt_epi32(word));
             triple[part] = running ? _mm512_xor_si512(triple[part], word) : word;
-            _mm512_storeu_si512(bits + static_cast<size_t>(k) * lanes + first % kBlock + 16 * part, triple[part]);
+            _mm512_storeu_si512(bits[part] + static_cast<size_t>(k) * lanes, triple[part]);
         }
     }
     for (int part = 0; part < 2; ++part) {
         _mm512_storeu_si512(v.ones + static_cast<size_t>(plane) * v.channels + first + 16 * part, ones[part]);
+    }
+}
+
+// The bytes of 32 channels that are in no group.
+GSB_AVX512_INLINE void clear_bytes(const ValuePlanes& v, int plane, int first) {
+    int8_t* bytes = v.bytes + plane * (v.tokens * v.byte_stride) + first;
+    for (int j = 0; j < v.tokens; ++j) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + j * v.byte_stride), _mm256_setzero_si256());
     }
 }
 
@@ -354,45 +368,54 @@ GSB_AVX512_INLINE void listed_sums(const int8_t* bytes, size_t stride, const int
     }
 }
 
-// One row, 16·W channels from `first` on.
+// Rows of 16·W channels from `first` on.
 template <int W>
-GSB_AVX512_INLINE void combine_channels(const Combine& c, int row, int first) {
-    const size_t plane_products = static_cast<size_t>(c.rows) * c.channels;
-    const int32_t* product = c.products + static_cast<size_t>(row) * c.channels + first;
-    __m512i dense[W];
-    __m512 y[W];
-    for (int w = 0; w < W; ++w) {
-        dense[w] = load(product + 16 * w);
-        y[w] = _mm512_mul_ps(_mm512_cvtepi32_ps(dense[w]), _mm512_set1_ps(c.scale[0]));
-    }
-    for (int plane = 1; plane < c.planes; ++plane) {
-        if (!c.active[plane]) continue;
-        const __m512 scale = _mm512_set1_ps(c.scale[plane]);
+GSB_AVX512_APART void combine_channels(const Combine& given, int first) {
+    const Combine c = given;  // a copy of its own, which the stores cannot be thought to change
+    const size_t plane_products = static_cast<size_t>(c.rows) * c.channels, pieces = c.channels / kPiece;
+    const uint8_t* active = c.active + first / kPiece;
+    const auto any = [&](int plane) GSB_AVX512 {
+        bool found = false;
+        for (int w = 0; w < W; ++w) found |= active[plane * pieces + w] != 0;
+        return found;
+    };
+    for (int row = 0; row < c.rows; ++row) {
+        const int32_t* product = c.products + static_cast<size_t>(row) * c.channels + first;
+        __m512i dense[W];
+        __m512 y[W];
         for (int w = 0; w < W; ++w) {
-            const __m512i twice = _mm512_add_epi32(dense[w], load(product + plane * plane_products + 16 * w));
-            const __m512 sum = _mm512_cvtepi32_ps(_mm512_srai_epi32(twice, 1));
-            y[w] = _mm512_add_ps(y[w], _mm512_mul_ps(sum, scale));
+            dense[w] = load(product + 16 * w);
+            y[w] = _mm512_mul_ps(_mm512_cvtepi32_ps(dense[w]), _mm512_set1_ps(c.scale[0]));
         }
-    }
-    for (int group = 1; group < c.groups; ++group) {
-        const size_t list = static_cast<size_t>(row) * (c.groups - 1) + group - 1;
-        if (c.list_count[list] == 0) continue;
-        for (int plane = 0; plane < c.planes; ++plane) {
-            if (!c.active[plane]) continue;
-            __m512i sums[W];
-            listed_sums<W>(c.bytes + plane * c.plane_bytes + first, c.byte_stride, c.columns + c.list_begin[list],
-                           c.list_count[list], sums);
-            const __m512 scale = _mm512_set1_ps(c.scale[group * c.planes + plane]);
+        for (int plane = 1; plane < c.planes; ++plane) {
+            const __m512 scale = _mm512_set1_ps(c.scale[plane]);
             for (int w = 0; w < W; ++w) {
-                y[w] = _mm512_add_ps(y[w], _mm512_mul_ps(_mm512_cvtepi32_ps(sums[w]), scale));
+                if (!active[plane * pieces + w]) continue;
+                const __m512i twice = _mm512_add_epi32(dense[w], load(product + plane * plane_products + 16 * w));
+                const __m512 sum = _mm512_cvtepi32_ps(_mm512_srai_epi32(twice, 1));
+                y[w] = _mm512_add_ps(y[w], _mm512_mul_ps(sum, scale));
             }
         }
-    }
-    char* out = reinterpret_cast<char*>(c.out + row * c.out_stride) + first / 8;
-    for (int w = 0; w < W; ++w) {
-        const __m512 shifted = _mm512_add_ps(y[w], _mm512_loadu_ps(c.shift + first + 16 * w));
-        const uint16_t bits = _mm512_cmp_ps_mask(shifted, _mm512_setzero_ps(), _CMP_GE_OQ);
-        std::memcpy(out + 2 * w, &bits, sizeof(bits));
+        for (int group = 1; group < c.groups; ++group) {
+            const size_t list = static_cast<size_t>(row) * (c.groups - 1) + group - 1;
+            if (c.list_count[list] == 0) continue;
+            for (int plane = 0; plane < c.planes; ++plane) {
+                if (!any(plane)) continue;
+                __m512i sums[W];
+                listed_sums<W>(c.bytes + plane * c.plane_bytes + first, c.byte_stride, c.columns + c.list_begin[list],
+                               c.list_count[list], sums);
+                const __m512 scale = _mm512_set1_ps(c.scale[group * c.planes + plane]);
+                for (int w = 0; w < W; ++w) {
+                    y[w] = _mm512_add_ps(y[w], _mm512_mul_ps(_mm512_cvtepi32_ps(sums[w]), scale));
+                }
+            }
+        }
+        char* out = reinterpret_cast<char*>(c.out + row * c.out_stride) + first / 8;
+        for (int w = 0; w < W; ++w) {
+            const __m512 shifted = _mm512_add_ps(y[w], _mm512_loadu_ps(c.shift + first + 16 * w));
+            const uint16_t bits = _mm512_cmp_ps_mask(shifted, _mm512_setzero_ps(), _CMP_GE_OQ);
+            std::memcpy(out + 2 * w, &bits, sizeof(bits));
+        }
     }
 }
 
@@ -423,16 +446,23 @@ GSB_AVX512 void count_extremes_avx512(const uint16_t* counts, size_t group_strid
 
 GSB_AVX512 void value_planes_avx512(const ValuePlanes& v) {
     for (int plane = 0; plane < v.planes; ++plane) {
-        for (int first = 0; v.active[plane] && first < v.channels; first += kCountGroup) value_group(v, plane, first);
+        const uint8_t* active = v.active + plane * (v.channels / kPiece);
+        bool any = false;
+        for (int piece = 0; piece < v.channels / kPiece; ++piece) any |= active[piece] != 0;
+        for (int first = 0; any && first < v.channels; first += kCountGroup) {
+            if (active[first / kPiece] || active[first / kPiece + 1]) {
+                value_group(v, plane, first);
+            } else if (v.bytes) {
+                clear_bytes(v, plane, first);
+            }
+        }
     }
 }
 
 GSB_AVX512 void combine_avx512(const Combine& c) {
-    for (int row = 0; row < c.rows; ++row) {
-        int first = 0;
-        for (; first + 64 <= c.channels; first += 64) combine_channels<4>(c, row, first);
-        if (first < c.channels) combine_channels<2>(c, row, first);
-    }
+    int first = 0;
+    for (; first + 64 <= c.channels; first += 64) combine_channels<4>(c, first);
+    if (first < c.channels) combine_channels<2>(c, first);
 }
 
 }  // namespace gsb

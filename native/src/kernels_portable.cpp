@@ -4,6 +4,7 @@
 // addition per 64 bits.
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "dispatch.h"
 #include "float_ops.h"
@@ -231,72 +232,78 @@ void count_extremes(const uint16_t* counts, size_t group_stride, int channels, i
     }
 }
 
-// One plane: bit rows (channels, stride), their popcounts, and the bytes.
-void value_plane(const ValuePlanes& v, int plane) {
+// One channel of a plane: its row of bits, their popcount, and its bytes.
+void value_channel(const ValuePlanes& v, int plane, int c) {
     const size_t stride = (static_cast<size_t>(v.tokens) + 63) / 64 * 2;
-    uint32_t* bits = v.bits + plane * v.plane_words;
-    const int16_t* low = plane > 0 ? v.low + (plane - 1) * v.channels : nullptr;
-    const int16_t* high = plane > 0 ? v.high + (plane - 1) * v.channels : nullptr;
-    for (int c = 0; c < v.channels; ++c) {
-        const uint16_t* counts = v.counts + c / kCountGroup * static_cast<size_t>(v.tokens) * kCountGroup;
-        int8_t* byte = v.bytes ? v.bytes + plane * (v.tokens * v.byte_stride) + c : nullptr;
-        int32_t ones = 0;
-        for (int j = 0; j < v.tokens; j += 32) {
-            const int end = v.tokens - j < 32 ? v.tokens - j : 32;
-            uint32_t word = 0;
-            for (int l = 0; l < end; ++l) {
-                const int count = counts[(j + l) * kCountGroup + c % kCountGroup];
-                const bool sign = count <= v.threshold[c];
-                const bool member = plane == 0 || count <= low[c] || count >= high[c];
-                word |= static_cast<uint32_t>(sign == member) << l;
-                if (byte) byte[(j + l) * v.byte_stride] = member ? (sign ? 1 : -1) : 0;
-            }
-            bits[c * stride + j / 32] = word;
-            ones += __builtin_popcount(word);
+    const uint16_t* counts = v.counts + c / kCountGroup * static_cast<size_t>(v.tokens) * kCountGroup + c % kCountGroup;
+    const int threshold = v.threshold[c];
+    const int low = plane > 0 ? v.low[(plane - 1) * v.channels + c] : std::numeric_limits<int>::max();
+    const int high = plane > 0 ? v.high[(plane - 1) * v.channels + c] : 0;
+    int8_t* byte = v.bytes ? v.bytes + plane * (v.tokens * v.byte_stride) + c : nullptr;
+    int32_t ones = 0;
+    for (int j = 0; j < v.tokens; j += 32) {
+        const int end = v.tokens - j < 32 ? v.tokens - j : 32;
+        uint32_t word = 0;
+        for (int l = 0; l < end; ++l) {
+            const int count = counts[(j + l) * kCountGroup];
+            const bool sign = count <= threshold, member = count <= low || count >= high;
+            word |= static_cast<uint32_t>(sign == member) << l;
+            if (byte) byte[(j + l) * v.byte_stride] = member ? (sign ? 1 : -1) : 0;
         }
-        v.ones[plane * v.channels + c] = ones;
+        v.bits[plane * v.plane_words + c * stride + j / 32] = word;
+        ones += __builtin_popcount(word);
     }
+    v.ones[plane * v.channels + c] = ones;
 }
 
 void value_planes(const ValuePlanes& v) {
     for (int plane = 0; plane < v.planes; ++plane) {
-        if (v.active[plane]) value_plane(v, plane);
+        const uint8_t* active = v.active + plane * (v.channels / kPiece);
+        bool any = false;
+        for (int piece = 0; piece < v.channels / kPiece; ++piece) any |= active[piece] != 0;
+        for (int c = 0; any && c < v.channels; ++c) value_channel(v, plane, c);
     }
 }
 
 // Σ over the listed tokens of one plane's bytes, added to y with its scale.
 void add_listed(const Combine& c, const int32_t* columns, int count, int plane, float scale, int first, float* y) {
-    int32_t sum[32] = {};
+    int32_t sum[kPiece] = {};
     for (int n = 0; n < count; ++n) {
         const int8_t* bytes = c.bytes + plane * c.plane_bytes + columns[n] * c.byte_stride + first;
-        for (int l = 0; l < 32; ++l) sum[l] += bytes[l];
+        for (int l = 0; l < kPiece; ++l) sum[l] += bytes[l];
     }
-    for (int l = 0; l < 32; ++l) y[l] = y[l] + static_cast<float>(sum[l]) * scale;
+    for (int l = 0; l < kPiece; ++l) y[l] = y[l] + static_cast<float>(sum[l]) * scale;
+}
+
+// y of one row, sixteen channels from `first` on.
+void combine_piece(const Combine& c, int row, int first, float* y) {
+    const size_t plane_products = static_cast<size_t>(c.rows) * c.channels;
+    const int32_t* product = c.products + static_cast<size_t>(row) * c.channels + first;
+    const auto active = [&](int plane) { return c.active[(plane * c.channels + first) / kPiece] != 0; };
+    for (int l = 0; l < kPiece; ++l) y[l] = static_cast<float>(product[l]) * c.scale[0];
+    for (int plane = 1; plane < c.planes; ++plane) {
+        if (!active(plane)) continue;
+        const int32_t* other = product + plane * plane_products;
+        for (int l = 0; l < kPiece; ++l) {
+            y[l] = y[l] + static_cast<float>((product[l] + other[l]) / 2) * c.scale[plane];
+        }
+    }
+    for (int group = 1; group < c.groups; ++group) {
+        const size_t list = static_cast<size_t>(row) * (c.groups - 1) + group - 1;
+        for (int plane = 0; plane < c.planes && c.list_count[list] > 0; ++plane) {
+            if (!active(plane)) continue;
+            add_listed(c, c.columns + c.list_begin[list], c.list_count[list], plane, c.scale[group * c.planes + plane],
+                       first, y);
+        }
+    }
 }
 
 void combine(const Combine& c) {
-    const size_t plane_products = static_cast<size_t>(c.rows) * c.channels;
     for (int row = 0; row < c.rows; ++row) {
         for (int first = 0; first < c.channels; first += 32) {
-            const int32_t* product = c.products + static_cast<size_t>(row) * c.channels + first;
             float y[32];
-            for (int l = 0; l < 32; ++l) y[l] = static_cast<float>(product[l]) * c.scale[0];
-            for (int plane = 1; plane < c.planes; ++plane) {
-                if (!c.active[plane]) continue;
-                const int32_t* other = product + plane * plane_products;
-                for (int l = 0; l < 32; ++l) {
-                    y[l] = y[l] + static_cast<float>((product[l] + other[l]) / 2) * c.scale[plane];
-                }
-            }
-            for (int group = 1; group < c.groups; ++group) {
-                const size_t list = static_cast<size_t>(row) * (c.groups - 1) + group - 1;
-                if (c.list_count[list] == 0) continue;
-                for (int plane = 0; plane < c.planes; ++plane) {
-                    if (!c.active[plane]) continue;
-                    add_listed(c, c.columns + c.list_begin[list], c.list_count[list], plane,
-                               c.scale[group * c.planes + plane], first, y);
-                }
-            }
+            combine_piece(c, row, first, y);
+            combine_piece(c, row, first + kPiece, y + kPiece);
             uint32_t word = 0;
             for (int l = 0; l < 32; ++l) word |= static_cast<uint32_t>(y[l] + c.shift[first + l] >= 0) << l;
             c.out[row * c.out_stride + first / 32] = word;

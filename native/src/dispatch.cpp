@@ -18,6 +18,7 @@ std::vector<const Kernels*> detect() {
         __builtin_cpu_supports("avx512vnni")) {
         found.push_back(&kAvx512Kernels);
     }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) found.push_back(&kAvx2Kernels);
 #endif
     found.push_back(&kPortableKernels);
     return found;

@@ -10,6 +10,7 @@ namespace gsb {
 
 extern const Kernels kPortableKernels;
 #if defined(__x86_64__)
+extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 #endif
 

@@ -166,14 +166,15 @@ Result<uint32_t> norm_bits(const std::string& name, Array<float, 2> x, Array<flo
     for (size_t row = 0; row < count; ++row) {
         std::memcpy(rows.data() + row * padded, x.data() + row * width, width * sizeof(float));
     }
-    const gsb::NormSigns signs = gsb::norm_signs({weight.data(), weight.data() + width}, {bias.data(), bias.data() + width});
+    const gsb::NormSigns signs =
+        gsb::norm_signs({weight.data(), weight.data() + width}, {bias.data(), bias.data() + width});
     Poisoned<float> thresholds(padded, signs.threshold.data());
     Poisoned<uint32_t> flips(signs.flip.size(), signs.flip.data());
     const size_t words = gsb::round_up((padded + 31) / 32, 2);
     Poisoned<uint32_t> out(count * words);
-    backend(name).norm_bits({rows.data(), padded, static_cast<int>(count), static_cast<int>(width), thresholds.data(),
-                             flips.data(), eps},
-                            out.data(), words);
+    backend(name).norm_bits(
+        {rows.data(), padded, static_cast<int>(count), static_cast<int>(width), thresholds.data(), flips.data(), eps},
+        out.data(), words);
     out.check();
     return result(out.data(), {count, words});
 }

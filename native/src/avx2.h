@@ -12,18 +12,21 @@
 
 namespace gsb {
 
-GSB_AVX2_INLINE __m256i load256(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
-GSB_AVX2_INLINE void store256(void* to, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(to), x); }
+GSB_AVX2_INLINE __m256i load256(const void* from) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+}
+GSB_AVX2_INLINE void store256(void* to, __m256i x) {
+    _mm256_storeu_si256(static_cast<__m256i*>(to), x);
+}
 
 // Popcounts of the bytes, each times `weight`, from a table of nibbles.
 struct ByteCounts {
     __m256i table, nibble;
 
     GSB_AVX2_INLINE explicit ByteCounts(char weight)
-        : table(_mm256_mullo_epi16(
-              _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3,
-                               3, 4),
-              _mm256_set1_epi16(weight))),
+        : table(_mm256_mullo_epi16(_mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2,
+                                                    3, 1, 2, 2, 3, 2, 3, 3, 4),
+                                   _mm256_set1_epi16(weight))),
           nibble(_mm256_set1_epi8(15)) {}
     // acc + counts of x
     GSB_AVX2_INLINE __m256i added(__m256i acc, __m256i x) const {

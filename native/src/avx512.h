@@ -6,8 +6,9 @@
 #include "kernels.h"
 
 // Of each function, not of the file: nothing outside the kernels may use instructions the processor may lack.
-#define GSB_AVX512 \
-    __attribute__((target("avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,avx512vnni,prefer-vector-width=512")))
+#define GSB_AVX512         \
+    __attribute__((target( \
+        "avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,avx512vnni,prefer-vector-width=512")))
 #define GSB_AVX512_APART GSB_AVX512 __attribute__((noinline))
 #define GSB_AVX512_INLINE GSB_AVX512 __attribute__((always_inline)) inline
 
@@ -22,7 +23,9 @@ GSB_AVX512_INLINE float fold16(__m512 lanes) {
 }
 
 // The first n of sixteen lanes.
-GSB_AVX512_INLINE __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+GSB_AVX512_INLINE __mmask16 first_lanes(int n) {
+    return static_cast<__mmask16>((1u << n) - 1);
+}
 
 // kernels_avx512_attention.cpp
 void scores_avx512(const Scores&);

@@ -32,7 +32,7 @@ enum class WeightLayout {
 enum class PatchLayout {
     rows,   // int8 (channels, 3, area)
     quads,  // int8 (block, 3, area / 4, lanes, 4)
-    pairs   // int16 (block, 3, area / 2, lanes, 2)
+    pairs   // int16 (channels / 16, 3, area / 2, 16, 2)
 };
 
 // counts[row, channel] = popcount(rows[row] ^ weights[channel]).
@@ -101,9 +101,9 @@ struct Scores {
     Candidates* candidates;  // nullptr where there is one group
 };
 
-// The Value planes of one head, as weights of depth `tokens` and as bytes. Upper groups usually hold few channels, so their
-// planes are kept in pieces of sixteen channels, and only the pieces that hold any are made and multiplied. Plane 0 is
-// one piece of all channels.
+// The Value planes of one head, as weights of depth `tokens` and as bytes. Upper groups usually hold few channels, so
+// their planes are kept in pieces of sixteen channels, and only the pieces that hold any are made and multiplied. Plane
+// 0 is one piece of all channels.
 struct ValuePlanes {
     const uint16_t* counts;  // (channels / 32, tokens, 32)
     int tokens, channels;    // channels: a multiple of 32

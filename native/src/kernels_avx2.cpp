@@ -13,10 +13,12 @@ namespace gsb {
 
 namespace {
 
-GSB_AVX2_INLINE __m256i broadcast(const uint32_t* from) { return _mm256_set1_epi32(static_cast<int>(*from)); }
+GSB_AVX2_INLINE __m256i broadcast(const uint32_t* from) {
+    return _mm256_set1_epi32(static_cast<int>(*from));
+}
 
-// One row by W registers of eight channels; `lanes` is the width of the weights' block. Counts gather in bytes: a triple
-// adds up to 24 to each, a single word 8.
+// One row by W registers of eight channels; `lanes` is the width of the weights' block. Counts gather in bytes: a
+// triple adds up to 24 to each, a single word 8.
 template <int W, class Epilogue>
 GSB_AVX2_INLINE void tile(const uint32_t* row, const uint32_t* weights, int lanes, int depth,
                           const Epilogue& epilogue) {
@@ -37,8 +39,8 @@ GSB_AVX2_INLINE void tile(const uint32_t* row, const uint32_t* weights, int lane
                 const __m256i differ = _mm256_xor_si256(x1, load256(word + lanes + 8 * w));
                 const __m256i sum = _mm256_xor_si256(x2, load256(word + 2 * lanes + 8 * w));
                 // d ? ¬s : x0
-                const __m256i carry = _mm256_or_si256(_mm256_andnot_si256(sum, differ),
-                                                      _mm256_andnot_si256(differ, first));
+                const __m256i carry =
+                    _mm256_or_si256(_mm256_andnot_si256(sum, differ), _mm256_andnot_si256(differ, first));
                 bytes[w] = twice.added(once.added(bytes[w], sum), carry);
             }
         }
@@ -126,7 +128,8 @@ struct Counts {
         }
     };
     GSB_AVX2_INLINE Tile operator()(int row, int first) const {
-        return {out + first / kCountGroup * group_stride + static_cast<size_t>(row) * kCountGroup + first % kCountGroup};
+        return {out + first / kCountGroup * group_stride + static_cast<size_t>(row) * kCountGroup +
+                first % kCountGroup};
     }
 };
 
@@ -254,7 +257,8 @@ GSB_AVX2_INLINE void norm_rows(const Norm& norm, int row, uint32_t* out, size_t 
         const int lanes = norm.width - i;
         uint16_t flip;
         std::memcpy(&flip, reinterpret_cast<const char*>(norm.flip) + i / 8, sizeof(flip));
-        const __m256 low_limit = _mm256_loadu_ps(norm.threshold + i), high_limit = _mm256_loadu_ps(norm.threshold + i + 8);
+        const __m256 low_limit = _mm256_loadu_ps(norm.threshold + i),
+                     high_limit = _mm256_loadu_ps(norm.threshold + i + 8);
         for (int r = 0; r < R; ++r) {
             const Lanes v = load_lanes(x + r * norm.stride + i, lanes);
             const __m256 a = _mm256_mul_ps(_mm256_sub_ps(v.low, mean[r]), factor[r]);
@@ -276,17 +280,19 @@ GSB_AVX2 void norm_bits(const Norm& given, uint32_t* out, size_t out_stride) {
     for (; row < norm.count; ++row) norm_rows<1>(norm, row, out, out_stride);
 }
 
-// R patches by sixteen channels, one colour. Pixels are widened to 16 bits a stretch at a time: u8 · s8 summed in 16 bits
-// would saturate.
+// R patches by sixteen channels, one colour. Pixels are widened to 16 bits a stretch at a time: u8 · s8 summed in 16
+// bits would saturate.
 template <int R>
-GSB_AVX2_INLINE void patch_tile(const Patches& p, const int16_t* weights, int lanes, int row, int first, int colour) {
+GSB_AVX2_INLINE void patch_tile(const Patches& p, const int16_t* weights, int row, int first, int colour) {
     constexpr int kStretch = 256;
     const uint8_t* pixels = p.pixels + (static_cast<size_t>(row) * 3 + colour) * p.area;
     __m256i acc[R][2];
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
     for (int start = 0; start < p.area; start += kStretch) {
         const int taps = p.area - start < kStretch ? p.area - start : kStretch;
         alignas(32) int16_t wide[R][kStretch];
+#pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
             const uint8_t* from = pixels + static_cast<size_t>(r) * 3 * p.area + start;
             for (int k = 0; k < taps; k += 4) {
@@ -295,8 +301,9 @@ GSB_AVX2_INLINE void patch_tile(const Patches& p, const int16_t* weights, int la
             }
         }
         for (int k = 0; k < taps; k += 2) {
-            const int16_t* pair = weights + static_cast<size_t>(start + k) * lanes;
+            const int16_t* pair = weights + static_cast<size_t>(start + k) * 16;
             const __m256i w0 = load256(pair), w1 = load256(pair + 16);
+#pragma GCC unroll 4
             for (int r = 0; r < R; ++r) {
                 const __m256i u = _mm256_broadcastd_epi32(_mm_loadu_si32(wide[r] + k));
                 acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(u, w0));
@@ -304,7 +311,9 @@ GSB_AVX2_INLINE void patch_tile(const Patches& p, const int16_t* weights, int la
             }
         }
     }
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
         for (int part = 0; part < 2; ++part) {
             const int channel = first + 8 * part;
             float* x = p.x + (row + r) * p.stride + channel;
@@ -322,13 +331,12 @@ GSB_AVX2 void patches_embed(const Patches& given) {
     constexpr int kRows = 4;
     const Patches p = given;
     for (int first = 0; first < p.channels; first += 16) {
-        const int block = first / kBlock * kBlock, lanes = p.channels - block < kBlock ? p.channels - block : kBlock;
         for (int colour = 0; colour < 3; ++colour) {
-            const int16_t* weights = static_cast<const int16_t*>(p.weights) + static_cast<size_t>(block) * 3 * p.area +
-                                     static_cast<size_t>(colour) * p.area * lanes + 2 * (first - block);
+            const int16_t* weights =
+                static_cast<const int16_t*>(p.weights) + (static_cast<size_t>(first) * 3 + 16 * colour) * p.area;
             int row = 0;
-            for (; row + kRows <= p.count; row += kRows) patch_tile<kRows>(p, weights, lanes, row, first, colour);
-            for (; row < p.count; ++row) patch_tile<1>(p, weights, lanes, row, first, colour);
+            for (; row + kRows <= p.count; row += kRows) patch_tile<kRows>(p, weights, row, first, colour);
+            for (; row < p.count; ++row) patch_tile<1>(p, weights, row, first, colour);
         }
     }
 }
@@ -354,9 +362,10 @@ GSB_AVX2 void dot_bytes(const int8_t* x, const int8_t* weights, int depth, int r
 }  // namespace
 
 const Kernels kAvx2Kernels = {
-    "avx2",           WeightLayout::triples, PatchLayout::pairs, prepare_rows, product_threshold, product_interval,
-    product_count,    product_integers,      product_residual,   norm_bits,    patches_embed,     scores_avx2,
-    count_extremes_avx2, value_planes_avx2,  combine_avx2,       dot_bytes,
+    "avx2",           WeightLayout::triples, PatchLayout::pairs,  prepare_rows,      product_threshold,
+    product_interval, product_count,         product_integers,    product_residual,  norm_bits,
+    patches_embed,    scores_avx2,           count_extremes_avx2, value_planes_avx2, combine_avx2,
+    dot_bytes,
 };
 
 }  // namespace gsb

@@ -10,13 +10,17 @@ namespace gsb {
 
 namespace {
 
-// Distances of one query to all keys, WORDS words each (0: s.words); returns the smallest.
+struct Range {
+    int smallest, largest;
+};
+
+// Distances of one query to all keys, WORDS words each (0: s.words), and their extremes.
 template <int WORDS>
-GSB_AVX2_INLINE int distances(const Scores& s, const uint32_t* query) {
+GSB_AVX2_INLINE Range distances(const Scores& s, const uint32_t* query) {
     constexpr int kWords = 31;  // as many counts of eight fit in a byte
     const int words = WORDS ? WORDS : s.words;
     const ByteCounts once(1);
-    __m256i smallest = _mm256_set1_epi32(s.head_dim);
+    __m256i smallest = _mm256_set1_epi32(s.head_dim), largest = _mm256_setzero_si256();
     for (int j = 0; j < s.tokens; j += 8) {
         __m256i z = _mm256_setzero_si256();
         for (int first = 0; first < words; first += kWords) {
@@ -28,26 +32,62 @@ GSB_AVX2_INLINE int distances(const Scores& s, const uint32_t* query) {
             }
             z = _mm256_add_epi32(z, sum_bytes(bytes));
         }
-        if (s.tokens - j < 8) z = _mm256_blendv_epi8(_mm256_set1_epi32(s.head_dim), z, lanes256(s.tokens - j));
+        // Lanes without a key repeat the first.
+        const __m256i real = _mm256_broadcastd_epi32(_mm256_castsi256_si128(z));
+        if (s.tokens - j < 8) z = _mm256_blendv_epi8(real, z, lanes256(s.tokens - j));
         smallest = _mm256_min_epi32(smallest, z);
+        largest = _mm256_max_epi32(largest, z);
         store256(s.distances + j, z);
     }
     __m128i least = _mm_min_epi32(_mm256_castsi256_si128(smallest), _mm256_extracti128_si256(smallest, 1));
+    __m128i most = _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
     least = _mm_min_epi32(least, _mm_shuffle_epi32(least, 0x4E));
-    return _mm_cvtsi128_si32(_mm_min_epi32(least, _mm_shuffle_epi32(least, 0xB1)));
+    most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4E));
+    return {_mm_cvtsi128_si32(_mm_min_epi32(least, _mm_shuffle_epi32(least, 0xB1))),
+            _mm_cvtsi128_si32(_mm_max_epi32(most, _mm_shuffle_epi32(most, 0xB1)))};
 }
 
+// The exponentials of distances that span less than 8·N, in registers: entry z at z mod 8·N.
+template <int N>
+struct InRegisters {
+    __m256 table[N];
+
+    GSB_AVX2_INLINE InRegisters(const Scores& s, int smallest) {
+        const float* window = s.exp_tables + (N == 4 ? kExpCyclic32 : kExpCyclic64) + 8 * N - smallest % (8 * N);
+        for (int i = 0; i < N; ++i) table[i] = _mm256_loadu_ps(window + 8 * i);
+    }
+    GSB_AVX2_INLINE __m256 at(__m256i z) const {
+        __m256 found[N];
+        for (int i = 0; i < N; ++i) found[i] = _mm256_permutevar8x32_ps(table[i], z);
+        // Bits 3, 4 … of z choose between neighbours.
+        for (int bit = 3, left = N; left > 1; ++bit, left /= 2) {
+            const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(z, 31 - bit));
+            for (int i = 0; i < left / 2; ++i) found[i] = _mm256_blendv_ps(found[2 * i], found[2 * i + 1], upper);
+        }
+        return found[0];
+    }
+};
+
+struct Gathered {
+    const float* table;
+    __m256i smallest;
+
+    GSB_AVX2_INLINE Gathered(const Scores& s, int least)
+        : table(s.exp_tables + kExpTable), smallest(_mm256_set1_epi32(least)) {}
+    GSB_AVX2_INLINE __m256 at(__m256i z) const { return _mm256_i32gather_ps(table, _mm256_sub_epi32(z, smallest), 4); }
+};
+
 // Writes the exponentials to s.row, zeros behind them up to a multiple of 16, and returns their sum.
+template <class Table>
 GSB_AVX2_INLINE float exponentials(const Scores& s, int smallest) {
-    const float* table = s.exp_tables + kExpTable;
-    const __m256i least = _mm256_set1_epi32(smallest);
+    const Table table(s, smallest);
     __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     for (int j = 0; j < s.tokens; j += 16) {
         for (int part = 0; part < 2; ++part) {
             const int at = j + 8 * part;
             __m256 p = _mm256_setzero_ps();
             if (at < s.tokens) {
-                p = _mm256_i32gather_ps(table, _mm256_sub_epi32(load256(s.distances + at), least), 4);
+                p = table.at(load256(s.distances + at));
                 if (s.tokens - at < 8) p = _mm256_and_ps(p, _mm256_castsi256_ps(lanes256(s.tokens - at)));
             }
             sum[part] = _mm256_add_ps(sum[part], p);
@@ -55,6 +95,13 @@ GSB_AVX2_INLINE float exponentials(const Scores& s, int smallest) {
         }
     }
     return fold16(sum[0], sum[1]);
+}
+
+GSB_AVX2_INLINE float powers(const Scores& s, Range range) {
+    const int span = range.largest - range.smallest;
+    if (span < 32) return exponentials<InRegisters<4>>(s, range.smallest);
+    if (span < 64) return exponentials<InRegisters<8>>(s, range.smallest);
+    return exponentials<Gathered>(s, range.smallest);
 }
 
 // The bias of a row; `at` gives that of eight keys.
@@ -118,8 +165,8 @@ GSB_AVX2_INLINE void collect(Candidates& c, int row, const Scores& s, float larg
     }
     const __m256 limits = _mm256_set1_ps(limit);
     for (int j = 0; j < s.tokens; j += 8) {
-        auto above = static_cast<unsigned>(
-            _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(s.row + j), limits, _CMP_GT_OQ)));
+        auto above =
+            static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(s.row + j), limits, _CMP_GT_OQ)));
         for (; above != 0; above &= above - 1) {
             const int column = j + __builtin_ctz(above);
             c.columns[c.used] = column;
@@ -133,8 +180,8 @@ template <int WORDS, class Bias>
 GSB_AVX2_APART void score_rows(const Scores& given) {
     const Scores s = given;
     for (int i = s.first; i < s.last; ++i) {
-        const int smallest = distances<WORDS>(s, s.queries + i * s.query_stride);
-        const float largest = finish_row<Bias>(s, i, exponentials(s, smallest));
+        const Range range = distances<WORDS>(s, s.queries + i * s.query_stride);
+        const float largest = finish_row<Bias>(s, i, powers(s, range));
         if (s.candidates) collect(*s.candidates, i - s.first, s, largest);
     }
 }
@@ -142,10 +189,14 @@ GSB_AVX2_APART void score_rows(const Scores& given) {
 template <class Bias>
 GSB_AVX2_INLINE void score_words(const Scores& s) {
     switch (s.words) {
-        case 1: return score_rows<1, Bias>(s);
-        case 2: return score_rows<2, Bias>(s);
-        case 3: return score_rows<3, Bias>(s);
-        default: return score_rows<0, Bias>(s);
+        case 1:
+            return score_rows<1, Bias>(s);
+        case 2:
+            return score_rows<2, Bias>(s);
+        case 3:
+            return score_rows<3, Bias>(s);
+        default:
+            return score_rows<0, Bias>(s);
     }
 }
 

@@ -16,12 +16,18 @@ namespace {
 
 constexpr int kCarry = 0x3A;  // d ? ¬s : x0, as the truth table of (d, s, x0)
 
-GSB_AVX512_INLINE __m512i load(const void* from) { return _mm512_loadu_si512(from); }
-GSB_AVX512_INLINE __m512i broadcast(const uint32_t* from) { return _mm512_set1_epi32(static_cast<int>(*from)); }
+GSB_AVX512_INLINE __m512i load(const void* from) {
+    return _mm512_loadu_si512(from);
+}
+GSB_AVX512_INLINE __m512i broadcast(const uint32_t* from) {
+    return _mm512_set1_epi32(static_cast<int>(*from));
+}
 
 // Accumulators change in place and weights stay in registers: left to itself GCC copies and spills the former and loads
 // the latter once for each row.
-GSB_AVX512_INLINE void accumulate(__m512i& acc, __m512i x) { asm("vpaddd %1, %0, %0" : "+v"(acc) : "v"(x)); }
+GSB_AVX512_INLINE void accumulate(__m512i& acc, __m512i x) {
+    asm("vpaddd %1, %0, %0" : "+v"(acc) : "v"(x));
+}
 GSB_AVX512_INLINE __m512i load_kept(const void* from) {
     __m512i x = load(from);
     asm("" : "+v"(x));
@@ -109,10 +115,14 @@ GSB_AVX512_INLINE void product(const Product& p, const MakeEpilogue& make) {
     int first = 0;
     for (; first + 64 <= p.channels; first += 64) block<4>(p, first, make);
     switch ((p.channels - first) / 16) {
-        case 1: return block<1>(p, first, make);
-        case 2: return block<2>(p, first, make);
-        case 3: return block<3>(p, first, make);
-        default: return;
+        case 1:
+            return block<1>(p, first, make);
+        case 2:
+            return block<2>(p, first, make);
+        case 3:
+            return block<3>(p, first, make);
+        default:
+            return;
     }
 }
 
@@ -385,10 +395,14 @@ GSB_AVX512 void patches_embed(const Patches& p) {
     int first = 0;
     for (; first + 64 <= p.channels; first += 64) patch_block<4>(p, first);
     switch ((p.channels - first) / 16) {
-        case 1: return patch_block<1>(p, first);
-        case 2: return patch_block<2>(p, first);
-        case 3: return patch_block<3>(p, first);
-        default: return;
+        case 1:
+            return patch_block<1>(p, first);
+        case 2:
+            return patch_block<2>(p, first);
+        case 3:
+            return patch_block<3>(p, first);
+        default:
+            return;
     }
 }
 
@@ -416,10 +430,10 @@ GSB_AVX512 void dot_bytes(const int8_t* x, const int8_t* weights, int depth, int
 }  // namespace
 
 const Kernels kAvx512Kernels = {
-    "avx512",          WeightLayout::triples, PatchLayout::quads, prepare_rows,
-    product_threshold, product_interval,      product_count,      product_integers,
-    product_residual,  norm_bits,             patches_embed,      scores_avx512,
-    count_extremes_avx512, value_planes_avx512, combine_avx512,   dot_bytes,
+    "avx512",         WeightLayout::triples, PatchLayout::quads,    prepare_rows,        product_threshold,
+    product_interval, product_count,         product_integers,      product_residual,    norm_bits,
+    patches_embed,    scores_avx512,         count_extremes_avx512, value_planes_avx512, combine_avx512,
+    dot_bytes,
 };
 
 }  // namespace gsb

@@ -10,7 +10,9 @@ namespace gsb {
 
 namespace {
 
-GSB_AVX512_INLINE __m512i load(const void* from) { return _mm512_loadu_si512(from); }
+GSB_AVX512_INLINE __m512i load(const void* from) {
+    return _mm512_loadu_si512(from);
+}
 
 GSB_AVX512_INLINE __mmask16 lanes_of(int j, int tokens) {
     return tokens - j < 16 ? first_lanes(tokens - j) : static_cast<__mmask16>(0xFFFF);
@@ -255,10 +257,14 @@ GSB_AVX512_INLINE void score_rows(const Scores& s) {
 template <class Bias>
 GSB_AVX512_INLINE void score_words(const Scores& s) {
     switch (s.words) {
-        case 1: return score_rows<1, Bias>(s);
-        case 2: return score_rows<2, Bias>(s);
-        case 3: return score_rows<3, Bias>(s);
-        default: return score_rows<0, Bias>(s);
+        case 1:
+            return score_rows<1, Bias>(s);
+        case 2:
+            return score_rows<2, Bias>(s);
+        case 3:
+            return score_rows<3, Bias>(s);
+        default:
+            return score_rows<0, Bias>(s);
     }
 }
 

@@ -112,9 +112,9 @@ Buffer<uint8_t> pack_patch_weights(PatchLayout layout, const uint8_t* weights, i
     const int channels = static_cast<int>(round_up(width, 16)), area = static_cast<int>(round_up(pixels, 4));
     const size_t values = static_cast<size_t>(channels) * 3 * area;
     Buffer<uint8_t> packed(layout == PatchLayout::pairs ? 2 * values : values);
-    const size_t step = layout == PatchLayout::quads ? 4 : 2;
+    const size_t step = layout == PatchLayout::quads ? 4 : 2, block = layout == PatchLayout::quads ? kBlock : 16;
     for (int c = 0; c < width; ++c) {
-        const size_t first = c / kBlock * kBlock, lanes = std::min<size_t>(kBlock, channels - first);
+        const size_t first = c / block * block, lanes = std::min<size_t>(block, channels - first);
         for (int colour = 0; colour < 3; ++colour) {
             for (int k = 0; k < pixels; ++k) {
                 const uint8_t value = weights[(static_cast<size_t>(c) * 3 + colour) * pixels + k];

@@ -58,11 +58,11 @@ struct BlockWeights {
     BlockWeights(const PackedModel& model, const Shape& shape, const Kernels& kernels, int block);
 
     NormSigns norm1, norm2;
-    BinaryWeights query, key, value;                                   // (inner, C)
-    Buffer<int32_t> query_threshold, key_threshold;                    // (inner)
-    Buffer<int16_t> value_threshold;                                   // (inner)
-    std::vector<float> value_scale, value_bias;                        // (C)
-    Buffer<float> exp_tables;                                          // see kExpTable
+    BinaryWeights query, key, value;                 // (inner, C)
+    Buffer<int32_t> query_threshold, key_threshold;  // (inner)
+    Buffer<int16_t> value_threshold;                 // (inner)
+    std::vector<float> value_scale, value_bias;      // (C)
+    Buffer<float> exp_tables;                        // see kExpTable
     // Relative bias: each head's table turned around on both axes, so that a row of patches reads it forwards; then
     // its prefix part as the file has it.
     std::vector<float> bias_patches, bias_prefix;

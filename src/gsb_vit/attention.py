@@ -1,6 +1,6 @@
 """Attention with superposed attention and Value matrices, and the learned biases added after the softmax."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from .errors import InputError
-from .layers import ElasticSign, Quantizer
+from .input_quantizers import ElasticSign, Planes, Quantizer
 from .quantizers import scale_ste
 from .superposition import (
     attention_groups,
@@ -227,21 +227,32 @@ class RelativeAttentionBias(nn.Module):
         return self.table.index_select(1, self.index).view(-1, self.num_tokens, self.num_tokens)
 
 
+def _shifted(x: Tensor, shift: Tensor | None) -> Tensor:
+    return x if shift is None else x + shift
+
+
+def _scale_per_plane(planes: list[Tensor], scale: Tensor) -> Sequence[Tensor]:
+    """The scale of each plane: of scales (G,), or the one scale of one plane, of any shape."""
+    return scale.unbind(0) if scale.shape == (len(planes),) else (scale,)
+
+
 class GSBAttention(nn.Module):
     """Multi-head attention on one-bit queries and keys and superposed attention and Value matrices.
 
-    x (B, N, C) → qkv; q, k, v (B, h, N, d) each plus a learned shift (h, 1, d);
+    x (B, N, C) → qkv; q, k, v (B, h, N, d) each plus a learned shift (h, 1, d), unless ``with_shifts`` is False;
     A = dropout(softmax(s_q·s_k·(B_q B_kᵀ)/√d) + E); y = A_b V_b → proj. The bias E is added after the softmax.
     In eval mode A_b V_b is the sum of integer plane products times S_ab = s_Aa·s_Vb, in the order of
     docs/numerics.md; in training mode one product of the superposed tensors. Without quantizers (all four None) q, k,
-    v and A stay in floating point. GSB, https://arxiv.org/abs/2305.07931.
+    v and A stay in floating point. ``query_key`` makes the quantizers of q and k; without ``softmax`` the attention
+    quantizer gets the scores plus E. GSB, https://arxiv.org/abs/2305.07931; other quantizers: ``schemes``.
 
-    Raises InputError when called with an attention mask or causal, which one-bit attention does not have.
+    Raises InputError when called with an attention mask or causal, which one-bit attention does not have, and for
+    attention dropout without softmax, where a dropped score of 0 would not drop its entry.
     """
 
-    q_shift: nn.Parameter
-    k_shift: nn.Parameter
-    v_shift: nn.Parameter
+    q_shift: nn.Parameter | None
+    k_shift: nn.Parameter | None
+    v_shift: nn.Parameter | None
 
     def __init__(
         self,
@@ -249,23 +260,30 @@ class GSBAttention(nn.Module):
         proj: nn.Linear,
         num_heads: int,
         attention_bias: RelativeAttentionBias | FullAttentionBias | None = None,
-        attention_quantizer: AttentionSuperposition | None = None,
-        value_quantizer: ValueSuperposition | None = None,
+        attention_quantizer: Planes | None = None,
+        value_quantizer: Planes | None = None,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        *,
+        query_key: Callable[[], Planes] = ElasticSign,
+        with_shifts: bool = True,
+        softmax: bool = True,
     ) -> None:
         super().__init__()
         if (attention_quantizer is None) != (value_quantizer is None):
             raise InputError("give both attention_quantizer and value_quantizer, or neither")
+        if attn_drop and not softmax:
+            raise InputError(f"attention without softmax has no dropout, got {attn_drop}; build with attn_drop_rate=0")
         self.num_heads = num_heads
         self.attn_dim = qkv.out_features // 3
         self.head_dim = self.attn_dim // num_heads
-        self.qkv, self.proj = qkv, proj
+        self.qkv, self.proj, self.softmax = qkv, proj, softmax
         for name in ("q_shift", "k_shift", "v_shift"):
-            setattr(self, name, nn.Parameter(qkv.weight.new_zeros(num_heads, 1, self.head_dim)))
+            shift = nn.Parameter(qkv.weight.new_zeros(num_heads, 1, self.head_dim)) if with_shifts else None
+            self.register_parameter(name, shift)
         binary = attention_quantizer is not None
-        self.query_quantizer = ElasticSign() if binary else None
-        self.key_quantizer = ElasticSign() if binary else None
+        self.query_quantizer = query_key() if binary else None
+        self.key_quantizer = query_key() if binary else None
         self.attention_quantizer, self.value_quantizer = attention_quantizer, value_quantizer
         self.attention_bias = attention_bias
         self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(proj_drop)
@@ -276,17 +294,27 @@ class GSBAttention(nn.Module):
         B, N, _ = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
-        return q + self.q_shift, k + self.k_shift, v + self.v_shift
+        return _shifted(q, self.q_shift), _shifted(k, self.k_shift), _shifted(v, self.v_shift)
+
+    def _scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """(B, h, N, N): products of queries and keys, scaled."""
+        scale = self.head_dim**-0.5
+        queries, keys = self.query_quantizer, self.key_quantizer
+        if queries is None or keys is None:
+            return q @ k.transpose(-2, -1) * scale
+        if self.training and not queries.factored:
+            return queries(q) @ keys(k).transpose(-2, -1) * scale
+        (q,), query_scale = queries.quantize(q)
+        (k,), key_scale = keys.quantize(k)
+        if key_scale.dim():
+            key_scale = key_scale.transpose(-2, -1)
+        return q @ k.transpose(-2, -1) * (query_scale * key_scale * scale)
 
     def attention_matrix(self, q: Tensor, k: Tensor) -> Tensor:
         """Return A (B, h, N, N) before its quantizer: softmax, plus the bias, through dropout."""
-        scale = self.head_dim**-0.5
-        if self.query_quantizer is not None and self.key_quantizer is not None:
-            (q,), query_scale = self.query_quantizer.quantize(q)
-            (k,), key_scale = self.key_quantizer.quantize(k)
-            scale = query_scale * key_scale * scale
-        scores = q @ k.transpose(-2, -1)
-        A = (scores * scale).softmax(-1)
+        A = self._scores(q, k)
+        if self.softmax:
+            A = A.softmax(-1)
         if self.attention_bias is not None:
             A = A + self.attention_bias()
         return self.attn_drop(A)
@@ -297,12 +325,14 @@ class GSBAttention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v)
         return y if self.attention_bias is None else y + self.attention_bias() @ v
 
-    def _planewise_product(self, attention: list[Tensor], values: list[Tensor], scales: Tensor) -> Tensor:
-        """Σ I_ab·S_ab over planes a of A and b of V, with S_ab the scales (A, V), a outer and b inner."""
+    def _planewise_product(self, attention: Planes, A: Tensor, value: Planes, v: Tensor) -> Tensor:
+        """Σ I_ab·S_ab over planes a of A and b of V, with S_ab = s_Aa·s_Vb, a outer and b inner."""
+        rows, row_scales = attention.quantize(A)
+        columns, column_scales = value.quantize(v)
         terms = [
-            (attention_plane @ value_plane) * scales[a, b]
-            for a, attention_plane in enumerate(attention)
-            for b, value_plane in enumerate(values)
+            (row @ column) * (row_scale * column_scale)
+            for row, row_scale in zip(rows, _scale_per_plane(rows, row_scales), strict=True)
+            for column, column_scale in zip(columns, _scale_per_plane(columns, column_scales), strict=True)
         ]
         y = terms[0]
         for term in terms[1:]:
@@ -319,7 +349,6 @@ class GSBAttention(nn.Module):
         elif self.training:
             y = self.attention_quantizer(self.attention_matrix(q, k)) @ self.value_quantizer(v)
         else:
-            attention, attention_scales = self.attention_quantizer.quantize(self.attention_matrix(q, k))
-            values, value_scales = self.value_quantizer.quantize(v)
-            y = self._planewise_product(attention, values, attention_scales[:, None] * value_scales)
+            A = self.attention_matrix(q, k)
+            y = self._planewise_product(self.attention_quantizer, A, self.value_quantizer, v)
         return self.proj_drop(self.proj(y.transpose(1, 2).reshape(B, N, self.attn_dim)))

@@ -1,139 +1,23 @@
-"""Turn a timm vision transformer into a one-bit one: the switches, the conversion, the first scales."""
+"""Turn a timm vision transformer into a one-bit one: the conversion, the first scales."""
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast
 
 import torch
 from timm.layers import Mlp, PatchEmbed
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
-from .attention import (
-    AttentionSuperposition,
-    FullAttentionBias,
-    GSBAttention,
-    RelativeAttentionBias,
-    Superposition,
-    ValueSuperposition,
-)
+from .attention import FullAttentionBias, GSBAttention, RelativeAttentionBias, Superposition
 from .errors import InputError
-from .layers import BinaryLinear, QuantizedConv2d, QuantizedLinear, QuantizedWeight, Quantizer
+from .layers import BinaryLinear, InitializedOnce, QuantizedConv2d, QuantizedLinear
+from .quantization import PRESETS, Quantization
+from .schemes import Scheme, scheme_of
+
+__all__ = ["PRESETS", "Quantization", "binarize", "calibrate_thresholds", "initialize_scales", "quantize_heads"]
 
 MLP_CLIP = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Quantization:
-    """The switches of a one-bit vision transformer; each has this name in recipes and packed files too.
-
-    The table in docs/design.md says what each one does. Raises InputError for a value that is not allowed.
-    """
-
-    weights: Literal["all", "mlp", "none"] = "all"
-    activations: Literal["binary", "full"] = "binary"
-    weight_scale: Literal["row", "layer"] = "row"
-    edge_bits: Literal[8, 32] = 8
-    attention_thresholds: tuple[float, ...] = (0.7, 0.9)
-    value_thresholds: tuple[float, ...] = (0.7, 0.9)
-    threshold_scope: Literal["sample", "batch", "fixed"] = "sample"
-    value_gradient: Literal["aligned", "authors"] = "aligned"
-    initial_scales: Literal["increment", "authors"] = "increment"
-    attention_bias: Literal["relative", "full", "none"] = "relative"
-    patch_norm: bool = False
-
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if get_origin(hint) is Literal and (value not in get_args(hint) or isinstance(value, bool)):
-                allowed = ", ".join(repr(choice) for choice in get_args(hint))
-                raise InputError(f"quantization {name} is {value!r}; it must be one of {allowed}")
-        for name in ("attention_thresholds", "value_thresholds"):
-            object.__setattr__(self, name, _checked_thresholds(name, getattr(self, name)))
-        if not isinstance(self.patch_norm, bool):
-            raise InputError(f"quantization patch_norm is {self.patch_norm!r}; it must be true or false")
-
-    @classmethod
-    def full_precision(cls) -> "Quantization":
-        """Return the switches of a plain timm ViT: nothing is quantized, nothing is added."""
-        return cls(weights="none", activations="full", edge_bits=32, attention_bias="none")
-
-    @classmethod
-    def stage1(cls) -> "Quantization":
-        """Return the first training stage: one-bit weights, full-precision activations and edges."""
-        return cls(activations="full", edge_bits=32)
-
-    @classmethod
-    def stage2(cls) -> "Quantization":
-        """Return the second training stage, the defaults: one-bit weights and activations, 8-bit edges."""
-        return cls()
-
-    @classmethod
-    def authors_stage1(cls) -> "Quantization":
-        """Return the released code's first stage: one-bit MLP weights, BatchNorm after the patch embedding."""
-        return dataclasses.replace(
-            cls.authors_stage2(),
-            weights="mlp",
-            activations="full",
-            edge_bits=32,
-            attention_bias="none",
-            patch_norm=True,
-        )
-
-    @classmethod
-    def authors_stage2(cls) -> "Quantization":
-        """Return the released code's second stage."""
-        return cls(
-            weight_scale="layer",
-            threshold_scope="batch",
-            value_gradient="authors",
-            initial_scales="authors",
-            attention_bias="full",
-        )
-
-    @classmethod
-    def create(cls, value: "Quantization | dict[str, Any] | str | None") -> "Quantization":
-        """Return a Quantization from one, from a dict of switches, from a preset's name, or the defaults for None.
-
-        Raises InputError for an unknown preset, switch or value.
-        """
-        if value is None:
-            return cls()
-        if isinstance(value, Quantization):
-            return value
-        if isinstance(value, str):
-            if value not in PRESETS:
-                raise InputError(f"there is no quantization preset {value!r}; choose one of {', '.join(PRESETS)}")
-            return getattr(cls, value)()
-        if not isinstance(value, dict):
-            raise InputError(f"quantization is {value!r}; give a preset's name, a dict of switches or a Quantization")
-        names = [field.name for field in dataclasses.fields(cls)]
-        if unknown := sorted(set(value) - set(names)):
-            raise InputError(f"there is no quantization switch {unknown[0]!r}; the switches are {', '.join(names)}")
-        return cls(**value)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the switches as JSON-ready values; ``create`` reads them back."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-
-    @property
-    def changes_blocks(self) -> bool:
-        """Whether the transformer blocks differ from timm's at all."""
-        return (self.weights, self.activations, self.attention_bias) != ("none", "full", "none")
-
-
-PRESETS = ("full_precision", "stage1", "stage2", "authors_stage1", "authors_stage2")
-
-
-def _checked_thresholds(name: str, value: Any) -> tuple[float, ...]:
-    if not isinstance(value, Sequence) or not all(isinstance(ratio, int | float) for ratio in value):
-        raise InputError(f"quantization {name} is {value!r}; it must be a list of numbers such as [0.7, 0.9]")
-    ratios = tuple(float(ratio) for ratio in value)
-    if any(not 0 < ratio < 1 for ratio in ratios) or any(a >= b for a, b in pairwise(ratios)):
-        raise InputError(f"quantization {name} is {value!r}; the ratios must increase and lie between 0 and 1")
-    return ratios
 
 
 class TokenBatchNorm(nn.BatchNorm1d):
@@ -156,9 +40,10 @@ def binarize(vit: VisionTransformer, quantization: Quantization | dict[str, Any]
     quantization = Quantization.create(quantization)
     _check_model(vit, quantization)
     if quantization.changes_blocks:
+        scheme = scheme_of(quantization)
         for block in cast(Iterable[Block], vit.blocks):
-            block.attn = _gsb_attention(vit, cast(Attention, block.attn), quantization)
-            _binarize_mlp(cast(Mlp, block.mlp), quantization)
+            block.attn = _gsb_attention(vit, cast(Attention, block.attn), quantization, scheme)
+            _binarize_mlp(cast(Mlp, block.mlp), quantization, scheme)
     if quantization.edge_bits == 8:
         vit.patch_embed.proj = QuantizedConv2d.from_conv(vit.patch_embed.proj)
         quantize_heads(vit)
@@ -200,6 +85,9 @@ def _check_model(vit: nn.Module, quantization: Quantization) -> None:
         raise InputError("patch_drop_rate needs attention_bias='none': a bias belongs to one grid of patches")
     for index, block in enumerate(vit.blocks):
         _check_block(index, block)
+        dropout = block.attn.attn_drop.p
+        if dropout and quantization.activations == "binary" and not scheme_of(quantization).softmax:
+            raise InputError(f"scheme = {quantization.scheme!r} has no attention dropout; build with attn_drop_rate=0")
 
 
 def _check_block(index: int, block: nn.Module) -> None:
@@ -220,23 +108,35 @@ def _check_block(index: int, block: nn.Module) -> None:
         raise InputError(f"block {index} has a convolutional MLP, which has no one-bit form")
 
 
-def _linear(linear: nn.Linear, one_bit: bool, quantization: Quantization, **options: Any) -> nn.Linear:
+def _linear(linear: nn.Linear, one_bit: bool, quantization: Quantization, scheme: Scheme, **options: Any) -> nn.Linear:
     """The layer that the switches ask for; the very same one where neither its weights nor inputs change."""
     if not one_bit and quantization.activations == "full":
         return linear
+    options.setdefault("input_quantizer", scheme.linear())
     return BinaryLinear.from_linear(
         linear,
         activations=quantization.activations,
         weights="binary" if one_bit else "full",
+        weight_bits=quantization.weight_bits,
         weight_scale=quantization.weight_scale,
+        with_shift=scheme.shift,
         **options,
     )
 
 
-def _binarize_mlp(mlp: Mlp, quantization: Quantization) -> None:
+def _activation(linear: nn.Linear, scheme: Scheme) -> nn.Module | None:
+    """The scheme's activation function for the outputs of a layer, if it has one."""
+    return None if scheme.activation is None else scheme.activation(linear.out_features).to(linear.weight.device)
+
+
+def _binarize_mlp(mlp: Mlp, quantization: Quantization, scheme: Scheme) -> None:
     one_bit = quantization.weights != "none"
-    mlp.fc1 = _linear(cast(nn.Linear, mlp.fc1), one_bit, quantization)
-    mlp.fc2 = _linear(cast(nn.Linear, mlp.fc2), one_bit, quantization, signed=False, clip=MLP_CLIP)
+    fc1, fc2 = cast(nn.Linear, mlp.fc1), cast(nn.Linear, mlp.fc2)
+    mlp.fc1 = _linear(fc1, one_bit, quantization, scheme)
+    output = _activation(fc2, scheme)
+    mlp.fc2 = _linear(fc2, one_bit, quantization, scheme, input_quantizer=scheme.hidden(), clip=MLP_CLIP, output=output)
+    if scheme.activation is not None and mlp.fc1 is not fc1:
+        mlp.act = cast(nn.Module, _activation(fc1, scheme))
 
 
 def _attention_bias(
@@ -249,19 +149,23 @@ def _attention_bias(
     return RelativeAttentionBias(num_heads, tuple(vit.patch_embed.grid_size), vit.num_prefix_tokens)
 
 
-def _gsb_attention(vit: VisionTransformer, attention: Attention, quantization: Quantization) -> GSBAttention:
+def _gsb_attention(
+    vit: VisionTransformer, attention: Attention, quantization: Quantization, scheme: Scheme
+) -> GSBAttention:
     one_bit = quantization.weights == "all"
-    shared = (quantization.threshold_scope, quantization.initial_scales)
     binary = quantization.activations == "binary"
     result = GSBAttention(
-        _linear(attention.qkv, one_bit, quantization),
-        _linear(attention.proj, one_bit, quantization),
+        _linear(attention.qkv, one_bit, quantization, scheme),
+        _linear(attention.proj, one_bit, quantization, scheme, output=_activation(attention.proj, scheme)),
         attention.num_heads,
         _attention_bias(vit, attention.num_heads, quantization.attention_bias),
-        AttentionSuperposition(quantization.attention_thresholds, *shared) if binary else None,
-        ValueSuperposition(quantization.value_thresholds, *shared, quantization.value_gradient) if binary else None,
+        scheme.attention() if binary else None,
+        scheme.value() if binary else None,
         attn_drop=attention.attn_drop.p,
         proj_drop=attention.proj_drop.p,
+        query_key=scheme.query_key,
+        with_shifts=scheme.shift,
+        softmax=scheme.softmax or not binary,
     )
     return result.train(attention.training)
 
@@ -274,7 +178,7 @@ def initialize_scales(model: nn.Module, images: Tensor, force: bool = False) -> 
     restores the mode. ``force`` sets those that are set already anew.
     """
     for module in model.modules():
-        if force and isinstance(module, Quantizer | QuantizedWeight):
+        if force and isinstance(module, InitializedOnce):
             module.initialized.fill_(False)
             module.is_ready = False
     with _eval_mode(model):

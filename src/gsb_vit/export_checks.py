@@ -15,6 +15,9 @@ from gsb_vit.layers import BinaryLinear, InitializedOnce, QuantizedConv2d, Quant
 
 # Switch, the values a packed file can hold, the way out.
 _SWITCHES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("scheme", ("gsb", "bit"), "the runtime runs scheme = gsb or bit; this one is for comparison only"),
+    ("weight_bits", (1,), "the runtime multiplies one-bit weights; train with weight_bits = 1"),
+    ("activation_bits", (1,), "the runtime multiplies one-bit activations; train stage 2 with activation_bits = 1"),
     ("weights", ("all",), "train stage 2 with weights = all"),
     ("activations", ("binary",), "export the last stage, trained with activations = binary"),
     ("edge_bits", (8,), "train stage 2 with edge_bits = 8"),

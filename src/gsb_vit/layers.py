@@ -1,8 +1,4 @@
-"""Modules that own a quantizer's learned state: input quantizers, the binary linear layer, the 8-bit edges.
-
-Scales are set from the first batch seen, or explicitly by ``convert.initialize_scales``. Whether that has happened is
-the saved buffer ``initialized``, mirrored in a Python attribute so that a forward pass never branches on data.
-"""
+"""The layers of a quantized transformer: the binary linear layer, its activation function, the 8-bit edges."""
 
 from typing import Any, Literal, cast
 
@@ -11,145 +7,53 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from .errors import InputError
-from .quantizers import (
-    SCALE_MIN,
-    binary_weight,
-    elastic_integer,
-    elastic_sign,
-    elastic_step,
-    integer_range,
-    lsq,
-    processes,
-    scale_ste,
-)
+from .input_quantizers import ElasticInteger, ElasticSign, ElasticStep, InitializedOnce, Planes, Quantizer
+from .quantizers import SCALE_MIN, elastic_integer, integer_range, lsq, scale_ste
+from .weight_quantizers import WeightBits, WeightScale, weight_quantizer
+
+__all__ = [
+    "BinaryLinear",
+    "ElasticInteger",
+    "ElasticSign",
+    "ElasticStep",
+    "InitializedOnce",
+    "QuantizedConv2d",
+    "QuantizedLinear",
+    "QuantizedWeight",
+    "Quantizer",
+    "RPReLU",
+]
 
 
-class InitializedOnce(nn.Module):
-    """A module with a saved ``initialized`` flag; mix in before the torch layer, if any."""
+class RPReLU(nn.Module):
+    """y = r(x - γ) + ζ with r(z) = z where z > 0 and β·z elsewhere, γ, β, ζ learned per channel (C,).
 
-    initialized: Tensor
+    x (..., C). Starts as PReLU does: γ = ζ = 0, β = 0.25. ReActNet, https://arxiv.org/abs/2003.03488.
+    """
 
-    def _add_flag(self) -> None:
-        self.register_buffer("initialized", torch.tensor(False))
-        self.is_ready = False
-
-    def _mark_ready(self) -> None:
-        self.initialized.fill_(True)
-        self.is_ready = True
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        if not self.initialized.is_meta:
-            self.is_ready = bool(self.initialized)
-
-
-class Quantizer(InitializedOnce):
-    """Base of the input quantizers: a Parameter ``scale`` (() or (G,)) and its ``initialized`` state."""
-
-    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+    def __init__(self, channels: int, device: Any = None) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(shape))
-        self._add_flag()
-
-    def initial_scale(self, x: Tensor) -> Tensor:
-        """Return the scale to start with, from a first batch x."""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
-        """Set the scale from a first batch x and mark the module initialized."""
-        self.scale.copy_(self.initial_scale(x.detach()).clamp(min=SCALE_MIN))
-        self._mark_ready()
-
-    def quantize(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the integer planes of x and the scales in use."""
-        raise NotImplementedError
+        self.input_shift = nn.Parameter(torch.zeros(channels, device=device))
+        self.slope = nn.Parameter(torch.full((channels,), 0.25, device=device))
+        self.output_shift = nn.Parameter(torch.zeros(channels, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the dequantized x."""
-        (plane,), scale = self.quantize(x)
-        return plane * scale
-
-
-class ElasticSign(Quantizer):
-    """Signed one-bit quantizer, y = s·sign(x), sign(0) = +1.
-
-    Gradients: ``quantizers.elastic_sign``, k = 1/√n. Initial s = 2·mean|x|.
-    """
-
-    def initial_scale(self, x: Tensor) -> Tensor:
-        return 2 * x.abs().mean(dtype=torch.float32)
-
-    def quantize(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        if not self.is_ready:
-            self.initialize(x)
-        scale = scale_ste(self.scale, (x.numel() * processes()) ** -0.5)
-        return [elastic_sign(x, scale)], scale
-
-
-class ElasticStep(Quantizer):
-    """Unsigned one-bit quantizer, y = s·1[x > s/2].
-
-    Gradients: ``quantizers.elastic_step``, k = 1/√n. Initial s = 4·mean|x|.
-    """
-
-    def initial_scale(self, x: Tensor) -> Tensor:
-        return 4 * x.abs().mean(dtype=torch.float32)
-
-    def quantize(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        if not self.is_ready:
-            self.initialize(x)
-        scale = scale_ste(self.scale, (x.numel() * processes()) ** -0.5)
-        return [elastic_step(x, scale)], scale
-
-
-class ElasticInteger(Quantizer):
-    """Quantizer of b > 1 bits, y = s·clamp(round(x/s), Qn, Qp), unsigned ones after a shift by -min(x).
-
-    Gradients: ``quantizers.elastic_integer``, k = 1/√(n·Qp). Initial s = 2·mean|x|/√Qp signed, 4·mean|x|/√Qp
-    unsigned.
-    """
-
-    def __init__(self, bits: int = 8, signed: bool = True) -> None:
-        super().__init__()
-        if bits < 2:
-            raise InputError(
-                f"ElasticInteger needs at least 2 bits, not {bits}; use ElasticSign or ElasticStep for one"
-            )
-        self.bits, self.signed = bits, signed
-        self.low, self.high = integer_range(bits, signed)
-
-    def initial_scale(self, x: Tensor) -> Tensor:
-        return (2 if self.signed else 4) * x.abs().mean(dtype=torch.float32) / self.high**0.5
-
-    def _factor(self, x: Tensor) -> float:
-        """k = 1/√(n·Qp), after initialization where needed."""
-        if not self.is_ready:
-            self.initialize(x)
-        return (x.numel() * processes() * self.high) ** -0.5
-
-    def quantize(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the one plane of x and the scale; unsigned planes stand for x - min(x)."""
-        scale = scale_ste(self.scale, self._factor(x))
-        x = x if self.signed else x - x.detach().amin()
-        return [elastic_integer(x, scale, self.low, self.high)], scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the dequantized x, for unsigned ones with min(x) added back (a constant for the gradient)."""
-        factor = self._factor(x)
-        if self.signed:
-            return lsq(x, self.scale, self.low, self.high, factor)
-        offset = x.detach().amin()
-        return lsq(x - offset, self.scale, self.low, self.high, factor) + offset
+        input_shift, slope, output_shift = (p.to(x.dtype) for p in (self.input_shift, self.slope, self.output_shift))
+        z = x - input_shift
+        return torch.where(z > 0, z, slope * z) + output_shift
 
 
 class BinaryLinear(nn.Linear):
     """Linear layer on one-bit inputs and weights: y = (s_x·s_w)·(B_x B_wᵀ) + b, the product on the integers.
 
-    x (..., in) is clipped to ±``clip`` if given, ``shift`` (in,) is added, then ``input_quantizer`` makes the plane
-    B_x: ElasticSign where ``signed``, else ElasticStep. ``activations="full"`` leaves the inputs in floating point
-    and ``weights="full"`` the weights. Gradients of the parts: ``quantizers``.
+    x (..., in) is clipped to ±``clip`` if given, ``shift`` (in,) is added (unless it is None: ``with_shift=False``),
+    then ``input_quantizer`` makes the plane B_x: the one given, else ElasticSign where ``signed``, else ElasticStep.
+    ``activations="full"`` leaves the inputs in floating point and ``weights="full"`` the weights; ``weight_bits`` and
+    ``weight_scale`` choose the ``weight_quantizer``. Planes of many levels are multiplied dequantized while training
+    (``Planes.factored``). ``output`` is applied to y last. Gradients of the parts: ``quantizers``.
     """
+
+    shift: nn.Parameter  # None with with_shift=False, as torch has it for the bias
 
     def __init__(
         self,
@@ -161,17 +65,27 @@ class BinaryLinear(nn.Linear):
         clip: float | None = None,
         activations: Literal["binary", "full"] = "binary",
         weights: Literal["binary", "full"] = "binary",
-        weight_scale: Literal["row", "layer"] = "row",
+        weight_bits: WeightBits = 1,
+        weight_scale: WeightScale = "row",
+        input_quantizer: Planes | None = None,
+        with_shift: bool = True,
+        output: nn.Module | None = None,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self.signed, self.clip = signed, clip
-        self.activations, self.weights, self.weight_scale_per = activations, weights, weight_scale
-        self.shift = nn.Parameter(torch.zeros(in_features, device=device, dtype=dtype))
-        self.input_quantizer: Quantizer | None = None
-        if activations == "binary":
-            self.input_quantizer = (ElasticSign() if signed else ElasticStep()).to(device=device)
+        self.clip, self.activations, self.weights = clip, activations, weights
+        shift = nn.Parameter(torch.zeros(in_features, device=device, dtype=dtype)) if with_shift else None
+        self.register_parameter("shift", shift)
+        if input_quantizer is None:
+            input_quantizer = ElasticSign() if signed else ElasticStep()
+        self.signed = input_quantizer.signed
+        self.input_quantizer = input_quantizer.to(device=device) if activations == "binary" else None
+        self.weight_quantizer = (
+            weight_quantizer(weight_bits, weight_scale, out_features, device) if weights == "binary" else None
+        )
+        self.factored = all(part is None or part.factored for part in (self.input_quantizer, self.weight_quantizer))
+        self.output = output
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, **options: Any) -> "BinaryLinear":
@@ -189,17 +103,29 @@ class BinaryLinear(nn.Linear):
         return layer.train(linear.training)
 
     def binary_weight(self) -> tuple[Tensor, Tensor]:
-        """Return the signs (out, in) in ±1 and the scale, (out, 1) or (1, 1) per layer."""
-        return binary_weight(self.weight, self.weight_scale_per == "row")
+        """Return the integer plane (out, in), ±1 for one-bit weights, and the scale, (out, 1) or (1, 1) per layer.
+
+        Raises InputError where the weights are not quantized.
+        """
+        if self.weight_quantizer is None:
+            raise InputError("this layer has full-precision weights; only weights='binary' ones have a plane")
+        return self.weight_quantizer.quantize(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.clip is not None:
             x = x.clamp(-self.clip, self.clip)
-        x = x + self.shift
-        signs, weight_scale = self.binary_weight() if self.weights == "binary" else (self.weight, None)
-        if self.input_quantizer is None:
-            return F.linear(x, signs if weight_scale is None else signs * weight_scale, self.bias)
-        (plane,), scale = self.input_quantizer.quantize(x)
+        if self.shift is not None:
+            x = x + self.shift
+        y = self._product(x)
+        return y if self.output is None else self.output(y)
+
+    def _product(self, x: Tensor) -> Tensor:
+        inputs, weights = self.input_quantizer, self.weight_quantizer
+        if inputs is None or (self.training and not self.factored):
+            weight = self.weight if weights is None else weights(self.weight)
+            return F.linear(x if inputs is None else inputs(x), weight, self.bias)
+        (plane,), scale = inputs.quantize(x)
+        signs, weight_scale = (self.weight, None) if weights is None else weights.quantize(self.weight)
         y = F.linear(plane, signs)
         scale = scale if weight_scale is None else scale * weight_scale.squeeze(1)
         # The scale follows the product's dtype, so that under autocast the output is as narrow as nn.Linear's.
@@ -223,8 +149,7 @@ class QuantizedWeight(InitializedOnce):
     def _add_weight_scale(self, shape: tuple[int, ...]) -> None:
         self.low, self.high = integer_range(8)
         self.weight_scale = nn.Parameter(torch.ones(shape, device=self.weight.device))
-        self._add_flag()
-        self.initialized = self.initialized.to(self.weight.device)
+        self._add_flag(self.weight.device)
 
     @torch.no_grad()
     def initialize(self) -> None:

@@ -186,6 +186,71 @@ def integer_range(bits: int, signed: bool = True) -> tuple[int, int]:
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
+class _UnitSign(Function):
+    @staticmethod
+    def forward(x: Tensor, quadratic: bool) -> Tensor:
+        return sign(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, ctx.quadratic = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        size = ctx.saved_tensors[0].abs()
+        slope = grad * (2 - 2 * size) if ctx.quadratic else grad
+        return torch.where(size <= 1, slope, 0.0), None
+
+
+def unit_sign(x: Tensor, quadratic: bool = False) -> Tensor:
+    """Return B = sign(x) of x (any shape) in ±1 with a gradient of unit width, whatever the scale.
+
+    sign(0) = +1. grad_x = g_B·1[|x| ≤ 1], the clipped straight-through estimator of XNOR-Net
+    (https://arxiv.org/abs/1603.05279); ``quadratic``: g_B·(2 - 2|x|)·1[|x| ≤ 1], the slope of the piecewise quadratic
+    of Bi-Real Net (https://arxiv.org/abs/1808.00278) and ReActNet.
+    """
+    return _UnitSign.apply(x, quadratic)
+
+
+class _UnitStep(Function):
+    @staticmethod
+    def forward(x: Tensor, limit: Tensor | float) -> Tensor:
+        return (x >= limit).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return torch.where(ctx.saved_tensors[0].abs() <= 1, grad, 0.0), None
+
+
+def unit_step(x: Tensor, limit: Tensor | float) -> Tensor:
+    """Return B = 1[x ≥ limit] of x (any shape) in {0, 1}; a tie gives 1, limit broadcasts and is a constant.
+
+    grad_x = g_B·1[|x| ≤ 1]. With limit 0 the bool function of BiBERT, https://arxiv.org/abs/2203.06390.
+    """
+    return _UnitStep.apply(x, limit)
+
+
+class _WeightPlane(Function):
+    """A plane of weights as it is, with the straight-through gradient g_B/s towards the latent weights."""
+
+    @staticmethod
+    def forward(weight: Tensor, plane: Tensor, scale: Tensor) -> Tensor:
+        return plane.view_as(plane)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return grad / ctx.saved_tensors[0], None, None
+
+
 class _WeightSign(Function):
     @staticmethod
     def forward(weight: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
@@ -200,14 +265,38 @@ class _WeightSign(Function):
         return grad / ctx.saved_tensors[0], None, None
 
 
-def binary_weight(weight: Tensor, per_row: bool) -> tuple[Tensor, Tensor]:
+def _mean(x: Tensor, per_row: bool) -> Tensor:
+    """The mean of x (out, in) over each row, (out, 1), or over all, (1, 1)."""
+    return x.mean((1,) if per_row else (0, 1), keepdim=True)
+
+
+def binary_weight(weight: Tensor, per_row: bool, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the signs (out, in) in ±1 of a weight matrix and its scale, (out, 1) or (1, 1).
 
     B = sign(W - mean W) with the mean of the whole matrix in both cases; s = mean|W| over each row or the whole
     matrix; sign(0) = +1. W_b = s·B has the straight-through gradient grad_W = g (s and the mean are constants), so
     grad_W = g_B/s. The scale is kept at least 1e-8, so a row of zeros stays finite. BWN / XNOR-Net, https://arxiv.org/abs/1603.05279.
+    A learned ``scale`` takes the place of mean|W|; its own gradient is Σ g·B, as in XNOR-Net++
+    (https://arxiv.org/abs/1909.13863).
     """
     latent = weight.detach()
-    dims = (1,) if per_row else (0, 1)
-    scale = latent.abs().mean(dims, keepdim=True).clamp(min=WEIGHT_SCALE_MIN)
+    if scale is None:
+        scale = _mean(latent.abs(), per_row).clamp(min=WEIGHT_SCALE_MIN)
     return _WeightSign.apply(weight, latent.mean(), scale), scale
+
+
+def ternary_weight(weight: Tensor, per_row: bool, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the plane (out, in) in {-1, 0, 1} of a weight matrix and its scale, (out, 1) or (1, 1).
+
+    B = sign(W)·1[|W| > Δ], Δ = 0.7·mean|W|, s = mean of |W| where |W| > Δ, both over each row or the whole matrix.
+    A tie, |W| = Δ, gives 0. Straight through: grad_W = g, so grad_W = g_B/s. The scale is kept at least 1e-8; a row of
+    zeros gives zeros. A learned ``scale`` takes the place of s, with the gradient Σ g·B.
+    Ternary Weight Networks, https://arxiv.org/abs/1605.04711; a scale per row is ours.
+    """
+    latent = weight.detach()
+    size = latent.abs()
+    members = size > 0.7 * _mean(size, per_row)
+    if scale is None:
+        share = _mean(members.to(size.dtype), per_row).clamp(min=1 / size.numel())
+        scale = (_mean(torch.where(members, size, 0.0), per_row) / share).clamp(min=WEIGHT_SCALE_MIN)
+    return _WeightPlane.apply(weight, torch.where(members, sign(latent), 0.0), scale), scale

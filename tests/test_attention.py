@@ -3,14 +3,8 @@ import torch
 from goldens import assert_close
 from torch import nn
 
-from gsb_vit.attention import (
-    AttentionSuperposition,
-    FullAttentionBias,
-    GSBAttention,
-    RelativeAttentionBias,
-    ValueSuperposition,
-    relative_index,
-)
+from gsb_vit.attention import AttentionSuperposition, GSBAttention, ValueSuperposition
+from gsb_vit.attention_bias import FullAttentionBias, RelativeAttentionBias, relative_index
 from gsb_vit.errors import InputError
 from gsb_vit.layers import BinaryLinear
 

@@ -9,7 +9,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import gsb_vit.models  # noqa: F401 (registers the models)
-from gsb_vit.attention import FullAttentionBias, GSBAttention, RelativeAttentionBias, Superposition
+from gsb_vit.attention import GSBAttention, Superposition
+from gsb_vit.attention_bias import FullAttentionBias, RelativeAttentionBias
 from gsb_vit.convert import PRESETS, Quantization, binarize, calibrate_thresholds, initialize_scales
 from gsb_vit.errors import InputError
 from gsb_vit.layers import BinaryLinear, QuantizedConv2d, QuantizedLinear, Quantizer

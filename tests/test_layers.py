@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from gsb_vit.errors import InputError
-from gsb_vit.layers import BinaryLinear, ElasticInteger, ElasticSign, QuantizedConv2d, QuantizedLinear
+from gsb_vit.layers import BinaryLinear, ElasticInteger, ElasticSign, QuantizedConv2d, QuantizedLinear, RPReLU
 
 
 def binary_layer(seed: int = 0, **options) -> BinaryLinear:
@@ -139,3 +139,15 @@ def test_quantized_head_agrees_with_itself_in_both_modes():
 def test_elastic_integer_refuses_one_bit():
     with pytest.raises(InputError, match="at least 2 bits, not 1"):
         ElasticInteger(1)
+
+
+def test_rprelu_is_a_shifted_prelu():
+    act = RPReLU(3).double()
+    x = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(act(x), functional.leaky_relu(x, 0.25))
+    with torch.no_grad():
+        for parameter in act.parameters():
+            parameter.normal_()
+    assert torch.autograd.gradcheck(act, (x,))
+    g, b, z = (p.detach() for p in (act.input_shift, act.slope, act.output_shift))
+    assert_close(act(x), torch.where(x > g, x - g + z, b * (x - g) + z))

@@ -16,7 +16,8 @@ from gsb_vit.attention import GSBAttention
 from gsb_vit.convert import Quantization, binarize, initialize_scales
 from gsb_vit.errors import InputError
 from gsb_vit.export import pack_model
-from gsb_vit.layers import BinaryLinear, ElasticInteger, RPReLU
+from gsb_vit.input_quantizers import ElasticInteger
+from gsb_vit.layers import RPReLU
 from gsb_vit.preprocess import Preprocessing
 from gsb_vit.reference import ReferenceModel
 from gsb_vit.schemes import BooleanScores, MeanSign, MeanStep, PlainSign, UnitSign, scheme_of
@@ -297,68 +298,6 @@ def test_initial_scales_match_numpy():
         np.testing.assert_allclose(quantizer.scale.item(), expected, rtol=1e-6)
     quantizer = BooleanScores()
     assert torch.isfinite(quantizer(-torch.ones(1, 1, 2, 2))).all()
-
-
-def weight_oracle(kind, w, g):
-    """W_b, grad_W and grad_s (per row) of the weight quantizers in NumPy."""
-    bits, _, scale = kind.partition(" ")
-    if bits == "8":
-        s = 2 * np.abs(w).mean(1 if scale != "layer" else None, keepdims=True) / np.sqrt(127)
-        r = w / s
-        clamped = np.clip(r, -128, 127)
-        slope = np.where(r == clamped, np.rint(r) - r, clamped)
-        grad_s = (g * slope).sum(1 if scale != "layer" else None) / np.sqrt(w.size / s.size * 127)
-        return s * np.clip(np.rint(r), -128, 127), g * (r == clamped), np.atleast_1d(grad_s)
-    axis = (0, 1) if scale == "layer" else 1
-    if bits == "1":
-        plane, s = signs(w - w.mean()), np.abs(w).mean(axis, keepdims=True)
-    else:
-        members = np.abs(w) > 0.7 * np.abs(w).mean(axis, keepdims=True)
-        plane = np.sign(w) * members
-        s = (np.abs(w) * members).sum(axis, keepdims=True) / members.sum(axis, keepdims=True)
-    grad_s = (g * plane).sum(1) / np.sqrt(w.shape[1]) if scale == "learned_row" else None
-    return s * plane, g, grad_s
-
-
-@pytest.mark.parametrize("scale", ["row", "layer", "learned_row"])
-@pytest.mark.parametrize("bits", [1, 2, 8])
-def test_weights_match_numpy(bits, scale):
-    torch.manual_seed(0)
-    layer = BinaryLinear(33, 6, weight_bits=bits, weight_scale=scale, activations="full").double()
-    grad = torch.randn(6, 33, dtype=torch.float64)
-    weight, quantizer = layer.weight, layer.weight_quantizer
-    expected, grad_w, grad_s = weight_oracle(f"{bits} {scale}", weight.detach().numpy(), grad.numpy())
-    for dequantized in (True, False):
-        layer.zero_grad()
-        plane, used = quantizer.quantize(weight)
-        assert used.shape == ((1, 1) if scale == "layer" else (6, 1)) and torch.equal(plane, plane.round())
-        y = quantizer(weight) if dequantized else plane * used
-        y.backward(grad)
-        np.testing.assert_allclose(y.detach(), expected, rtol=1e-6, atol=1e-12)
-        np.testing.assert_allclose(weight.grad, grad_w, rtol=1e-6, atol=1e-12)
-        if grad_s is not None:
-            np.testing.assert_allclose(quantizer.weight_scale.grad, grad_s, rtol=1e-5, atol=1e-9)
-
-
-def test_ternary_ties_and_zeros():
-    weight = torch.tensor([[0.7, 1.3, -1.3, 0.7], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
-    layer = BinaryLinear(4, 2, weight_bits=2).double()
-    layer.weight = nn.Parameter(weight)
-    plane, scale = layer.binary_weight()
-    assert plane.tolist() == [[0, 1, -1, 0], [0, 0, 0, 0]]  # 0.7 · mean = 0.7: an entry at Δ is 0
-    assert scale.flatten().tolist() == pytest.approx([1.3, 1e-8])
-
-
-def test_rprelu_is_a_shifted_prelu():
-    act = RPReLU(3).double()
-    x = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.equal(act(x), torch.nn.functional.leaky_relu(x, 0.25))
-    with torch.no_grad():
-        for parameter in act.parameters():
-            parameter.normal_()
-    assert torch.autograd.gradcheck(act, (x,))
-    g, b, z = (p.detach() for p in (act.input_shift, act.slope, act.output_shift))
-    assert_close(act(x), torch.where(x > g, x - g + z, b * (x - g) + z))
 
 
 def test_schemes_put_their_parts_in_place():

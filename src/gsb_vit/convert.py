@@ -9,7 +9,8 @@ from timm.layers import Mlp, PatchEmbed
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
-from .attention import FullAttentionBias, GSBAttention, RelativeAttentionBias, Superposition
+from .attention import GSBAttention, Superposition
+from .attention_bias import FullAttentionBias, RelativeAttentionBias
 from .errors import InputError
 from .layers import BinaryLinear, InitializedOnce, QuantizedConv2d, QuantizedLinear
 from .quantization import PRESETS, Quantization

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -22,6 +20,7 @@ from .distill import DistillationTask
 from .evaluate import model_logits, validation_score
 from .guards import check_loss, check_parameters
 from .log import RunLog
+from .optimize import make_optimizer, scale_factors
 from .recipe import STAGES, DistillationRecipe, StageRecipe
 from .seeds import seed_everything
 
@@ -62,7 +61,7 @@ class Progress:
 
 
 class StageRun:
-    """Trains one model through one stage; ``run()`` leaves the chosen weights in the model."""
+    """Trains one model through one stage: ``restore()`` or ``begin()``; ``run()`` leaves the chosen weights in it."""
 
     def __init__(
         self,
@@ -86,21 +85,16 @@ class StageRun:
             )
         model.to(accelerator.device)
         self.task = DistillationTask(model, teacher, setting.distillation, recipe.label_smoothing)
-        self.optimizer = create_optimizer_v2(
-            model, opt=recipe.optimizer, lr=recipe.peak_learning_rate(), weight_decay=recipe.weight_decay
-        )
         self.steps = setting.training.steps(recipe.batch_size)
-        self.schedule = create_scheduler_v2(
-            self.optimizer,
-            sched="cosine",
-            num_epochs=recipe.epochs,
-            min_lr=recipe.min_learning_rate,
-            warmup_lr=recipe.min_learning_rate,
-            warmup_epochs=min(recipe.warmup_epochs, recipe.epochs - 1),
-            step_on_epochs=False,
-            updates_per_epoch=self.steps,
-        )[0]
         self.best: tuple[float, float] | None = None
+
+    def begin(self) -> None:
+        """Make the optimiser; the model's scales are initialised."""
+        self._make_optimizer(scale_factors(self.model, self.setting.recipe))
+
+    def _make_optimizer(self, factors: dict[str, float]) -> None:
+        self.factors = factors
+        self.optimizer, self.schedule = make_optimizer(self.model, self.setting.recipe, factors, self.steps)
 
     def restore(self) -> bool:
         """Go back to the last finished epoch on disk; False where there is none."""
@@ -110,6 +104,7 @@ class StageRun:
         tensors, state = checkpoint.read_tensors(path)
         weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         self.model.load_state_dict(weights)
+        self._make_optimizer(state.pop("scale_factors"))
         checkpoint.restore_optimizer(self.optimizer, tensors)
         self.progress = Progress(**state)
         # A best file newer than the state is a true result of the epoch that is about to be repeated.
@@ -167,7 +162,7 @@ class StageRun:
         loss, hits, count = accelerator.reduce(total, "sum").tolist()
         elapsed = time.perf_counter() - started
         return {
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["lr_scale"],
             "train_loss": loss / count,
             "train_top1": hits / count,
             "images_per_s": count / elapsed,
@@ -207,7 +202,8 @@ class StageRun:
         if self.accelerator.is_main_process:
             tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
             tensors |= checkpoint.optimizer_tensors(self.optimizer)
-            checkpoint.write_tensors(self.setting.folder / checkpoint.STATE, tensors, vars(self.progress))
+            state = {**vars(self.progress), "scale_factors": self.factors}
+            checkpoint.write_tensors(self.setting.folder / checkpoint.STATE, tensors, state)
         self.accelerator.wait_for_everyone()
 
     def _save_model(self, name: str, epoch: int, **extra: float) -> None:

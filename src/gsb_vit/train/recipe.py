@@ -89,7 +89,9 @@ class StageRecipe:
     batch_size / learning_rate_batch. ``clip_grad = 0`` does not clip. ``batch_size`` counts the pictures of all
     processes together. ``epochs = 0`` leaves the stage out. ``initialize`` names the model whose weights the stage
     starts from where names and shapes match: the stage before it that ran (``previous``), the teacher, or none
-    (``fresh``).
+    (``fresh``). ``scale_learning_rate``: quantizer scales learn at the rate of all parameters (``absolute``, as in the
+    released code) or at that rate times their own size when the stage begins (``relative``): AdamW moves a parameter by
+    about the learning rate whatever its size, which throws a scale of 0.003 across zero in one step.
     """
 
     epochs: int = 100
@@ -102,6 +104,7 @@ class StageRecipe:
     weight_decay: float = 0.05
     clip_grad: float = 1.0
     label_smoothing: float = 0.0
+    scale_learning_rate: Literal["relative", "absolute"] = "relative"
     select: Literal["best", "last"] = "best"
     initialize: Literal["previous", "teacher", "fresh"] = "previous"
     quantization: Quantization = field(default_factory=Quantization)

@@ -146,6 +146,7 @@ class _Run:
         run = StageRun(setting, model, teacher, self.accelerator, self.log, self.log_bytes)
         if not run.restore():
             self._initialize(model, setting)
+            run.begin()
         run.run()
         self.log_bytes, self.seconds[name] = run.progress.log_bytes, run.progress.seconds
         return model

@@ -20,10 +20,26 @@ from gsb_vit.cli import app, main
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("class 0", "class 1", "class 2")
 METRICS = ["n", "top1", "top5", "macro_precision", "macro_recall", "macro_f1"]
-TINY = [
-    *("--recipe", "quickstart", "--set", "model.embed_dim=32", "--set", "model.depth=1"),
-    *("--set", "teacher.epochs=1", "--set", "stage1.epochs=1", "--set", "stage2.epochs=1", "--set", "seed=3"),
-]
+RECIPE = """
+seed = 3
+[model]
+img_size = 16
+patch_size = 4
+embed_dim = 32
+depth = 1
+num_heads = 2
+[data]
+resize = "squash"
+[teacher]
+epochs = 1
+learning_rate = 1e-3
+[stage1]
+epochs = 1
+learning_rate = 1e-4
+[stage2]
+epochs = 1
+learning_rate = 1e-4
+"""
 
 
 @pytest.fixture
@@ -223,13 +239,21 @@ def test_a_wrong_recipe_is_refused_before_anything_is_written(refused, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def recipe(tmp_path_factory):
+    """A recipe of one epoch a stage."""
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, recipe):
     """A run of one epoch a stage on the digits."""
     pytest.importorskip("accelerate")
     pytest.importorskip("sklearn")
     out = tmp_path_factory.mktemp("trained") / "run"
     with pytest.raises(SystemExit) as stop:
-        main(["train", "--data", "digits", "--out", str(out), *TINY])
+        main(["train", "--data", "digits", "--out", str(out), "--recipe", str(recipe)])
     assert stop.value.code == 0
     return out
 
@@ -270,16 +294,16 @@ def two_classes(folder):
     return folder / "two"
 
 
-def test_a_used_run_folder_is_refused(refused, trained):
-    assert "--resume" in refused("train", "--data", "digits", "--out", trained, *TINY)
+def test_a_used_run_folder_is_refused(refused, trained, recipe):
+    assert "--resume" in refused("train", "--data", "digits", "--out", trained, "--recipe", recipe)
 
 
-def test_interrupting_leaves_no_traceback(tmp_path):
+def test_interrupting_leaves_no_traceback(tmp_path, recipe):
     pytest.importorskip("accelerate")
     out = tmp_path / "run"
-    arguments = ["train", "--data", "digits", "--out", str(out), *TINY, "--set", "teacher.epochs=1000"]
+    arguments = ["train", "--data", "digits", "--out", out, "--recipe", recipe, "--set", "teacher.epochs=1000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "gsb_vit.cli", *arguments],
+        [sys.executable, "-m", "gsb_vit.cli", *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,10 +10,10 @@ from gsb_vit.errors import InputError
 from gsb_vit.metrics import classification_metrics
 from gsb_vit.train.data import load_data, read_raw
 from gsb_vit.train.datasets import PICTURE_SUFFIXES, LabelledPictures
+from gsb_vit.train.recipe import DataRecipe
 
 if TYPE_CHECKING:
     from gsb_vit.runtime import Classifier
-    from gsb_vit.train.recipe import DataRecipe
 
 BATCH = 64
 # What decides how undivided data is split; kept in a packed model's provenance, so that it can be evaluated on the part
@@ -37,9 +36,8 @@ def held_out_pictures(spec: str, provenance: Mapping[str, Any]) -> tuple[tuple[s
         InputError: as :func:`gsb_vit.train.data.load_data`.
     """
     split = provenance.get("split")
-    if split is not None and provenance.get("data") == data_name(spec):
-        # The recipe's own class would import PyTorch; the split's names are the same.
-        splits = load_data(spec, cast("DataRecipe", SimpleNamespace(**split)))
+    if isinstance(split, Mapping) and provenance.get("data") == data_name(spec):
+        splits = load_data(spec, DataRecipe(**{name: split[name] for name in SPLIT_OPTIONS if name in split}))
         return splits.class_names, splits.test
     raw = read_raw(spec)
     pictures = raw.test if raw.test is not None else raw.undivided

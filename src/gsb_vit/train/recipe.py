@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..convert import Quantization
+from ..quantization import Quantization
 
 STAGES = ("teacher", "stage1", "stage2")
 

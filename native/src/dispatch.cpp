@@ -20,6 +20,9 @@ std::vector<const Kernels*> detect() {
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) found.push_back(&kAvx2Kernels);
 #endif
+#if defined(__aarch64__)
+    found.push_back(&kNeonKernels);  // part of every AArch64 processor
+#endif
     found.push_back(&kPortableKernels);
     return found;
 }

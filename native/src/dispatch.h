@@ -13,6 +13,9 @@ extern const Kernels kPortableKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 #endif
+#if defined(__aarch64__)
+extern const Kernels kNeonKernels;
+#endif
 
 // Best first; asked of the processor once.
 const std::vector<const Kernels*>& available_kernels();

@@ -280,13 +280,13 @@ void Forward::attention_value(Call& call, Scratch& scratch, int block, int first
             for (size_t plane = 0; plane < planes; ++plane) {
                 // Plane 0 in one go, the others piece by piece.
                 p.channels = plane == 0 ? shape_.head_channels : kPiece;
-                for (size_t first = 0; first < channels; first += p.channels) {
-                    const size_t at = plane * channels + first;
+                for (size_t channel = 0; channel < channels; channel += p.channels) {
+                    const size_t at = plane * channels + channel;
                     if (!active[at / kPiece]) continue;
                     p.weights = w.plane_bits.data() + (head * planes + plane) * w.plane_words +
-                                weight_words(kernels_.weights, static_cast<int>(first), depth);
+                                weight_words(kernels_.weights, static_cast<int>(channel), depth);
                     kernels_.product_integers(p, w.plane_ones.data() + head * planes * channels + at,
-                                              scratch.products.data() + plane * rows * channels + first, channels);
+                                              scratch.products.data() + plane * rows * channels + channel, channels);
                 }
             }
             Combine c{};

@@ -9,6 +9,8 @@
 #include "dispatch.h"
 #include "float_ops.h"
 #include "kernels.h"
+#include "row_products.h"
+#include "row_scores.h"
 
 namespace gsb {
 
@@ -20,82 +22,25 @@ uint64_t load_word(const uint32_t* words) {
     return word;
 }
 
-void store_word(uint32_t* words, uint64_t word) {
-    std::memcpy(words, &word, sizeof(word));
-}
-
-// Calls sink(row, first channel, channels, counts) for each row of each block of up to 64 channels.
-template <class Sink>
-void product(const Product& p, Sink sink) {
-    const int words = (p.depth + 1) / 2;
-    const size_t weight_stride = static_cast<size_t>(words) * 2;
-    for (int first = 0; first < p.channels; first += kBlock) {
-        const int channels = p.channels - first < kBlock ? p.channels - first : kBlock;
-        for (int row = 0; row < p.count; ++row) {
-            const uint32_t* x = p.rows + row * p.stride;
-            int32_t counts[kBlock];
-            for (int c = 0; c < channels; c += 4) {
-                const uint32_t* w = p.weights + (first + c) * weight_stride;
-                int32_t sum[4] = {};
-                for (int k = 0; k < words; ++k) {
-                    const uint64_t bits = load_word(x + 2 * k);
-                    for (int i = 0; i < 4; ++i) {
-                        sum[i] += __builtin_popcountll(bits ^ load_word(w + i * weight_stride + 2 * k));
-                    }
-                }
-                for (int i = 0; i < 4; ++i) counts[c + i] = sum[i];
+// counts[c] = popcount(row ^ weights[first + c]), four channels at a time.
+struct WordCounts {
+    void operator()(const Product& p, int row, int first, int channels, int32_t* counts) const {
+        const int words = (p.depth + 1) / 2;
+        const size_t stride = static_cast<size_t>(words) * 2;
+        const uint32_t* x = p.rows + row * p.stride;
+        for (int c = 0; c < channels; c += 4) {
+            const uint32_t* w = p.weights + (first + c) * stride;
+            int32_t sum[4] = {};
+            for (int k = 0; k < words; ++k) {
+                const uint64_t bits = load_word(x + 2 * k);
+                for (int i = 0; i < 4; ++i) sum[i] += __builtin_popcountll(bits ^ load_word(w + i * stride + 2 * k));
             }
-            sink(row, first, channels, counts);
+            for (int i = 0; i < 4; ++i) counts[c + i] = sum[i];
         }
     }
-}
+};
 
-void product_threshold(const Product& p, const int32_t* threshold, uint32_t* out, size_t out_stride) {
-    product(p, [=](int row, int first, int channels, const int32_t* counts) {
-        uint64_t bits = 0;
-        for (int c = 0; c < channels; ++c) bits |= static_cast<uint64_t>(counts[c] <= threshold[first + c]) << c;
-        store_word(out + row * out_stride + first / 32, bits);
-    });
-}
-
-void product_interval(const Product& p, const int32_t* low, const uint32_t* range, uint32_t* out, size_t out_stride) {
-    product(p, [=](int row, int first, int channels, const int32_t* counts) {
-        uint64_t bits = 0;
-        for (int c = 0; c < channels; ++c) {
-            const uint32_t distance = static_cast<uint32_t>(counts[c]) - static_cast<uint32_t>(low[first + c]);
-            bits |= static_cast<uint64_t>(distance > range[first + c]) << c;
-        }
-        store_word(out + row * out_stride + first / 32, bits);
-    });
-}
-
-void product_count(const Product& p, uint16_t* out, size_t group_stride) {
-    product(p, [=](int row, int first, int channels, const int32_t* counts) {
-        for (int c = 0; c < channels; ++c) {
-            out[(first + c) / kCountGroup * group_stride + static_cast<size_t>(row) * kCountGroup + c % kCountGroup] =
-                static_cast<uint16_t>(counts[c]);
-        }
-    });
-}
-
-void product_integers(const Product& p, const int32_t* base, int32_t* out, size_t out_stride) {
-    product(p, [=](int row, int first, int channels, const int32_t* counts) {
-        int32_t* y = out + row * out_stride + first;
-        for (int c = 0; c < channels; ++c) y[c] = base[first + c] - counts[c];
-    });
-}
-
-void product_residual(const Product& p, const int32_t* base, int shift, const float* scale, const float* bias, float* x,
-                      size_t x_stride) {
-    product(p, [=](int row, int first, int channels, const int32_t* counts) {
-        float* y = x + row * x_stride + first;
-        for (int c = 0; c < channels; ++c) {
-            const float dot = static_cast<float>(base[first + c] - (counts[c] << shift));
-            const float scaled = dot * scale[first + c];
-            y[c] = y[c] + (scaled + bias[first + c]);
-        }
-    });
-}
+using Products = RowProducts<WordCounts>;
 
 void norm_bits(const Norm& norm, uint32_t* out, size_t out_stride) {
     const float share = 1.0f / static_cast<float>(norm.width);
@@ -115,12 +60,9 @@ void norm_bits(const Norm& norm, uint32_t* out, size_t out_stride) {
         uint32_t* bits = out + row * out_stride;
         for (int i = 0; i < norm.width; i += 32) {
             const int end = norm.width - i < 32 ? norm.width - i : 32;
-            uint32_t word = 0;
-            for (int l = 0; l < end; ++l) {
-                const float t = (x[i + l] - mean) * factor;
-                word |= static_cast<uint32_t>(t >= norm.threshold[i + l]) << l;
-            }
-            bits[i / 32] = word ^ norm.flip[i / 32];
+            uint8_t flags[32] = {};
+            for (int l = 0; l < end; ++l) flags[l] = (x[i + l] - mean) * factor >= norm.threshold[i + l];
+            bits[i / 32] = static_cast<uint32_t>(pack_flags(flags, 32)) ^ norm.flip[i / 32];
         }
     }
 }
@@ -150,72 +92,21 @@ void patches_embed(const Patches& p) {
     }
 }
 
-// Adds the bias of row `row` to a (0 … tokens − 1).
-void add_bias(const Scores& s, int row, float* a) {
-    if (s.half_bias) {
-        const uint16_t* bias = s.half_bias + static_cast<size_t>(row) * s.tokens;
-        for (int j = 0; j < s.tokens; ++j) a[j] = a[j] + half_to_float(bias[j]);
-        return;
-    }
-    const float* first = s.bias_first + kLanes * (row < s.prefix ? row : s.prefix);
-    const float* bias = s.bias + s.bias_begin[row];
-    for (int j = 0; j < s.prefix; ++j) a[j] = a[j] + first[j];
-    for (int j = s.prefix; j < s.tokens; ++j) a[j] = a[j] + bias[j];
-}
-
-// Writes row `row` of A and returns its largest entry.
-float attention_row(const Scores& s, int row, float* a, int32_t* z) {
-    const uint32_t* q = s.queries + row * s.query_stride;
-    int32_t smallest = s.head_dim;
-    for (int j = 0; j < s.tokens; ++j) {
-        int32_t count = 0;
-        for (int w = 0; w < s.words; ++w) count += __builtin_popcount(q[w] ^ s.keys[w * s.key_stride + j]);
-        z[j] = count;
-        smallest = count < smallest ? count : smallest;
-    }
-    const float* table = s.exp_tables + kExpTable;
-    for (int j = 0; j < s.tokens; ++j) a[j] = table[z[j] - smallest];
-    const float factor = 1.0f / sum16(a, s.tokens);
-    for (int j = 0; j < s.tokens; ++j) a[j] = a[j] * factor;
-    add_bias(s, row, a);
-    float largest = a[0];
-    for (int j = 1; j < s.tokens; ++j) largest = a[j] > largest ? a[j] : largest;
-    return largest;
-}
-
-void collect(Candidates& c, int row, const float* a, int tokens, float largest) {
-    c.maximum = largest > c.maximum ? largest : c.maximum;
-    const float limit = c.fixed ? c.limit : c.ratio * c.maximum;
-    c.begin[row] = c.used;
-    c.count[row] = 0;
-    if (!(largest > limit)) return;
-    if (c.capacity - c.used < static_cast<size_t>(tokens)) {
-        c.count[row] = -1;
-        return;
-    }
-    for (int j = 0; j < tokens; ++j) {
-        if (a[j] > limit) {
-            c.columns[c.used] = j;
-            c.values[c.used++] = a[j];
+// Distances of one query to all keys, two words at a time.
+struct WordDistances {
+    void operator()(const Scores& s, const uint32_t* query, int32_t* z) const {
+        for (int w = 0; w < s.words; w += 2) {
+            const bool pair = w + 1 < s.words;
+            const uint32_t *low = s.keys + w * s.key_stride, *high = pair ? low + s.key_stride : low;
+            const uint64_t upper = pair ? ~uint64_t{0} << 32 : 0;
+            const uint64_t bits = query[w] | (pair ? static_cast<uint64_t>(query[w + 1]) << 32 : 0);
+            for (int j = 0; j < s.tokens; ++j) {
+                const uint64_t key = low[j] | (static_cast<uint64_t>(high[j]) << 32 & upper);
+                z[j] = (w == 0 ? 0 : z[j]) + __builtin_popcountll(bits ^ key);
+            }
         }
     }
-    c.count[row] = static_cast<int32_t>(c.used - c.begin[row]);
-}
-
-void scores(const Scores& s) {
-    float* a = s.row;
-    for (int row = s.first; row < s.last; ++row) {
-        const float largest = attention_row(s, row, a, s.distances);
-        uint32_t* mask = s.masks + row * s.mask_stride;
-        for (int j = 0; j < s.tokens; j += 32) {
-            const int end = s.tokens - j < 32 ? s.tokens - j : 32;
-            uint32_t word = 0;
-            for (int l = 0; l < end; ++l) word |= static_cast<uint32_t>(a[j + l] > s.half_scale) << l;
-            mask[j / 32] = word;
-        }
-        if (s.candidates) collect(*s.candidates, row - s.first, a, s.tokens, largest);
-    }
-}
+};
 
 void count_extremes(const uint16_t* counts, size_t group_stride, int channels, int first, int last, uint16_t* smallest,
                     uint16_t* largest) {
@@ -232,28 +123,40 @@ void count_extremes(const uint16_t* counts, size_t group_stride, int channels, i
     }
 }
 
-// One channel of a plane: its row of bits, their popcount, and its bytes.
-void value_channel(const ValuePlanes& v, int plane, int c) {
+// Sixteen channels of a plane: their rows of bits, the popcounts, and the bytes.
+void value_piece(const ValuePlanes& v, int plane, int first) {
     const size_t stride = (static_cast<size_t>(v.tokens) + 63) / 64 * 2;
-    const uint16_t* counts = v.counts + c / kCountGroup * static_cast<size_t>(v.tokens) * kCountGroup + c % kCountGroup;
-    const int threshold = v.threshold[c];
-    const int low = plane > 0 ? v.low[(plane - 1) * v.channels + c] : std::numeric_limits<int>::max();
-    const int high = plane > 0 ? v.high[(plane - 1) * v.channels + c] : 0;
-    int8_t* byte = v.bytes ? v.bytes + plane * (v.tokens * v.byte_stride) + c : nullptr;
-    int32_t ones = 0;
+    const uint16_t* counts =
+        v.counts + first / kCountGroup * static_cast<size_t>(v.tokens) * kCountGroup + first % kCountGroup;
+    int8_t* bytes = v.bytes ? v.bytes + plane * (v.tokens * v.byte_stride) + first : nullptr;
+    int16_t threshold[kPiece], low[kPiece], high[kPiece];
+    for (int l = 0; l < kPiece; ++l) {
+        // In plane 0 every count is in the group.
+        threshold[l] = v.threshold[first + l];
+        low[l] = plane > 0 ? v.low[(plane - 1) * v.channels + first + l] : std::numeric_limits<int16_t>::max();
+        high[l] = plane > 0 ? v.high[(plane - 1) * v.channels + first + l] : 0;
+    }
+    int32_t ones[kPiece] = {};
     for (int j = 0; j < v.tokens; j += 32) {
         const int end = v.tokens - j < 32 ? v.tokens - j : 32;
-        uint32_t word = 0;
-        for (int l = 0; l < end; ++l) {
-            const int count = counts[(j + l) * kCountGroup];
-            const bool sign = count <= threshold, member = count <= low || count >= high;
-            word |= static_cast<uint32_t>(sign == member) << l;
-            if (byte) byte[(j + l) * v.byte_stride] = member ? (sign ? 1 : -1) : 0;
+        uint32_t words[kPiece] = {};
+        for (int t = 0; t < end; ++t) {
+            const uint16_t* of_token = counts + static_cast<size_t>(j + t) * kCountGroup;
+            int8_t values[kPiece];
+            for (int l = 0; l < kPiece; ++l) {
+                const auto count = static_cast<int16_t>(of_token[l]);
+                const int sign = count <= threshold[l], member = (count <= low[l]) | (count >= high[l]);
+                words[l] |= static_cast<uint32_t>(sign == member) << t;
+                values[l] = static_cast<int8_t>((2 * sign - 1) * member);
+            }
+            if (bytes) std::memcpy(bytes + (j + t) * v.byte_stride, values, sizeof(values));
         }
-        v.bits[plane * v.plane_words + c * stride + j / 32] = word;
-        ones += __builtin_popcount(word);
+        for (int l = 0; l < kPiece; ++l) {
+            v.bits[plane * v.plane_words + (first + l) * stride + j / 32] = words[l];
+            ones[l] += __builtin_popcount(words[l]);
+        }
     }
-    v.ones[plane * v.channels + c] = ones;
+    std::memcpy(v.ones + plane * v.channels + first, ones, sizeof(ones));
 }
 
 void value_planes(const ValuePlanes& v) {
@@ -261,7 +164,7 @@ void value_planes(const ValuePlanes& v) {
         const uint8_t* active = v.active + plane * (v.channels / kPiece);
         bool any = false;
         for (int piece = 0; piece < v.channels / kPiece; ++piece) any |= active[piece] != 0;
-        for (int c = 0; any && c < v.channels; ++c) value_channel(v, plane, c);
+        for (int first = 0; any && first < v.channels; first += kPiece) value_piece(v, plane, first);
     }
 }
 
@@ -323,9 +226,10 @@ void dot_bytes(const int8_t* x, const int8_t* weights, int depth, int rows, int3
 }  // namespace
 
 const Kernels kPortableKernels = {
-    "portable",     WeightLayout::rows, PatchLayout::rows, nullptr,   product_threshold, product_interval,
-    product_count,  product_integers,   product_residual,  norm_bits, patches_embed,     scores,
-    count_extremes, value_planes,       combine,           dot_bytes,
+    "portable",          WeightLayout::rows, PatchLayout::rows, nullptr,
+    Products::threshold, Products::interval, Products::count,   Products::integers,
+    Products::residual,  norm_bits,          patches_embed,     RowScores<WordDistances>::run,
+    count_extremes,      value_planes,       combine,           dot_bytes,
 };
 
 }  // namespace gsb

@@ -3,8 +3,12 @@
 import pytest
 from random_packed import write_random_packed
 
-from gsb_vit.benchmark import benchmark, default_peers
+from gsb_vit.benchmark import benchmark, default_peers, pack_untrained, profile
+from gsb_vit.cli import main
 from gsb_vit.errors import InputError
+from gsb_vit.packed import read
+from gsb_vit.peers.plot import check_plot, plot
+from gsb_vit.peers.timing import Measurement
 
 KEYS = ["engine", "precision", "threads", "batch", "median_ms", "images_per_s", "file_mb", "peak_mb"]
 
@@ -59,3 +63,61 @@ def test_what_cannot_be_measured_is_told(model, tmp_path):
         benchmark(model, against=[], batch=0)
     with pytest.raises(InputError, match="tries 0"):
         benchmark(model, against=[], tries=0)
+
+
+def test_the_profile_covers_every_product(model):
+    pytest.importorskip("gsb_vit._native")
+    stages = {stage.name: stage for stage in profile(model, batch=2, seconds=0.05)}
+    assert sum(stage.share for stage in stages.values()) == pytest.approx(1)
+    assert all(stage.us > 0 for stage in stages.values())
+    assert all(stages[name].bit_macs_per_ns > 0 for name in ("qkv", "scores", "projection", "fc1", "fc2"))
+    assert stages["patch embedding"].byte_macs_per_ns > 0
+    with pytest.raises(InputError, match="batch 0"):
+        profile(model, batch=0)
+
+
+def test_an_untrained_architecture_can_be_timed(tmp_path):
+    pytest.importorskip("timm")
+    path = tmp_path / "tiny.safetensors"
+    pack_untrained("gsb_vit_tiny_patch16_224", path)
+    architecture = read(path).architecture
+    assert (architecture.embed_dim, architecture.depth, architecture.image_size) == (192, 12, (224, 224))
+    with pytest.raises(InputError, match="gsb_vit_base_patch16_224"):
+        pack_untrained("vit_tiny_patch16_224", path)
+
+
+def test_rows_become_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [
+        Measurement("gsb-vit", "1-bit", 1, 1, 0.1, median_ms=1.0),
+        Measurement("torch", "fp32", 1, 1, 2.0, median_ms=20.0),
+        Measurement("openvino", "bf16", 1, 1, 2.0, problem="invalid: noise"),
+    ]
+    path = tmp_path / "bars.svg"
+    check_plot(path)
+    plot(rows, path)
+    text = path.read_text()
+    assert text.lstrip().startswith("<?xml") and len(text) > 1000
+    with pytest.raises(InputError, match="no engine has a figure"):
+        plot(rows[2:], path)
+    with pytest.raises(InputError, match="ending"):
+        check_plot(tmp_path / "bars.txt")
+    with pytest.raises(InputError, match="no folder"):
+        check_plot(tmp_path / "missing" / "bars.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either MODEL"),
+        (["m.safetensors", "--arch", "gsb_vit_tiny_patch16_224"], "give either MODEL"),
+        (["m.safetensors", "--profile", "--against", "torch"], "--profile goes with"),
+        (["m.safetensors", "--isa", "mmx"], "'mmx' is unknown"),
+        (["m.safetensors", "--plot", "x.txt"], "ending"),
+    ],
+)
+def test_options_that_do_not_fit_together(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -227,7 +229,11 @@ def summary(
 
 @app.command()
 def bench(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model.")],
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="A packed model.")] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option("--arch", metavar="NAME", help="Instead of MODEL: an untrained model of this architecture."),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -239,18 +245,59 @@ def bench(
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of every engine.")] = 1,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures in one call.")] = 1,
+    isa: Annotated[
+        str | None, typer.Option("--isa", metavar="avx2|sse4", help="Hold every engine to an instruction set.")
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show where the packed model's time goes, and compare with nothing.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the rows: PNG, SVG or PDF.")] = None,
     as_json: Json = False,
 ) -> None:
     """Time a packed model beside its full-precision twin."""
-    from gsb_vit.benchmark import benchmark
+    if (model is None) == (arch is None):
+        raise InputError("give either MODEL, a packed file, or --arch NAME, as in --arch gsb_vit_small_patch16_224")
+    if profile and (plot or against or isa):
+        raise InputError("--profile goes with --threads and --batch only; leave out --against, --isa and --plot")
+    with tempfile.TemporaryDirectory(prefix="gsb-vit-arch-") as folder:
+        path = model or Path(folder) / "model.safetensors"
+        if arch is not None:
+            from gsb_vit.benchmark import pack_untrained
 
-    rows = benchmark(model, against=against, threads=threads, batch=batch)
+            pack_untrained(arch, path)
+        if profile:
+            _profile(path, threads, batch, as_json)
+        else:
+            _compare(path, against, threads, batch, isa, plot, as_json)
+
+
+def _profile(model: Path, threads: int, batch: int, as_json: bool) -> None:
+    from gsb_vit.benchmark import profile
+    from gsb_vit.tables import profile_table, show
+
+    stages = profile(model, threads=threads, batch=batch)
     if as_json:
-        _print_json([row.row() for row in rows])
-        return
+        _print_json([asdict(stage) for stage in stages])
+    else:
+        show(profile_table(stages))
+
+
+def _compare(
+    model: Path, against: str | None, threads: int, batch: int, isa: str | None, plot: Path | None, as_json: bool
+) -> None:
+    from gsb_vit.benchmark import benchmark
+    from gsb_vit.peers import plot as plots
     from gsb_vit.tables import bench_table, show
 
-    show(bench_table(rows))
+    if plot is not None:
+        plots.check_plot(plot)
+    rows = benchmark(model, against=against, threads=threads, batch=batch, isa=isa)
+    if as_json:
+        _print_json([row.row() for row in rows])
+    else:
+        show(bench_table(rows))
+    if plot is not None:
+        plots.plot(rows, plot)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from gsb_vit.peers.timing import Measurement
 from gsb_vit.summary import Cost, Layer, Summary
 
 if TYPE_CHECKING:
+    from gsb_vit.benchmark import Stage
     from gsb_vit.runtime import Prediction
 
 METRIC_NAMES = {
@@ -75,6 +76,16 @@ def bench_table(rows: Sequence[Measurement]) -> Table:
         made.add_row(row.engine, row.precision, str(row.threads), str(row.batch), *texts)
     made.caption = "\n".join(f"{row.engine} {row.precision}: {row.problem}" for row in rows if row.problem is not None)
     made.caption_justify = "left"
+    return made
+
+
+def profile_table(stages: "Sequence[Stage]") -> Table:
+    """Show where the native engine's time goes."""
+    made = table("Stages of the native engine", "stage", "µs a picture", "share", "bit-MACs/ns", "byte-MACs/ns")
+    for stage in stages:
+        speeds = [f"{speed:,.0f}" if speed else "" for speed in (stage.bit_macs_per_ns, stage.byte_macs_per_ns)]
+        made.add_row(stage.name, f"{stage.us:,.1f}", f"{stage.share:.1%}", *speeds)
+    made.add_row("total", f"{sum(stage.us for stage in stages):,.1f}", "", "", "", style="bold")
     return made
 
 

@@ -48,11 +48,14 @@ inline uint8x16_t narrow16(const uint32x4_t (&mask)[4]) {
 }
 
 // The bits of sixteen masks, the first lowest.
-inline uint16_t bits16(const uint32x4_t (&mask)[4]) {
+inline uint16_t bits16(uint8x16_t mask) {
     const uint8_t powers[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-    uint8x16_t bits = vandq_u8(narrow16(mask), vld1q_u8(powers));
+    uint8x16_t bits = vandq_u8(mask, vld1q_u8(powers));
     for (int i = 0; i < 3; ++i) bits = vpaddq_u8(bits, bits);
     return vgetq_lane_u16(vreinterpretq_u16_u8(bits), 0);
+}
+inline uint16_t bits16(const uint32x4_t (&mask)[4]) {
+    return bits16(narrow16(mask));
 }
 
 // Writes bits first … first + 15 of a row; first a multiple of 16.

@@ -1,16 +1,14 @@
 """The C library: built without Python, used by a C program; and the same under an emulated AArch64 processor."""
 
-import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from native_build import ROOT, build_aarch64, build_here, needed
 from random_packed import random_pictures, write_random_packed
 
 from gsb_vit.reference import ReferenceModel
 
-ROOT = Path(__file__).resolve().parents[1]
 MODELS = {
     "relative": dict(
         image_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2, mlp_hidden=128, num_classes=7
@@ -26,37 +24,14 @@ MODELS = {
 }  # fmt: skip
 
 
-def tool(*names):
-    for name in names:
-        if not shutil.which(name):
-            pytest.skip(f"needs {name}")
-
-
-def build(folder, *options):
-    """Build the static library and the examples, and return their folder."""
-    tool("cmake", "ninja")
-    configure = ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DGSB_VIT_PYTHON=OFF", "-DGSB_VIT_EXAMPLES=ON"]
-    for command in ([*configure, *options], ["cmake", "--build", folder]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+@pytest.fixture(scope="module")
+def native():
+    return build_here()
 
 
 @pytest.fixture(scope="module")
-def native(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("native"), "-DGSB_VIT_NATIVE_WARNINGS=ON")
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    tool("aarch64-linux-gnu-g++", "aarch64-linux-gnu-gcc", "qemu-aarch64")
-    return build(
-        tmp_path_factory.mktemp("emulated"),
-        "-DCMAKE_SYSTEM_NAME=Linux",
-        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
-        "-DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc",
-        "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++",
-    )
+def emulated():
+    return build_aarch64()
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -95,11 +70,10 @@ def test_all_backends_agree(native, model):
 
 def test_neon_agrees_with_the_reference(emulated, model):
     folder, name, logit = model
-    emulator = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"]
-    done = run(*emulator, emulated / "classify", folder / "model.safetensors", folder / "picture.ppm")
+    done = run("qemu-aarch64", emulated / "classify", folder / "model.safetensors", folder / "picture.ppm")
     check_classify(done, name, logit)
     assert "(neon, " in done.stdout
-    done = run(*emulator, emulated / "compare_backends", folder / "model.safetensors", 2)
+    done = run("qemu-aarch64", emulated / "compare_backends", folder / "model.safetensors", 2)
     assert done.returncode == 0, done.stderr
     assert "neon, 2 threads: 2 pictures agree" in done.stdout
     assert "portable, 2 threads: 2 pictures agree" in done.stdout
@@ -111,3 +85,24 @@ def test_a_c_program_gets_an_error_text(native, tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith(f"{tmp_path / 'broken'}: not a packed model, or truncated")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_c_compiler_and_the_archive_are_enough(native, model, tmp_path):
+    folder, name, logit = model
+    program = tmp_path / "classify"
+    strict = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'native/include'}"]
+    libraries = [native / "libgsb_vit.a", "-lstdc++", "-lm", "-pthread"]
+    done = run(needed("cc"), *strict, ROOT / "native/examples/classify.c", *libraries, "-o", program)
+    assert done.returncode == 0, done.stderr
+    check_classify(run(program, folder / "model.safetensors", folder / "picture.ppm"), name, logit)
+    assert "python" not in run(needed("ldd"), program).stdout
+
+
+def test_a_picture_that_does_not_fit_is_refused(native, model, tmp_path):
+    folder, _, _ = model
+    whole = (folder / "picture.ppm").read_bytes()
+    for wrong in (whole[:-1], whole.replace(b"P6", b"P5", 1), b"P6 1 1 255\n123", b""):
+        (tmp_path / "wrong.ppm").write_bytes(wrong)
+        done = run(native / "classify", folder / "model.safetensors", tmp_path / "wrong.ppm")
+        assert done.returncode == 2
+        assert "not a P6 picture of" in done.stderr

@@ -1,0 +1,35 @@
+"""The native test program under AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer."""
+
+import re
+
+import pytest
+from native_build import build, needed, run
+from selftest_models import write_models
+
+MODELS = {
+    "address,undefined": ("two_heads", "oblong_full_bias", "head_80", "one_group", "dense_groups"),
+    "thread": ("two_heads", "fixed_limits"),
+}
+
+
+@pytest.fixture(params=MODELS)
+def sanitized(request, tmp_path):
+    """The test program built with a sanitizer; skipped where the compiler lacks it or its programs cannot run here."""
+    (tmp_path / "probe.cpp").write_text("int main() { return 0; }\n")
+    flags = [f"-fsanitize={request.param}", tmp_path / "probe.cpp", "-o", tmp_path / "probe"]
+    if run(needed("c++"), *flags, ok=False).returncode or run(tmp_path / "probe", ok=False).returncode:
+        pytest.skip(f"programs with -fsanitize={request.param} cannot be built and run here")
+    name = request.param.replace(",", "_")
+    # -O1: sanitized -O3 code takes several times as long to compile.
+    options = [f"-DGSB_VIT_SANITIZE={request.param}", "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O1"]
+    folder = build(name, *options, targets=["selftest"])
+    models = write_models(tmp_path, MODELS[request.param])
+    return folder / "native/tests/selftest", [path for files in models.values() for path in files]
+
+
+def test_no_sanitizer_complains(sanitized):
+    program, files = sanitized
+    done = run(program, *files, ok=False)
+    said = done.stdout.decode() + done.stderr.decode(errors="replace")
+    assert done.returncode == 0, said[-6000:]
+    assert re.search(r"^\d+ passed, 0 failed$", said, re.MULTILINE)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .quantizers import SCALE_MIN, processes, sign, whole_batch_counts
+from .quantizers import SCALE_MIN, as_number, between, processes, sign, whole_batch_counts
 
 
 def _member_sum(mask: Tensor, values: Tensor) -> Tensor:
-    return torch.where(mask, values, 0.0).sum(dtype=torch.float32)
+    return (values * as_number(mask, values)).sum(dtype=torch.float32)
 
 
 def _count_factor(mask: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def value_groups(x: Tensor, limits: Tensor) -> list[Tensor]:
 class _AttentionPlanes(Function):
     @staticmethod
     def forward(x: Tensor, base_scale: Tensor, limits: Tensor) -> tuple[Tensor, ...]:
-        return tuple(mask.to(x.dtype) for mask in [x > 0.5 * base_scale, *attention_groups(x, limits)])
+        return x.clone().gt_(0.5 * base_scale), *(as_number(group, x) for group in attention_groups(x, limits))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -58,10 +58,10 @@ class _AttentionPlanes(Function):
     @staticmethod
     def backward(ctx: Any, base_grad: Tensor, *grads: Tensor) -> tuple:
         x, scale, limits = ctx.saved_tensors
-        grad_x = torch.where((x >= 0) & (x <= scale), base_grad / scale, 0.0)
+        grad_x = (base_grad / scale).mul_(between(x, scale))
         grad_scale = -(grad_x * x).sum() / scale
         for grad, group in zip(grads, attention_groups(x, limits), strict=True):
-            grad_x = grad_x + torch.where(group, grad, 0.0)
+            grad_x = grad_x + grad * as_number(group, grad)
         return grad_x, grad_scale, None
 
 
@@ -78,9 +78,9 @@ class _AttentionSuperposition(Function):
     @staticmethod
     def forward(x: Tensor, scales: Tensor, limits: Tensor) -> Tensor:
         used = scales.clamp(min=SCALE_MIN).to(x.dtype).unbind(0)
-        out = torch.where(x > 0.5 * used[0], used[0], 0.0)
+        out = x.clone().gt_(0.5 * used[0]).mul_(used[0])
         for scale, group in zip(used[1:], attention_groups(x, limits), strict=True):
-            out = out + torch.where(group, scale, 0.0)
+            out.add_(as_number(group, x).mul_(scale))
         return out
 
     @staticmethod
@@ -91,11 +91,11 @@ class _AttentionSuperposition(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, scales, limits = ctx.saved_tensors
         used = scales.clamp(min=SCALE_MIN).to(x.dtype).unbind(0)
-        grad_x = torch.where((x >= 0) & (x <= used[0]), grad, 0.0)
+        grad_x = between(x, used[0]).mul_(grad)
         base = _member_sum(x > 0.5 * used[0], grad) - (grad_x * x).sum(dtype=torch.float32) / used[0]
         grad_scales = [base * (x.numel() * processes()) ** -0.5]
         for scale, group in zip(used[1:], attention_groups(x, limits), strict=True):
-            member_grad = torch.where(group, grad, 0.0)
+            member_grad = as_number(group, grad).mul_(grad)
             grad_scales.append(member_grad.sum(dtype=torch.float32) * _count_factor(group))
             grad_x = torch.addcmul(grad_x, member_grad, scale)
         return grad_x, torch.stack(grad_scales).to(scales.dtype), None
@@ -111,18 +111,19 @@ def attention_superposition(x: Tensor, scales: Tensor, limits: Tensor) -> Tensor
 
 
 def _value_inside(x: Tensor, scale: Tensor, group: Tensor | None, aligned: bool) -> Tensor:
-    """Where a Value group lets the gradient through; see ``value_superposition``."""
-    inside = x.abs() <= scale
+    """Where a Value group lets the gradient through, in {0, 1}; see ``value_superposition``."""
+    inside = x.abs().le_(scale)
     if group is None:
         return inside
-    return inside & group if aligned else inside | ~group
+    members = as_number(group, x)
+    return inside.mul_(members) if aligned else torch.maximum(inside, 1 - members)
 
 
 class _ValuePlanes(Function):
     @staticmethod
     def forward(x: Tensor, scales: Tensor, limits: Tensor, aligned: bool) -> tuple[Tensor, ...]:
         base = sign(x)
-        return base, *(torch.where(group, base, 0.0) for group in value_groups(x, limits))
+        return base, *(as_number(group, x).mul_(base) for group in value_groups(x, limits))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -135,8 +136,8 @@ class _ValuePlanes(Function):
         grad_x, grad_scales = torch.zeros_like(x), []
         groups = [None, *value_groups(x, limits)]
         for grad, scale, group in zip(grads, scales.unbind(0), groups, strict=True):
-            part = torch.where(_value_inside(x, scale, group, ctx.aligned), grad / scale, 0.0)
-            member_part = part if group is None else torch.where(group, part, 0.0)
+            part = _value_inside(x, scale, group, ctx.aligned).mul_(grad / scale)
+            member_part = part if group is None else part * as_number(group, part)
             grad_scales.append(-(member_part * x).sum() / scale)
             grad_x = grad_x + part
         return grad_x, torch.stack(grad_scales).to(scales.dtype), None, None
@@ -156,8 +157,8 @@ class _ValueSuperposition(Function):
         used = scales.clamp(min=SCALE_MIN).to(x.dtype).unbind(0)
         size = used[0]
         for scale, group in zip(used[1:], value_groups(x, limits), strict=True):
-            size = size + torch.where(group, scale, 0.0)
-        return torch.where(x >= 0, size, -size)
+            size = size + as_number(group, x).mul_(scale)
+        return sign(x).mul_(size)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -167,12 +168,12 @@ class _ValueSuperposition(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, scales, limits = ctx.saved_tensors
-        signed_grad = torch.where(x >= 0, grad, -grad)
+        signed_grad = sign(x).mul_(grad)
         size = x.abs()
         slope, grad_scales = torch.zeros_like(x), []
         used = scales.clamp(min=SCALE_MIN).to(x.dtype).unbind(0)
         for scale, group in zip(used, [None, *value_groups(x, limits)], strict=True):
-            part = torch.where(size <= scale, signed_grad * (1 - size / scale), signed_grad)
+            part = signed_grad * (1 - (size / scale).mul_(size.clone().le_(scale)))
             if group is None:
                 grad_scales.append(part.sum(dtype=torch.float32) * (x.numel() * processes()) ** -0.5)
             else:

@@ -139,11 +139,11 @@ def export(
     from gsb_vit.train.pack import export_run
 
     _, parity = export_run(run, output, data_spec=data)
-    flipped = ", ".join(f"{kind} {share:.2%}" for kind, share in parity.flipped.items())
+    flipped = ", ".join(f"{kind} {share:.1e}" for kind, share in parity.flipped.items())
     print(f"{output}: {output.stat().st_size / 1e6:.3f} MB")
     print(
         f"same answer as the trained model on {parity.top1_agreement:.2%} of {parity.n} pictures, logits within "
-        f"{parity.max_logit_difference:.2g}; flipped bits: {flipped}"
+        f"{parity.max_logit_difference:.2g}; share of flipped bits: {flipped}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("accelerate")
+
+from gsb_vit.train import checkpoint
 
 SCRIPT = Path(__file__).with_name("resume_script.py")
 SOURCE = Path(__file__).parents[1] / "src"
@@ -78,3 +81,14 @@ def test_a_folder_in_use_is_refused_and_resuming_needs_the_same_recipe_and_data(
         prepare_folder(whole, load_recipe(whole / "recipe.toml", ["seed=9"]), "digits", resume=True)
     with pytest.raises(InputError, match="trained on 'digits'"):
         prepare_folder(whole, recipe, "flowers102:x", resume=True)
+
+
+def test_a_state_of_another_version_is_refused(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    tensors, state = checkpoint.read_tensors(folder / "stage1" / checkpoint.STATE)
+    del state["scale_factors"]
+    checkpoint.write_tensors(folder / "stage1" / checkpoint.STATE, tensors, state)
+    refused = launch(folder, "resume")
+    assert refused.returncode != 0
+    assert "was written by another version of gsb-vit" in refused.stderr

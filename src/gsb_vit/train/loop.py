@@ -102,6 +102,10 @@ class StageRun:
         if not path.is_file():
             return False
         tensors, state = checkpoint.read_tensors(path)
+        if state.keys() != {*vars(self.progress), "scale_factors"}:
+            raise InputError(
+                f"{path} was written by another version of gsb-vit; start a new run, or resume it with that"
+            )
         weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         self.model.load_state_dict(weights)
         self._make_optimizer(state.pop("scale_factors"))

@@ -308,6 +308,8 @@ def test_interrupting_leaves_no_traceback(tmp_path, recipe):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A script's background jobs ignore interrupts and hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     end = time.monotonic() + 120
     while not (out / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < end:

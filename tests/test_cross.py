@@ -4,8 +4,8 @@ import re
 
 import pytest
 from native_build import ROOT, build_aarch64, build_here, needed, run
-from random_packed import random_pictures, write_random_packed
-from selftest_models import SHAPES, write_models
+from random_packed import SHAPES, random_pictures, write_random_packed
+from selftest_models import write_models
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from random_packed import random_pictures, write_random_packed
+from random_packed import SHAPES, TINY, random_pictures, write_random_packed
 from safetensors.numpy import load_file, save_file
 
 import gsb_vit
@@ -17,43 +17,6 @@ from gsb_vit.reference import ReferenceModel
 from gsb_vit.runtime import load
 
 _native = pytest.importorskip("gsb_vit._native", reason="the native extension is not built")
-
-TINY = dict(image_size=16, patch_size=8, embed_dim=32, depth=1, num_heads=1, mlp_hidden=48, num_classes=4)
-SHAPES = {
-    "one_head": dict(TINY, attention_bias="none", prefix_tokens=1),
-    "two_heads": dict(image_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2, mlp_hidden=128, num_classes=7),
-    "oblong_full_bias": dict(
-        image_size=(24, 40), patch_size=(6, 5), embed_dim=96, depth=3, num_heads=2, mlp_hidden=200, num_classes=11,
-        attention_bias="full",
-    ),
-    "fixed_limits": dict(
-        image_size=48, patch_size=6, embed_dim=128, depth=2, num_heads=2, mlp_hidden=512, num_classes=20,
-        threshold_scope="fixed",
-    ),
-    "head_80": dict(
-        image_size=32, patch_size=4, embed_dim=160, depth=2, num_heads=2, mlp_hidden=333, num_classes=5,
-        attention_thresholds=(0.5,), value_thresholds=(0.3, 0.6, 0.8),
-    ),
-    "one_group": dict(
-        image_size=32, patch_size=16, embed_dim=52, depth=2, num_heads=4, mlp_hidden=70, num_classes=3,
-        attention_thresholds=(), value_thresholds=(),
-    ),
-    "dense_groups": dict(
-        image_size=64, patch_size=4, embed_dim=100, depth=2, num_heads=1, mlp_hidden=128, num_classes=3,
-        attention_thresholds=(0.02, 0.1, 0.5), value_thresholds=(0.2,),
-    ),
-    "head_48": dict(
-        image_size=64, patch_size=8, embed_dim=144, depth=2, num_heads=3, mlp_hidden=576, num_classes=102,
-        attention_thresholds=(0.3, 0.6),
-    ),
-    "head_256": dict(
-        image_size=16, patch_size=8, embed_dim=256, depth=2, num_heads=1, mlp_hidden=64, num_classes=2,
-        prefix_tokens=1, attention_bias="none", attention_thresholds=(0.001, 0.3),
-    ),
-    "deit_rows": dict(
-        image_size=112, patch_size=8, embed_dim=192, depth=2, num_heads=3, mlp_hidden=768, num_classes=10,
-    ),
-}  # fmt: skip
 
 
 @pytest.fixture(params=_native.backends())

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import os
+import pickle
 import struct
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from gsb_vit.errors import InputError
 from gsb_vit.train.data import load_data, stratified_split
 from gsb_vit.train.recipe import DataRecipe
 
+torchvision = pytest.importorskip("torchvision")
 FLOWERS = Path(__file__).parents[2] / "shared" / "data"
 OPTIONS = DataRecipe()
 
@@ -118,9 +120,25 @@ def test_chaoyang_reads_its_lists(tmp_path: Path) -> None:
     assert np.bincount(data.validation.labels).tolist() == [1, 1, 1, 1]
 
 
-def test_cifar_reads_torchvision_layout(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="CIFAR100"):
-        load_data(f"cifar100:{tmp_path}", OPTIONS)
+def test_cifar_reads_torchvision_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="CIFAR10 under"):
+        load_data(f"cifar10:{tmp_path}", OPTIONS)
+    # torchvision knows the checksums of the real files; these have its layout and 20 grey pictures each.
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    labels = list(range(10)) * 2
+    pictures = np.repeat(np.array(labels, np.uint8)[:, None], 3072, axis=1)
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        (folder / name).write_bytes(pickle.dumps({"data": pictures, "labels": labels}))
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    data = load_data(f"cifar10:{tmp_path}", dataclasses.replace(OPTIONS, validation_fraction=0.2))
+    assert list(data.class_names) == names
+    assert (len(data.train), len(data.validation), len(data.test)) == (80, 20, 20)
+    source = np.asarray(data.test.sources[3])
+    assert source.shape == (32, 32, 3) and (source == data.test.labels[3]).all()
 
 
 @pytest.mark.skipif(not (FLOWERS / "flowers-102").is_dir(), reason="Flowers-102 is not at ../shared/data")

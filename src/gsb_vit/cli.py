@@ -143,7 +143,7 @@ def export(
     print(f"{output}: {output.stat().st_size / 1e6:.3f} MB")
     print(
         f"same answer as the trained model on {parity.top1_agreement:.2%} of {parity.n} pictures, logits within "
-        f"{parity.max_logit_difference:.2g}; share of flipped bits: {flipped}"
+        f"{parity.max_logit_difference:.2g}; share of flipped bits on {parity.traced} of them: {flipped}"
     )
 
 

@@ -4,6 +4,15 @@ import numpy as np
 
 from gsb_vit.errors import InputError
 
+# What tables call the keys of classification_metrics.
+METRIC_NAMES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "macro_precision": "precision",
+    "macro_recall": "recall",
+    "macro_f1": "F1",
+}
+
 
 def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Count pictures by true class (row) and predicted class (column): (K, K) int64."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from gsb_vit.metrics import METRIC_NAMES
 from gsb_vit.peers.timing import Measurement
 from gsb_vit.summary import Cost, Layer, Summary
 
@@ -14,13 +15,6 @@ if TYPE_CHECKING:
     from gsb_vit.benchmark import Stage
     from gsb_vit.runtime import Prediction
 
-METRIC_NAMES = {
-    "top1": "top-1",
-    "top5": "top-5",
-    "macro_precision": "precision",
-    "macro_recall": "recall",
-    "macro_f1": "F1",
-}
 WIDTH_IN_FILES = 120  # a pipe has no width of its own
 
 

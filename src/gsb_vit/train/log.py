@@ -16,6 +16,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from ..metrics import METRIC_NAMES
+
 
 class RunLog:
     """Writes for the main process; other processes have one that writes nothing."""
@@ -119,15 +121,6 @@ class StageBar:
         self._started = (time.perf_counter(), 0)
         if "validation_top1" in line:
             self._numbers = f" validation {100 * line['validation_top1']:.1f} %"
-
-
-METRIC_NAMES = {
-    "top1": "top-1",
-    "top5": "top-5",
-    "macro_precision": "precision",
-    "macro_recall": "recall",
-    "macro_f1": "F1",
-}
 
 
 def summary_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:

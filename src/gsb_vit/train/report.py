@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from gsb_vit.metrics import METRIC_NAMES
+
 from ..errors import InputError
 from ..metrics import confusion_matrix
 from ..packed import PackedModel
@@ -24,13 +26,6 @@ STAGE_NAMES = {
     "teacher": "teacher (full precision)",
     "stage1": "stage 1 (one-bit weights)",
     "stage2": "stage 2 (one bit)",
-}
-METRIC_NAMES = {
-    "top1": "top-1",
-    "top5": "top-5",
-    "macro_precision": "precision",
-    "macro_recall": "recall",
-    "macro_f1": "F1",
 }
 SAMPLES = 20
 

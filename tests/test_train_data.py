@@ -93,8 +93,11 @@ def test_most_test_classes(tmp_path: Path) -> None:
     options = dataclasses.replace(OPTIONS, classes="most-test:2", validation_fraction=0.0)
     data = load_data(str(tmp_path), options)
     assert data.class_names == ("b", "c") and len(data.test) == 5 and set(data.train.labels) == {0, 1}
-    with pytest.raises(InputError, match="most-test"):
-        load_data(str(tmp_path), dataclasses.replace(options, classes="most-test:4"))
+    rest = load_data(str(tmp_path), dataclasses.replace(options, classes="most-test:2-3"))
+    assert rest.class_names == ("a", "c") and len(rest.test) == 3
+    for unknown in ("most-test:4", "most-test:1", "most-test:2-2", "most-test:0-2", "most:2"):
+        with pytest.raises(InputError, match="most-test"):
+            load_data(str(tmp_path), dataclasses.replace(options, classes=unknown))
 
 
 def test_fashion_mnist_reads_plain_and_gzipped_idx(tmp_path: Path) -> None:

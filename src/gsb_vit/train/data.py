@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,8 @@ def load_data(spec: str, options: DataRecipe) -> DataSplits:
     ``flowers102:ROOT``, ``cifar10:ROOT``, ``cifar100:ROOT``, ``fashion-mnist:ROOT``, ``chaoyang:ROOT``.
     Undivided data gives ``options.test_fraction`` of every class to the test split; ``options.validation_fraction`` of
     the training pictures of every class is set apart for validation, unless the data has a validation split of its own.
-    ``options.classes`` keeps all classes, or ``most-test:K``: the K with most test pictures (ties: the first).
+    ``options.classes`` keeps all classes, or ``most-test:K``: the K with most test pictures (ties: the first);
+    ``most-test:J-K`` keeps those from rank J to rank K, other classes to make choices on.
 
     Raises:
         InputError: for an unknown SPEC, an unreadable folder, a class with zero pictures, or fewer than two classes.
@@ -103,14 +105,16 @@ def _divide(raw: RawData, options: DataRecipe) -> RawData:
 def _select_classes(raw: RawData, choice: str) -> RawData:
     if choice == "all":
         return raw
-    kind, _, number = choice.partition(":")
-    if kind != "most-test" or not number.isdigit() or not 2 <= int(number) <= len(raw.class_names):
+    ranks = re.fullmatch(r"most-test:(?:(\d+)-)?(\d+)", choice)
+    first, last = (int(ranks[1] or 1), int(ranks[2])) if ranks else (0, 0)
+    if not 1 <= first < last <= len(raw.class_names):
         raise InputError(
-            f'data.classes = {choice!r} is unknown; use "all" or "most-test:K" with K from 2 to {len(raw.class_names)}'
+            f'data.classes = {choice!r} is unknown; use "all", "most-test:K" or "most-test:J-K" with ranks up to '
+            f"{len(raw.class_names)} and at least two classes"
         )
     test_labels = raw.test.labels if raw.test is not None else np.array([], dtype=np.int64)
     counts = np.bincount(test_labels, minlength=len(raw.class_names))
-    kept = np.sort(np.argsort(-counts, kind="stable")[: int(number)])
+    kept = np.sort(np.argsort(-counts, kind="stable")[first - 1 : last])
     number_of = {int(old): new for new, old in enumerate(kept)}
 
     def restrict(pictures: LabelledPictures | None) -> LabelledPictures | None:

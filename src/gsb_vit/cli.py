@@ -101,6 +101,13 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the recipe, as in stage2.epochs=50."),
     ] = None,
+    shots: Annotated[
+        int | None, typer.Option("--shots", metavar="K", help="Train on K pictures a class: --set data.shots=K.")
+    ] = None,
+    label_noise: Annotated[
+        float | None,
+        typer.Option("--label-noise", metavar="P", help="Give this share of training pictures a wrong class."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run where it was stopped.")] = False,
 ) -> None:
     """Train a teacher, then the one-bit student in two stages."""
@@ -108,7 +115,57 @@ def train(
     from gsb_vit.train.recipe_io import load_recipe
     from gsb_vit.train.run import train as train_run
 
-    train_run(load_recipe(recipe, settings or []), data, out, resume=resume)
+    settings = [*(settings or [])]
+    settings += [f"data.shots={shots}"] if shots is not None else []
+    settings += [f"data.label_noise={label_noise}"] if label_noise is not None else []
+    train_run(load_recipe(recipe, settings), data, out, resume=resume)
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="Recipes × seeds: docs/studies.md.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Runs, tables and plots; goes on where it stopped.")
+    ],
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="SPEC", help="The data, as for train (default: the study's).")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, metavar="N", help="Runs at a time (default: one a core).")
+    ] = None,
+    executor: Annotated[
+        str, typer.Option("--executor", metavar="local|submitit", help="Where runs go: this machine, or a cluster.")
+    ] = "local",
+    cluster_set: Annotated[
+        list[str] | None,
+        typer.Option("--cluster-set", metavar="KEY=VALUE", help="A parameter of submitit, as in timeout_min=600."),
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="FILE.md", help="Put the table between this study's markers.")
+    ] = None,
+    latency: Annotated[bool, typer.Option("--latency", help="Time the packed models when all runs are done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the study, list its runs, start none.")] = False,
+) -> None:
+    """Train a grid of recipes and seeds, and write its table, CSV and plot."""
+    _require_training("a study")
+    from gsb_vit.train.study_command import parse_options, run_study
+
+    options = parse_options(cluster_set or [])
+    errors = run_study(
+        file,
+        out,
+        data=data,
+        jobs=jobs,
+        executor=executor,
+        cluster_options=options,
+        document=write,
+        latency=latency,
+        dry_run=dry_run,
+    )
+    for name, error in errors.items():
+        print(f"gsb-vit: {name}: {error}", file=sys.stderr)
+    if errors:
+        raise typer.Exit(1)
 
 
 @app.command()

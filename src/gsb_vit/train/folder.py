@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from .. import __version__
 from ..errors import InputError
 from . import checkpoint
+from .machine import commit, machine
 from .recipe import Recipe
 from .recipe_io import dump_recipe, load_recipe
 
@@ -49,9 +50,8 @@ def prepare_folder(folder: Path, recipe: Recipe, data_spec: str, resume: bool) -
         "python": platform.python_version(),
     }
     seeds = {"seed": recipe.seed, "split_seed": recipe.data.split_seed}
-    write_json(
-        run_path, {"data": data_spec, **seeds, "versions": versions, "threads": recipe.threads, "status": "running"}
-    )
+    values = {"data": data_spec, **seeds, "versions": versions, "commit": commit(), "machine": machine()}
+    write_json(run_path, {**values, "threads": recipe.threads, "status": "running"})
 
 
 def run_threads(folder: Path, recipe: Recipe, accelerator: Accelerator) -> int:

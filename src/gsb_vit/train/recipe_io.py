@@ -30,11 +30,33 @@ def load_recipe(source: str | Path | None = None, overrides: Iterable[str] = ())
     ``quickstart``; None is ``default``); each override reads ``key.subkey=value``, the value as TOML, or a bare word.
     Raises InputError for a missing or malformed file, an unknown key (with the nearest one) and a wrong type.
     """
-    name = str(source) if source is not None else "default"
-    values = _parse_toml(_read_text(name), name)
+    values = read_values(source)
     for override in overrides:
         _apply_override(values, override)
     return build_recipe(values)
+
+
+def read_values(source: str | Path | None = None) -> dict[str, Any]:
+    """The nested tables of a recipe file or shipped recipe, not yet checked. Raises InputError as ``load_recipe``."""
+    name = str(source) if source is not None else "default"
+    return parse_toml(_read_text(name), name)
+
+
+def overlay(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Lay dotted keys over nested tables; a ``preset`` replaces all that its table held before.
+
+    Raises InputError where a key goes through a value that is no table.
+    """
+    for key, value in sorted(changes.items(), key=lambda item: not item[0].endswith(".preset")):
+        *tables, last = key.split(".")
+        inner = values
+        for table in tables:
+            inner = inner.setdefault(table, {})
+            if not isinstance(inner, dict):
+                raise InputError(f"recipe key {key!r}: {table!r} is a value, not a table; use its own key")
+        if last == "preset":
+            inner.clear()
+        inner[last] = value
 
 
 def build_recipe(values: Mapping[str, Any]) -> Recipe:
@@ -103,21 +125,27 @@ def _read_text(name: str) -> str:
         raise InputError(f"cannot read the recipe {name!r} ({error}); give a readable TOML file") from error
 
 
-def _parse_toml(text: str, name: str) -> dict[str, Any]:
+def parse_toml(text: str, name: str) -> dict[str, Any]:
+    """TOML as nested dicts. Raises InputError with the place of the mistake."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"the recipe {name!r} is not valid TOML: {error}; mend that line") from error
+        raise InputError(f"the file {name!r} is not valid TOML: {error}; mend that line") from error
+
+
+def toml_value(text: str) -> Any:
+    """A value as TOML, or the bare word it is."""
+    try:
+        return tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise InputError(f"--set {override!r} is not of the form key=value, such as stage1.epochs=50")
-    try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
+    value = toml_value(text)
     *tables, last = key.strip().split(".")
     for table in tables:
         values = values.setdefault(table, {})

@@ -1,0 +1,215 @@
+"""``gsb-vit study``: plan, run, and keep the tables up to date while it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ..errors import InputError
+from ..export import export_model
+from ..footprint import footprint
+from .checkpoint import load_model, write_atomically
+from .data import load_data
+from .folder import write_json
+from .recipe_io import toml_value
+from .run import require_models, require_validation
+from .study import Cell, Job, Plan, Study, is_finished, load_study, plan, run_folder
+from .study_plots import plot_svg
+from .study_run import Executor, LocalExecutor, SubmititExecutor, locked, run_jobs
+from .study_tables import SIZE_FILE, aggregate, collect, csv_text, markdown, replace_between_markers, study_command
+
+
+def run_study(
+    file: Path,
+    out: Path,
+    *,
+    data: str | None = None,
+    jobs: int | None = None,
+    executor: str = "local",
+    cluster_options: Mapping[str, Any] | None = None,
+    document: Path | None = None,
+    latency: bool = False,
+    dry_run: bool = False,
+    console: Console | None = None,
+) -> dict[str, str]:
+    """Run what is missing of a study and write ``results.csv``, ``table.md`` and ``plot.svg``; → errors by job.
+
+    Args:
+        data: instead of the study's own data SPEC.
+        jobs: how many runs at a time; None for one a core of this process.
+        executor: ``local``, ``submitit``, or ``submitit:CLUSTER`` (``local``, ``debug``).
+        document: a Markdown file whose part between this study's markers becomes the table.
+        latency: time the packed models at the end (one thread, one picture); only what is not timed yet.
+        dry_run: check everything and list the runs.
+
+    Raises:
+        InputError: anything in the study, its data or ``out`` cannot be used; then nothing has been started.
+    """
+    console = console or Console()
+    study, out = load_study(file), out.resolve()
+    spec = data or study.data
+    if not isinstance(spec, str):
+        raise InputError(f"{file} names no data; give it as --data SPEC")
+    if document is not None:
+        replace_between_markers(document, study.name, "")
+    _check_data(study, spec)
+    planned = plan(study, out)
+    unfinished = [job for job in planned.jobs if not is_finished(job, out)]
+    console.print(
+        f"{study.name}: {len(study.cells)} cells, {len(planned.jobs)} runs, {len(unfinished)} to do, "
+        f"{sum(job.epochs for job in unfinished)} epochs",
+        highlight=False,
+    )
+    if dry_run:
+        for job in planned.jobs:
+            state = "to do" if job in unfinished else "finished"
+            console.print(f"{job.name}: {job.epochs} epochs, {state}" + f", after {job.needs}" * bool(job.needs))
+        return {}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot create {out} ({error.strerror}); give a folder you may write to") from error
+    results = _Results(study, planned, out, study_command(file, spec))
+    with locked(out):
+        write_atomically(out / "study.toml", file.read_bytes())
+        results.write()
+        errors = run_jobs(
+            planned.jobs,
+            spec,
+            out,
+            make_executor(executor, out, cluster_options or {}),
+            jobs or usable_cores(),
+            console,
+            results.finished,
+            torch.cuda.device_count() if executor == "local" else 0,
+        )
+        if latency:
+            results.time_packed(console)
+        results.write(document)
+    console.print(f"{len(planned.jobs) - len(errors)} of {len(planned.jobs)} runs finished; {out / 'table.md'}")
+    return errors
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` texts, each value as TOML or a bare word. Raises InputError for another form."""
+    options: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"--cluster-set {text!r} is not of the form key=value, such as timeout_min=600")
+        options[key.strip()] = toml_value(value)
+    return options
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_executor(name: str, out: Path, options: Mapping[str, Any]) -> Executor:
+    """The executor a name means. Raises InputError for an unknown one."""
+    kind, colon, cluster = name.partition(":")
+    if kind == "submitit" and (not colon or cluster):
+        return SubmititExecutor(out / "submitit", cluster or None, options)
+    if name != "local" or options:
+        raise InputError(
+            f"--executor {name!r} is not local, submitit, submitit:local or submitit:debug, or --cluster-set was given "
+            "without submitit"
+        )
+    return LocalExecutor()
+
+
+def _check_data(study: Study, spec: str) -> None:
+    """Read the data once for every different split, and build every variant's models without weights, for one seed."""
+    splits: dict[Any, Any] = {}
+    for cell in study.cells:
+        if cell.seed != study.seeds[0] and cell.recipe.data in splits:
+            continue
+        try:
+            if cell.recipe.data not in splits:
+                splits[cell.recipe.data] = load_data(spec, cell.recipe.data)
+            require_validation(cell.recipe, splits[cell.recipe.data])
+            require_models(cell.recipe, splits[cell.recipe.data])
+        except InputError as error:
+            raise InputError(f"study {study.name}, {cell.name}: {error}") from error
+
+
+class _Results:
+    def __init__(self, study: Study, planned: Plan, out: Path, command: str) -> None:
+        self.study, self.planned, self.out, self.command = study, planned, out, command
+        self.final_jobs = {planned.of_cell[cell.name][0] for cell in study.cells}
+
+    def finished(self, job: Job) -> None:
+        """After a job that ended well."""
+        if job.name in self.final_jobs:
+            measure_size(run_folder(self.out, job.name))
+        self.write()
+
+    def write(self, document: Path | None = None) -> None:
+        """Write table, CSV and picture of what is finished, each atomically."""
+        rows = collect(self.study, self.planned, self.out, self.command)
+        groups = aggregate(self.study, rows)
+        write_atomically(self.out / "results.csv", csv_text(self.study, rows).encode())
+        picture = plot_svg(self.study, groups)
+        if picture is not None:
+            write_atomically(self.out / "plot.svg", picture.encode())
+        text = markdown(self.study, groups, "plot.svg" if picture else None)
+        write_atomically(self.out / "table.md", text.encode())
+        if document is None:
+            return
+        place = document.parent / "images" / f"study-{self.study.name}.svg"
+        if picture is not None:
+            place.parent.mkdir(exist_ok=True)
+            write_atomically(place, picture.encode())
+        text = markdown(self.study, groups, f"images/{place.name}" if picture else None)
+        write_atomically(document, replace_between_markers(document, self.study.name, text).encode())
+
+    def time_packed(self, console: Console) -> None:
+        """Time each variant's first finished run that the runtime can run."""
+        seen: set[Any] = set()
+        for cell in self.study.cells:
+            job, _ = self.planned.of_cell[cell.name]
+            folder, key = run_folder(self.out, job), (cell.variant, cell.point)
+            path = folder / SIZE_FILE
+            if key in seen or not path.is_file():
+                continue
+            seen.add(key)
+            size = json.loads(path.read_text(encoding="utf-8"))
+            if size["packed_bytes"] and "latency_ms" not in size:
+                console.print(f"{job}: timing", highlight=False)
+                write_json(path, {**size, **_latency(folder)})
+
+
+def measure_size(folder: Path) -> None:
+    """Write a run's ``size.json``: parameters, bytes at their bits, and the packed file's bytes where one can be made."""
+    trained = load_model(folder)
+    found = footprint(trained.model)
+    size: dict[str, Any] = {"parameters": found.parameters, "bytes": found.bytes}
+    with tempfile.TemporaryDirectory(prefix="gsb-vit-study-") as temporary:
+        try:
+            size["packed_bytes"] = _pack(trained, Path(temporary)).stat().st_size
+        except InputError as error:
+            size |= {"packed_bytes": None, "not_packed": str(error)}
+    write_json(folder / SIZE_FILE, size)
+
+
+def _pack(trained: Any, folder: Path) -> Path:
+    path = folder / "model.safetensors"
+    export_model(trained.model, path, class_names=trained.class_names, preprocessing=trained.preprocessing)
+    return path
+
+
+def _latency(folder: Path) -> dict[str, Any]:
+    """Milliseconds for one picture on one thread, or why there is no figure."""
+    from ..benchmark import benchmark
+
+    with tempfile.TemporaryDirectory(prefix="gsb-vit-study-") as temporary:
+        (row,) = benchmark(_pack(load_model(folder), Path(temporary)), against=[], threads=1, batch=1)
+    return {"latency_ms": row.median_ms, **({"latency_problem": row.problem} if row.problem else {})}

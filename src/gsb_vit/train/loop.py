@@ -152,7 +152,7 @@ class StageRun:
             waited += time.perf_counter() - asked
             self.schedule.step_update(epoch * self.steps + step)
             with accelerator.autocast():
-                out = task(images, labels, self.task.teacher_logits(images))
+                out = task(images, labels, self.task.lesson(images))
             if step % check_every == 0:
                 check_loss(out["loss"].detach(), self.model, images, f"{setting.name}, epoch {epoch + 1}")
             accelerator.backward(out["loss"])

@@ -74,11 +74,16 @@ class AugmentRecipe:
 
 @dataclass(frozen=True)
 class DistillationRecipe:
-    """Loss of a student: (1 - alpha)·CE(class head, label) + alpha·(distillation head against the teacher)."""
+    """Loss of a student: (1 - alpha)·CE(class head, label) + alpha·(distillation head against the teacher).
+
+    ``feature_weight`` times the mean of 1 - cos(student's token, teacher's token) behind every block is added to it,
+    where the teacher has the student's width and depth.
+    """
 
     kind: Literal["hard", "soft", "none"] = "hard"
     alpha: float = 0.5
     tau: float = 1.0
+    feature_weight: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,9 @@ def check_recipe(recipe: Recipe) -> None:
     _require(recipe.threads is None or recipe.threads > 0, "threads", recipe.threads, "at least 1")
     _require(0 <= recipe.distillation.alpha <= 1, "distillation.alpha", recipe.distillation.alpha, "from 0 to 1")
     _require(recipe.distillation.tau > 0, "distillation.tau", recipe.distillation.tau, "above 0")
+    features = recipe.distillation.feature_weight
+    _require(features >= 0, "distillation.feature_weight", features, "0 or above")
+    _require(not (features and recipe.compile), "distillation.feature_weight", features, "0 where compile = true")
     for name in ("img_size", "patch_size"):
         _require(getattr(recipe.model, name) > 0, f"model.{name}", getattr(recipe.model, name), "at least 1")
     if recipe.model.img_size % recipe.model.patch_size:

@@ -24,6 +24,8 @@ SETTINGS = [
     "data.shots=8",
     "data.validation_fraction=0.25",
     "threads=1",
+    "distillation.feature_weight=0.5",
+    "stage2.ema_decay=0.7",
     *(f"{stage}.{setting}" for stage in ("teacher", "stage1", "stage2") for setting in ("epochs=2", "batch_size=20")),
 ]
 

@@ -7,6 +7,7 @@ from torch import nn
 
 pytest.importorskip("timm")
 
+from gsb_vit.errors import InputError
 from gsb_vit.train.distill import DistillationTask
 from gsb_vit.train.recipe import DistillationRecipe
 
@@ -39,7 +40,7 @@ def case() -> tuple:
 def losses(case: tuple, recipe: DistillationRecipe) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
     student, teacher, x, y = case
     task = DistillationTask(student, teacher, recipe).train()
-    out = task(x, y, task.teacher_logits(x))
+    out = task(x, y, task.lesson(x))
     heads = [log_softmax(head(x).detach().numpy()) for head in (student.a, student.b)]
     assert torch.allclose(out["output"], (student.a(x) + student.b(x)) / 2)
     return float(out["loss"].detach()), *heads, teacher(x).detach().numpy()
@@ -68,6 +69,43 @@ def test_none_trains_both_heads_on_the_labels(case: tuple) -> None:
 def test_the_teacher_gets_no_gradient_and_is_not_saved(case: tuple) -> None:
     student, teacher, x, y = case
     task = DistillationTask(student, teacher, DistillationRecipe()).train()
-    task(x, y, task.teacher_logits(x))["loss"].backward()
+    task(x, y, task.lesson(x))["loss"].backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert all(name.startswith("student.") for name in task.state_dict())
+
+
+class Tokens(nn.Module):
+    """Two blocks on tokens (B, N, 3), then the mean token's logits."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(3, width), nn.Linear(width, width)])
+        self.pos_embed = nn.Parameter(torch.zeros(1, 2, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x.mean(1)
+
+
+def test_features_add_one_minus_the_cosine_of_every_token() -> None:
+    torch.manual_seed(1)
+    student, teacher, x, y = Tokens(), Tokens(), torch.randn(4, 2, 3), torch.tensor([0, 1, 2, 0])
+    plain, with_features = (
+        DistillationTask(student, teacher, DistillationRecipe(feature_weight=w)).train() for w in (0.0, 0.3)
+    )
+    found = with_features(x, y, with_features.lesson(x))["loss"] - plain(x, y, plain.lesson(x))["loss"]
+    ours, theirs, cosines = x, x, []
+    for a, b in zip(student.blocks, teacher.blocks, strict=True):
+        ours, theirs = a(ours), b(theirs)
+        for u, v in zip(ours.reshape(-1, 3).tolist(), theirs.reshape(-1, 3).tolist(), strict=True):
+            cosines.append(np.dot(u, v) / np.linalg.norm(u) / np.linalg.norm(v))
+    assert found.item() == pytest.approx(0.3 * (1 - np.mean(cosines)), rel=1e-4)
+    found.backward()
+    assert student.blocks[0].weight.grad is not None and not student.blocks[0]._forward_hooks
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_features_need_a_teacher_of_the_same_shape() -> None:
+    with pytest.raises(InputError, match="feature_weight"):
+        DistillationTask(Tokens(), Tokens(4), DistillationRecipe(feature_weight=1.0))

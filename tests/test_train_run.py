@@ -194,3 +194,31 @@ def test_threads_follow_the_environment_and_the_work(monkeypatch: pytest.MonkeyP
     assert sensible_threads(quick(), 1) == 1
     assert sensible_threads(load_recipe("authors"), 1) == 8
     assert sensible_threads(load_recipe("authors"), 4) == 2
+
+
+def test_the_running_average_of_the_weights_is_what_is_kept(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An own average over the weights after every step, against the model file; two epochs so that it goes on."""
+    expected: list[torch.Tensor] = []
+
+    def largest(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        return max(parameters, key=lambda p: p.numel()).detach().clone()
+
+    step = torch.optim.AdamW.step
+
+    def averaging_step(self: torch.optim.AdamW, *arguments: object, **options: object) -> object:
+        expected[:] = expected or [largest(self)]
+        result = step(self, *arguments, **options)
+        expected[0] = 0.8 * expected[0] + 0.2 * largest(self)
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", averaging_step)
+    settings = ("teacher.epochs=2", "stage1.epochs=0", "stage2.epochs=0", "teacher.ema_decay=0.8")
+    train(quick(*settings, "teacher.select=last"), "digits", tmp_path / "run", console=console)
+    kept = checkpoint.read_tensors(tmp_path / "run" / "teacher" / "last.safetensors")[0]
+    raw = checkpoint.read_tensors(tmp_path / "run" / "teacher" / "state.safetensors")[0]
+    name = max(kept, key=lambda n: kept[n].numel())
+    assert torch.allclose(kept[name], expected[0], rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(raw[f"model.{name}"], kept[name], rtol=1e-5, atol=1e-7)

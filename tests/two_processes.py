@@ -31,7 +31,7 @@ def main(out: Path) -> None:
     wrapped = accelerator.prepare(task)
     wrapped.train()
     images, labels = next(pictures.epoch((1,), 32, accelerator.process_index, accelerator.num_processes))
-    result = wrapped(images, labels, task.teacher_logits(images))
+    result = wrapped(images, labels, task.lesson(images))
     accelerator.backward(result["loss"])
     loss = accelerator.reduce(result["loss"].detach(), "mean")
     if accelerator.is_main_process:

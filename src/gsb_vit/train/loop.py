@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -91,10 +92,21 @@ class StageRun:
     def begin(self) -> None:
         """Make the optimiser; the model's scales are initialised."""
         self._make_optimizer(scale_factors(self.model, self.setting.recipe))
+        self._start_average()
 
     def _make_optimizer(self, factors: dict[str, float]) -> None:
         self.factors = factors
         self.optimizer, self.schedule = make_optimizer(self.model, self.setting.recipe, factors, self.steps)
+
+    def _start_average(self) -> None:
+        """Begin the running average of the weights, where the recipe wants one, at the model as it is."""
+        decay = self.setting.recipe.ema_decay
+        self.average = ModelEmaV3(self.model, decay) if decay else None
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The model that is validated and saved: the running average of the weights where there is one."""
+        return self.model if self.average is None else self.average.module
 
     def restore(self) -> bool:
         """Go back to the last finished epoch on disk; False where there is none."""
@@ -106,10 +118,12 @@ class StageRun:
             raise InputError(
                 f"{path} was written by another version of gsb-vit; start a new run, or resume it with that"
             )
-        weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-        self.model.load_state_dict(weights)
+        self.model.load_state_dict(_named(tensors, "model."))
         self._make_optimizer(state.pop("scale_factors"))
         checkpoint.restore_optimizer(self.optimizer, tensors)
+        self._start_average()
+        if self.average is not None:
+            self.averaged.load_state_dict(_named(tensors, "average."))
         self.progress = Progress(**state)
         # A best file newer than the state is a true result of the epoch that is about to be repeated.
         best = self.setting.folder / checkpoint.BEST
@@ -152,7 +166,7 @@ class StageRun:
             waited += time.perf_counter() - asked
             self.schedule.step_update(epoch * self.steps + step)
             with accelerator.autocast():
-                out = task(images, labels, self.task.teacher_logits(images))
+                out = task(images, labels, self.task.lesson(images))
             if step % check_every == 0:
                 check_loss(out["loss"].detach(), self.model, images, f"{setting.name}, epoch {epoch + 1}")
             accelerator.backward(out["loss"])
@@ -160,6 +174,8 @@ class StageRun:
                 accelerator.clip_grad_norm_(task.parameters(), setting.recipe.clip_grad)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            if self.average is not None:
+                self.average.update(self.model)
             hits = (out["output"].argmax(1) == labels).sum()
             total += torch.stack([out["loss"].detach() * len(labels), hits, torch.tensor(len(labels)).to(hits)])
             bar.step(total)
@@ -189,7 +205,7 @@ class StageRun:
         setting = self.setting
         if len(setting.validation) == 0:
             return {}
-        logits = model_logits(self.model, setting.validation, self.accelerator)
+        logits = model_logits(self.averaged, setting.validation, self.accelerator)
         top1, loss = validation_score(logits, setting.validation_labels)
         if setting.recipe.select == "best" and (self.best is None or (top1, -loss) > self.best):
             self.best = (top1, -loss)
@@ -205,6 +221,8 @@ class StageRun:
         self._save_model(checkpoint.LAST, epoch)
         if self.accelerator.is_main_process:
             tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+            if self.average is not None:
+                tensors |= {f"average.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
             tensors |= checkpoint.optimizer_tensors(self.optimizer)
             state = {**vars(self.progress), "scale_factors": self.factors}
             checkpoint.write_tensors(self.setting.folder / checkpoint.STATE, tensors, state)
@@ -214,10 +232,14 @@ class StageRun:
         if self.accelerator.is_main_process:
             provenance = {**self.setting.info.provenance, "epoch": epoch + 1, **extra}
             info = replace(self.setting.info, provenance=provenance)
-            checkpoint.save_model(self.setting.folder / name, self.model, info)
+            checkpoint.save_model(self.setting.folder / name, self.averaged, info)
 
     def _load_chosen(self) -> None:
         self.accelerator.wait_for_everyone()
         tensors, _ = checkpoint.read_tensors(checkpoint.find_model(self.setting.folder))
         self.model.load_state_dict(tensors)
         self.model.eval()
+
+
+def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

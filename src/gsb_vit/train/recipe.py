@@ -74,11 +74,16 @@ class AugmentRecipe:
 
 @dataclass(frozen=True)
 class DistillationRecipe:
-    """Loss of a student: (1 - alpha)·CE(class head, label) + alpha·(distillation head against the teacher)."""
+    """Loss of a student: (1 - alpha)·CE(class head, label) + alpha·(distillation head against the teacher).
+
+    ``feature_weight`` times the mean of 1 - cos(student's token, teacher's token) behind every block is added to it,
+    where the teacher has the student's width and depth.
+    """
 
     kind: Literal["hard", "soft", "none"] = "hard"
     alpha: float = 0.5
     tau: float = 1.0
+    feature_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,8 @@ class StageRecipe:
     starts from where names and shapes match: the stage before it that ran (``previous``), the teacher, or none
     (``fresh``). ``scale_learning_rate``: quantizer scales learn at the rate of all parameters (``absolute``, as in the
     released code) or at that rate times their own size when the stage begins (``relative``): AdamW moves a parameter by
-    about the learning rate whatever its size, which throws a scale of 0.003 across zero in one step.
+    about the learning rate whatever its size, which throws a scale of 0.003 across zero in one step. With ``ema_decay``
+    d > 0 the stage's model is the running average of the weights, w ← d·w + (1 - d)·(weights after each step).
     """
 
     epochs: int = 100
@@ -104,6 +110,7 @@ class StageRecipe:
     weight_decay: float = 0.05
     clip_grad: float = 1.0
     label_smoothing: float = 0.0
+    ema_decay: float = 0.0
     scale_learning_rate: Literal["relative", "absolute"] = "relative"
     select: Literal["best", "last"] = "best"
     initialize: Literal["previous", "teacher", "fresh"] = "previous"

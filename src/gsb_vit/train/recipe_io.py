@@ -87,6 +87,9 @@ def check_recipe(recipe: Recipe) -> None:
     _require(recipe.threads is None or recipe.threads > 0, "threads", recipe.threads, "at least 1")
     _require(0 <= recipe.distillation.alpha <= 1, "distillation.alpha", recipe.distillation.alpha, "from 0 to 1")
     _require(recipe.distillation.tau > 0, "distillation.tau", recipe.distillation.tau, "above 0")
+    features = recipe.distillation.feature_weight
+    _require(features >= 0, "distillation.feature_weight", features, "0 or above")
+    _require(not (features and recipe.compile), "distillation.feature_weight", features, "0 where compile = true")
     for name in ("img_size", "patch_size"):
         _require(getattr(recipe.model, name) > 0, f"model.{name}", getattr(recipe.model, name), "at least 1")
     if recipe.model.img_size % recipe.model.patch_size:
@@ -99,6 +102,7 @@ def check_recipe(recipe: Recipe) -> None:
         _require(stage.epochs >= 0, f"{name}.epochs", stage.epochs, "at least 0")
         _require(stage.batch_size > 0, f"{name}.batch_size", stage.batch_size, "at least 1")
         _require(stage.learning_rate > 0, f"{name}.learning_rate", stage.learning_rate, "above 0")
+        _require(0 <= stage.ema_decay < 1, f"{name}.ema_decay", stage.ema_decay, "from 0 to below 1")
         _require(stage.warmup_epochs >= 0, f"{name}.warmup_epochs", stage.warmup_epochs, "at least 0")
     if recipe.stage1.epochs == 0 and recipe.stage2.epochs == 0 and recipe.teacher.epochs == 0:
         raise InputError("teacher.epochs, stage1.epochs and stage2.epochs are all 0; give at least one stage an epoch")

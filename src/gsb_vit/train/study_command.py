@@ -20,10 +20,11 @@ from .data import load_data
 from .folder import write_json
 from .recipe_io import toml_value
 from .run import require_models, require_validation
-from .study import Cell, Job, Plan, Study, is_finished, load_study, plan, run_folder
+from .study import Job, Plan, Study, is_finished, load_study, plan, run_folder
 from .study_plots import plot_svg
+from .study_results import SIZE_FILE, aggregate, collect
 from .study_run import Executor, LocalExecutor, SubmititExecutor, locked, run_jobs
-from .study_tables import SIZE_FILE, aggregate, collect, csv_text, markdown, replace_between_markers, study_command
+from .study_tables import csv_text, markdown, replace_between_markers, study_command
 
 
 def run_study(
@@ -188,7 +189,7 @@ class _Results:
 
 
 def measure_size(folder: Path) -> None:
-    """Write a run's ``size.json``: parameters, bytes at their bits, and the packed file's bytes where one can be made."""
+    """Write a run's ``size.json``: parameters, bytes at their bits, bytes of the packed file where one can be made."""
     trained = load_model(folder)
     found = footprint(trained.model)
     size: dict[str, Any] = {"parameters": found.parameters, "bytes": found.bytes}

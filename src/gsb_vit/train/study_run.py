@@ -44,7 +44,7 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """A child process a job. The children end with this process, and on ``stop``; Ctrl-C does not reach them directly."""
+    """A child process a job. Children end with this process (on Linux, even where it is killed), and on ``stop``."""
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Handle:
         """Start a command in a process group of its own."""

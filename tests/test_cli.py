@@ -100,7 +100,7 @@ def pictures(tmp_path_factory):
 
 def test_the_commands_and_their_options_are_frozen():
     commands = {command.callback.__name__ for command in app.registered_commands}
-    assert commands == {"train", "quickstart", "export", "evaluate", "predict", "summary", "bench"}
+    assert commands == {"train", "quickstart", "export", "evaluate", "predict", "summary", "bench", "study"}
 
 
 def test_help_names_every_command(run):

@@ -40,7 +40,7 @@ class Executor(Protocol):
     """Starts jobs somewhere."""
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Handle:
-        """Start a command; its output goes to ``log`` where the executor can say so."""
+        """Start a command with some variables in its environment; its output is added to ``log``."""
 
 
 class LocalExecutor:
@@ -66,6 +66,16 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
+def _outcome(code: int, log: Path) -> str:
+    """What an exit status means: "" for 0, else the signal, or the last line that the command wrote."""
+    if code == 0:
+        return ""
+    if code < 0:
+        return f"ended by signal {signal.Signals(-code).name}"
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip().removeprefix("gsb-vit: ") if lines else f"exit status {code}"
+
+
 class _LocalHandle:
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process = process
@@ -73,12 +83,7 @@ class _LocalHandle:
 
     def poll(self) -> str | None:
         code = self.process.poll()
-        if code is None or code == 0:
-            return None if code is None else ""
-        if code < 0:
-            return f"ended by signal {signal.Signals(-code).name}"
-        lines = [line for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        return lines[-1].strip().removeprefix("gsb-vit: ") if lines else f"exit status {code}"
+        return None if code is None else _outcome(code, self.log)
 
     def stop(self) -> None:
         for kind, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
@@ -100,7 +105,6 @@ class SubmititExecutor:
             import submitit
         except ModuleNotFoundError as error:
             raise InputError("--executor submitit needs submitit: pip install 'gsb-vit[cluster]'") from error
-        self._function = submitit.helpers.CommandFunction
         self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         try:
             self._executor.update_parameters(**options)
@@ -108,9 +112,17 @@ class SubmititExecutor:
             raise InputError(f"--cluster-set: {' '.join(str(error).split())}") from error
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Handle:
-        """Submit a command; its output is in submitit's folder."""
-        variables = [f"{key}={value}" for key, value in environment.items()]
-        return _SubmititHandle(self._executor.submit(self._function(["env", *variables, *command], verbose=False)))
+        """Submit a command."""
+        return _SubmititHandle(self._executor.submit(_run_logged, list(command), dict(environment), log))
+
+
+def _run_logged(command: list[str], environment: dict[str, str], log: Path) -> str:
+    """On the host that got the job: run a command; → its outcome."""
+    with log.open("ab") as file:
+        done = subprocess.run(
+            command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+        )
+    return _outcome(done.returncode, log)
 
 
 class _SubmititHandle:
@@ -121,10 +133,7 @@ class _SubmititHandle:
         if not self.job.done():
             return None
         error = self.job.exception()
-        if error is None:
-            return ""
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        return lines[-1].strip().removeprefix("gsb-vit: ") if lines else type(error).__name__
+        return self.job.result() if error is None else f"the cluster's job {self.job.job_id} failed: {error}"
 
     def stop(self) -> None:
         self.job.cancel(check=False)

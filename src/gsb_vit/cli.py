@@ -123,7 +123,7 @@ def train(
 
 @app.command()
 def study(
-    file: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="Recipes × seeds: docs/studies.md.")],
+    file: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="Recipes × seeds, as in recipes/studies/.")],
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Runs, tables and plots; goes on where it stopped.")
     ],

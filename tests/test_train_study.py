@@ -232,7 +232,7 @@ def test_a_killed_study_leaves_no_process_and_goes_on(kind, tmp_path: Path, monk
 
 
 def wait(handle) -> str:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while (error := handle.poll()) is None and time.monotonic() < deadline:
         time.sleep(0.05)
     return error

@@ -183,7 +183,7 @@ class _Results:
                 continue
             seen.add(key)
             size = json.loads(path.read_text(encoding="utf-8"))
-            if size["packed_bytes"] and "latency_ms" not in size:
+            if size["packed_bytes"] and size.get("latency_ms") is None:
                 console.print(f"{job}: timing", highlight=False)
                 write_json(path, {**size, **_latency(folder)})
 

@@ -27,6 +27,16 @@ GSB_AVX512_INLINE __mmask16 first_lanes(int n) {
     return static_cast<__mmask16>((1u << n) - 1);
 }
 
+// kernels_avx512_products.cpp
+void prepare_rows_avx512(const uint32_t* bits, size_t bit_stride, int count, int depth, uint32_t* rows, size_t stride);
+void product_threshold_avx512(const Product&, const int32_t* threshold, uint32_t* out, size_t out_stride);
+void product_interval_avx512(const Product&, const int32_t* low, const uint32_t* range, uint32_t* out,
+                             size_t out_stride);
+void product_count_avx512(const Product&, uint16_t* out, size_t group_stride);
+void product_integers_avx512(const Product&, const int32_t* base, int32_t* out, size_t out_stride);
+void product_residual_avx512(const Product&, const int32_t* base, int shift, const float* scale, const float* bias,
+                             float* x, size_t x_stride);
+
 // kernels_avx512_attention.cpp
 void scores_avx512(const Scores&);
 void count_extremes_avx512(const uint16_t* counts, size_t group_stride, int channels, int first, int last,

@@ -226,8 +226,9 @@ void test_dot(const Kernels& kernels, int depth, Results& results) {
 
 void test_products(const Kernels& kernels, Results& results) {
     int turn = 0;
-    for (int depth : {1, 31, 33, 63, 64, 65, 96, 127, 128, 192, 198, 384, 511, 512, 513, 1536, 3072}) {
-        for (int rows : {1, 2, 3, 4, 5, 7}) {
+    for (int depth : {1,   31,  33,  63,  64,  65,  96,  127, 128, 160, 192,  198, 256,
+                      288, 320, 352, 384, 385, 416, 448, 511, 512, 513, 1536, 3072}) {
+        for (int rows : {1, 2, 3, 4, 5, 7, 8, 9, 15}) {
             const int channels[] = {32, 96, 64, 160, 16, 48, 80};
             Case c(kernels, depth, rows, channels[turn++ % 7]);
             test_bits(kernels, c, results);

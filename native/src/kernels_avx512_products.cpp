@@ -1,0 +1,356 @@
+// AVX-512 kernels: products of bits.
+//
+// Contract: kernels.h. Layout: lane weights in triples, one output channel a 32-bit lane; operand rows in triples, too.
+// With a triple of words (x0, x1, x2) stored as (x0, d = x0^x1, s = x0^x1^x2) in both operands, one xor each gives the
+// same three functions of the products' differences: s is the sum bit of a carry-save adder, and its carry is
+// d ? ¬s : x0. Cost of three words: three xors, one ternary operation, two popcounts, two additions.
+//
+// Up to kResidentWords words deep, sixteen channels' weights stay in registers while all rows stream past as broadcast
+// operands; deeper products go through tiles of rows by registers, whose weights come from the first-level cache.
+#include <cstring>
+
+#include "avx512.h"
+#include "kernels.h"
+
+namespace gsb {
+
+namespace {
+
+constexpr int kCarry = 0x3A;  // d ? ¬s : x0, as the truth table of (d, s, x0)
+constexpr int kResidentWords = 12;
+
+GSB_AVX512_INLINE __m512i load(const void* from) {
+    return _mm512_loadu_si512(from);
+}
+GSB_AVX512_INLINE __m512i broadcast(const uint32_t* from) {
+    return _mm512_set1_epi32(static_cast<int>(*from));
+}
+
+// Accumulators change in place and weights stay in registers: left to itself GCC copies and spills the former and loads
+// the latter once for each row.
+GSB_AVX512_INLINE void accumulate(__m512i& acc, __m512i x) {
+    asm("vpaddd %1, %0, %0" : "+v"(acc) : "v"(x));
+}
+GSB_AVX512_INLINE __m512i load_kept(const void* from) {
+    __m512i x = load(from);
+    asm("" : "+v"(x));
+    return x;
+}
+
+// Adds three words of R rows by W registers to the sums, or, where FIRST, sets them.
+template <int R, int W, bool FIRST>
+GSB_AVX512_INLINE void triple(const uint32_t* rows, size_t stride, const uint32_t* weights, __m512i (&sums)[R][W],
+                              __m512i (&carries)[R][W]) {
+    constexpr int kLanes = 16 * W;
+    __m512i x0[R], x1[R], x2[R];
+    for (int r = 0; r < R; ++r) {
+        x0[r] = broadcast(rows + r * stride);
+        x1[r] = broadcast(rows + r * stride + 1);
+        x2[r] = broadcast(rows + r * stride + 2);
+    }
+    for (int w = 0; w < W; ++w) {
+        const __m512i w0 = load_kept(weights + 16 * w), w1 = load_kept(weights + kLanes + 16 * w);
+        const __m512i w2 = load_kept(weights + 2 * kLanes + 16 * w);
+        for (int r = 0; r < R; ++r) {
+            const __m512i first = _mm512_xor_si512(x0[r], w0), sum = _mm512_xor_si512(x2[r], w2);
+            __m512i carry = _mm512_xor_si512(x1[r], w1);
+            carry = _mm512_ternarylogic_epi32(carry, sum, first, kCarry);
+            if (FIRST) {
+                sums[r][w] = _mm512_popcnt_epi32(sum);
+                carries[r][w] = _mm512_popcnt_epi32(carry);
+            } else {
+                accumulate(sums[r][w], _mm512_popcnt_epi32(sum));
+                accumulate(carries[r][w], _mm512_popcnt_epi32(carry));
+            }
+        }
+    }
+}
+
+// R rows by W registers of sixteen channels: sink(row, register, counts).
+template <int R, int W, class Sink>
+GSB_AVX512_INLINE void tile(const uint32_t* rows, size_t stride, const uint32_t* weights, int depth, const Sink& sink) {
+    constexpr int kLanes = 16 * W;
+    __m512i sums[R][W], carries[R][W];
+    int k = 0;
+    if (depth >= 3) {
+        triple<R, W, true>(rows, stride, weights, sums, carries);
+        for (k = 3; k + 3 <= depth; k += 3) {
+            triple<R, W, false>(rows + k, stride, weights + static_cast<size_t>(k) * kLanes, sums, carries);
+        }
+    } else {
+        for (int r = 0; r < R; ++r) {
+            for (int w = 0; w < W; ++w) sums[r][w] = carries[r][w] = _mm512_setzero_si512();
+        }
+    }
+    for (; k < depth; ++k) {
+        for (int w = 0; w < W; ++w) {
+            const __m512i word = load_kept(weights + static_cast<size_t>(k) * kLanes + 16 * w);
+            for (int r = 0; r < R; ++r) {
+                const __m512i differing = _mm512_xor_si512(broadcast(rows + r * stride + k), word);
+                accumulate(sums[r][w], _mm512_popcnt_epi32(differing));
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        for (int w = 0; w < W; ++w) {
+            sink(r, w, _mm512_add_epi32(sums[r][w], _mm512_add_epi32(carries[r][w], carries[r][w])));
+        }
+    }
+}
+
+// Rows of channels first … first + 16·W − 1.
+template <int W, class Epilogue>
+GSB_AVX512_INLINE void block(const Product& p, int first, const Epilogue& epilogue) {
+    constexpr int kRows = W > 2 ? 2 : W == 2 ? 4 : 8;
+    const uint32_t* weights = p.weights + static_cast<size_t>(first) * p.depth;
+    const auto sink_from = [&](int row) GSB_AVX512 {
+        return [&, row](int r, int w, __m512i counts) GSB_AVX512 { epilogue.lanes(first + 16 * w)(row + r, counts); };
+    };
+    int row = 0;
+    for (; row + kRows <= p.count; row += kRows) {
+        tile<kRows, W>(p.rows + row * p.stride, p.stride, weights, p.depth, sink_from(row));
+    }
+    for (; row < p.count; ++row) {
+        tile<1, W>(p.rows + row * p.stride, p.stride, weights, p.depth, sink_from(row));
+    }
+}
+
+template <class Epilogue>
+GSB_AVX512_INLINE void tiles(const Product& p, const Epilogue& epilogue) {
+    int first = 0;
+    for (; first + 64 <= p.channels; first += 64) block<4>(p, first, epilogue);
+    switch ((p.channels - first) / 16) {
+        case 1:
+            return block<1>(p, first, epilogue);
+        case 2:
+            return block<2>(p, first, epilogue);
+        case 3:
+            return block<3>(p, first, epilogue);
+        default:
+            return;
+    }
+}
+
+// weights ^ *word in every lane. As assembly, because GCC broadcasts into a register first.
+GSB_AVX512_INLINE __m512i xor_broadcast(__m512i weights, const uint32_t* word) {
+    __m512i x;
+    asm("vpxord %2%{1to16%}, %1, %0" : "=v"(x) : "v"(weights), "m"(*word));
+    return x;
+}
+
+// Every row by every channel, DEPTH words deep.
+template <int DEPTH, class Epilogue>
+GSB_AVX512_INLINE void resident(const Product& p, const Epilogue& epilogue) {
+    constexpr int kWhole = DEPTH / 3 * 3;
+    for (int first = 0; first < p.channels; first += 16) {
+        const int block = first / kBlock * kBlock, lanes = p.channels - block < kBlock ? p.channels - block : kBlock;
+        const uint32_t* from = p.weights + static_cast<size_t>(block) * DEPTH + (first - block);
+        __m512i weights[DEPTH];
+#pragma GCC unroll 12
+        for (int k = 0; k < DEPTH; ++k) weights[k] = load_kept(from + k * lanes);
+        const auto finish = epilogue.lanes(first);
+        const __m512i two = _mm512_set1_epi32(2);
+        const uint32_t* x = p.rows;
+        for (int row = 0; row < p.count; ++row, x += p.stride) {
+            __m512i sums = _mm512_setzero_si512(), carries = sums;
+#pragma GCC unroll 12
+            for (int k = 0; k < kWhole; k += 3) {
+                const __m512i low = xor_broadcast(weights[k], x + k), sum = xor_broadcast(weights[k + 2], x + k + 2);
+                __m512i carry = xor_broadcast(weights[k + 1], x + k + 1);
+                carry = _mm512_ternarylogic_epi32(carry, sum, low, kCarry);
+                sums = k == 0 ? _mm512_popcnt_epi32(sum) : _mm512_add_epi32(sums, _mm512_popcnt_epi32(sum));
+                carries = k == 0 ? _mm512_popcnt_epi32(carry) : _mm512_add_epi32(carries, _mm512_popcnt_epi32(carry));
+            }
+#pragma GCC unroll 2
+            for (int k = kWhole; k < DEPTH; ++k) {
+                const __m512i count = _mm512_popcnt_epi32(xor_broadcast(weights[k], x + k));
+                sums = k == 0 ? count : _mm512_add_epi32(sums, count);
+            }
+            // At most 4·32 carries: they fit the lowest byte of their lane.
+            if (kWhole > 0) sums = _mm512_dpbusd_epi32(sums, carries, two);
+            finish(row, sums);
+        }
+    }
+}
+
+template <class Epilogue>
+GSB_AVX512_INLINE void product(const Product& given, const Epilogue& epilogue) {
+    const Product p = given;  // a copy of its own, which the stores cannot be thought to change
+    static_assert(kResidentWords == 12);
+    switch (p.depth) {
+        case 1:
+            return resident<1>(p, epilogue);
+        case 2:
+            return resident<2>(p, epilogue);
+        case 3:
+            return resident<3>(p, epilogue);
+        case 4:
+            return resident<4>(p, epilogue);
+        case 5:
+            return resident<5>(p, epilogue);
+        case 6:
+            return resident<6>(p, epilogue);
+        case 7:
+            return resident<7>(p, epilogue);
+        case 8:
+            return resident<8>(p, epilogue);
+        case 9:
+            return resident<9>(p, epilogue);
+        case 10:
+            return resident<10>(p, epilogue);
+        case 11:
+            return resident<11>(p, epilogue);
+        case 12:
+            return resident<12>(p, epilogue);
+        default:
+            return tiles(p, epilogue);
+    }
+}
+
+GSB_AVX512_INLINE void store_mask(uint32_t* row, int channel, __mmask16 mask) {
+    const auto bits = static_cast<uint16_t>(mask);
+    std::memcpy(reinterpret_cast<char*>(row) + channel / 8, &bits, sizeof(bits));
+}
+
+// What becomes of counts. lanes(first)(row, counts) takes those of channels first … first + 15.
+struct ThresholdBits {
+    const int32_t* threshold;
+    uint32_t* out;
+    size_t stride;
+
+    struct Lanes {
+        __m512i threshold;
+        uint32_t* out;
+        size_t stride;
+        int first;
+        GSB_AVX512_INLINE void operator()(int row, __m512i counts) const {
+            store_mask(out + row * stride, first, _mm512_cmple_epi32_mask(counts, threshold));
+        }
+    };
+    GSB_AVX512_INLINE Lanes lanes(int first) const { return {load(threshold + first), out, stride, first}; }
+};
+
+struct IntervalBits {
+    const int32_t* low;
+    const uint32_t* range;
+    uint32_t* out;
+    size_t stride;
+
+    struct Lanes {
+        __m512i low, range;
+        uint32_t* out;
+        size_t stride;
+        int first;
+        GSB_AVX512_INLINE void operator()(int row, __m512i counts) const {
+            store_mask(out + row * stride, first, _mm512_cmpgt_epu32_mask(_mm512_sub_epi32(counts, low), range));
+        }
+    };
+    GSB_AVX512_INLINE Lanes lanes(int first) const {
+        return {load(low + first), load(range + first), out, stride, first};
+    }
+};
+
+struct Counts {
+    uint16_t* out;
+    size_t group_stride;
+
+    struct Lanes {
+        uint16_t* out;
+        GSB_AVX512_INLINE void operator()(int row, __m512i counts) const {
+            auto* to = reinterpret_cast<__m256i*>(out + static_cast<size_t>(row) * kCountGroup);
+            _mm256_storeu_si256(to, _mm512_cvtepi32_epi16(counts));
+        }
+    };
+    GSB_AVX512_INLINE Lanes lanes(int first) const {
+        return {out + first / kCountGroup * group_stride + first % kCountGroup};
+    }
+};
+
+struct Integers {
+    const int32_t* base;
+    int32_t* out;
+    size_t stride;
+
+    struct Lanes {
+        __m512i base;
+        int32_t* out;
+        size_t stride;
+        GSB_AVX512_INLINE void operator()(int row, __m512i counts) const {
+            _mm512_storeu_si512(out + row * stride, _mm512_sub_epi32(base, counts));
+        }
+    };
+    GSB_AVX512_INLINE Lanes lanes(int first) const { return {load(base + first), out + first, stride}; }
+};
+
+struct Residual {
+    const int32_t* base;
+    __m128i shift;
+    const float *scale, *bias;
+    float* x;
+    size_t stride;
+
+    struct Lanes {
+        __m512i base;
+        __m128i shift;
+        __m512 scale, bias;
+        float* x;
+        size_t stride;
+        GSB_AVX512_INLINE void operator()(int row, __m512i counts) const {
+            const __m512i dot = _mm512_sub_epi32(base, _mm512_sll_epi32(counts, shift));
+            const __m512 change = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dot), scale), bias);
+            float* to = x + row * stride;
+            _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), change));
+        }
+    };
+    GSB_AVX512_INLINE Lanes lanes(int first) const {
+        return {load(base + first), shift, _mm512_loadu_ps(scale + first), _mm512_loadu_ps(bias + first),
+                x + first,          stride};
+    }
+};
+
+}  // namespace
+
+GSB_AVX512 void product_threshold_avx512(const Product& p, const int32_t* threshold, uint32_t* out, size_t out_stride) {
+    product(p, ThresholdBits{threshold, out, out_stride});
+}
+
+GSB_AVX512 void product_interval_avx512(const Product& p, const int32_t* low, const uint32_t* range, uint32_t* out,
+                                        size_t out_stride) {
+    product(p, IntervalBits{low, range, out, out_stride});
+}
+
+GSB_AVX512 void product_count_avx512(const Product& p, uint16_t* out, size_t group_stride) {
+    product(p, Counts{out, group_stride});
+}
+
+GSB_AVX512 void product_integers_avx512(const Product& p, const int32_t* base, int32_t* out, size_t out_stride) {
+    product(p, Integers{base, out, out_stride});
+}
+
+GSB_AVX512 void product_residual_avx512(const Product& p, const int32_t* base, int shift, const float* scale,
+                                        const float* bias, float* x, size_t x_stride) {
+    product(p, Residual{base, _mm_cvtsi32_si128(shift), scale, bias, x, x_stride});
+}
+
+// Words k … k + 11 of a row: each whole triple (x0, x1, x2) becomes (x0, x0^x1, x0^x1^x2).
+GSB_AVX512 void prepare_rows_avx512(const uint32_t* bits, size_t bit_stride, int count, int depth, uint32_t* rows,
+                                    size_t stride) {
+    constexpr int kStep = 12;
+    const __m512i one_back = _mm512_setr_epi32(0, 0, 1, 0, 3, 4, 0, 6, 7, 0, 9, 10, 0, 0, 0, 0);
+    const __m512i two_back = _mm512_setr_epi32(0, 0, 0, 0, 0, 3, 0, 0, 6, 0, 0, 9, 0, 0, 0, 0);
+    const int whole = depth / 3 * 3, words = (depth + 1) / 2 * 2;
+    for (int row = 0; row < count; ++row) {
+        const uint32_t* from = bits + row * bit_stride;
+        uint32_t* to = rows + row * stride;
+        for (int k = 0; k < words; k += kStep) {
+            const int here = words - k < kStep ? words - k : kStep, inside = whole - k < 0 ? 0 : whole - k;
+            const __mmask16 mask = first_lanes(here), triples = first_lanes(inside < kStep ? inside : kStep);
+            const __m512i x = _mm512_maskz_loadu_epi32(mask, from + k);
+            const __m512i first = _mm512_maskz_permutexvar_epi32(triples & 0x0DB6, one_back, x);
+            const __m512i second = _mm512_maskz_permutexvar_epi32(triples & 0x0924, two_back, x);
+            _mm512_mask_storeu_epi32(to + k, mask, _mm512_ternarylogic_epi32(x, first, second, 0x96));
+        }
+    }
+}
+
+}  // namespace gsb

@@ -12,18 +12,28 @@ namespace gsb {
 
 namespace {
 
+// Takes one line of a patch apart, colour by colour. Nothing overlaps and all sizes are locals, so that compilers use
+// vector instructions.
+inline void split_colours(const uint8_t* __restrict line, int width, uint8_t* __restrict red, uint8_t* __restrict green,
+                          uint8_t* __restrict blue) {
+    for (int column = 0; column < width; ++column) {
+        red[column] = line[3 * column];
+        green[column] = line[3 * column + 1];
+        blue[column] = line[3 * column + 2];
+    }
+}
+
 // Cuts patch `index` out of the picture, colour by colour.
 void gather_patch(const Architecture& a, const uint8_t* picture, int index, int area, uint8_t* out) {
-    const int y = index / a.grid_width() * a.patch_height, x = index % a.grid_width() * a.patch_width;
-    for (int row = 0; row < a.patch_height; ++row) {
-        const uint8_t* line = picture + (static_cast<size_t>(y + row) * a.image_width + x) * 3;
-        uint8_t* red = out + row * a.patch_width;
-        uint8_t* green = red + area;
-        uint8_t* blue = green + area;
-        for (int column = 0; column < a.patch_width; ++column) {
-            red[column] = line[3 * column];
-            green[column] = line[3 * column + 1];
-            blue[column] = line[3 * column + 2];
+    const int height = a.patch_height, width = a.patch_width;
+    const int y = index / a.grid_width() * height, x = index % a.grid_width() * width;
+    const size_t picture_line = static_cast<size_t>(a.image_width) * 3;
+    const uint8_t* line = picture + y * picture_line + static_cast<size_t>(x) * 3;
+    for (int row = 0; row < height; ++row, line += picture_line, out += width) {
+        if (width == 16) {  // a constant count vectorizes without a remainder
+            split_colours(line, 16, out, out + area, out + 2 * area);
+        } else {
+            split_colours(line, width, out, out + area, out + 2 * area);
         }
     }
 }

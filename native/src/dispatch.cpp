@@ -6,19 +6,32 @@
 
 namespace gsb {
 
-namespace {
-
-std::vector<const Kernels*> detect() {
-    std::vector<const Kernels*> found;
+Features processor_features() {
+    Features f{};
 #if defined(__x86_64__)
     // __builtin_cpu_supports asks the operating system, too, whether it saves the wide registers.
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vpopcntdq") &&
-        __builtin_cpu_supports("avx512vnni")) {
+    f.avx2 = __builtin_cpu_supports("avx2");
+    f.f16c = __builtin_cpu_supports("f16c");
+    f.avx512f = __builtin_cpu_supports("avx512f");
+    f.avx512bw = __builtin_cpu_supports("avx512bw");
+    f.avx512dq = __builtin_cpu_supports("avx512dq");
+    f.avx512vl = __builtin_cpu_supports("avx512vl");
+    f.avx512vpopcntdq = __builtin_cpu_supports("avx512vpopcntdq");
+    f.avx512vnni = __builtin_cpu_supports("avx512vnni");
+#endif
+    return f;
+}
+
+std::vector<const Kernels*> kernels_for([[maybe_unused]] const Features& f) {
+    std::vector<const Kernels*> found;
+#if defined(__x86_64__)
+    // The AVX-512 kernels' loads of halves are F16C, too.
+    const bool avx2 = f.avx2 && f.f16c;
+    if (avx2 && f.avx512f && f.avx512bw && f.avx512dq && f.avx512vl && f.avx512vpopcntdq && f.avx512vnni) {
         found.push_back(&kAvx512Kernels);
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) found.push_back(&kAvx2Kernels);
+    if (avx2) found.push_back(&kAvx2Kernels);
 #endif
 #if defined(__aarch64__)
     found.push_back(&kNeonKernels);  // part of every AArch64 processor
@@ -27,10 +40,8 @@ std::vector<const Kernels*> detect() {
     return found;
 }
 
-}  // namespace
-
 const std::vector<const Kernels*>& available_kernels() {
-    static const std::vector<const Kernels*> kernels = detect();
+    static const std::vector<const Kernels*> kernels = kernels_for(processor_features());
     return kernels;
 }
 

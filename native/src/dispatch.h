@@ -17,6 +17,16 @@ extern const Kernels kAvx512Kernels;
 extern const Kernels kNeonKernels;
 #endif
 
+// What kernels ask of a processor, and the operating system saves.
+struct Features {
+    bool avx2, f16c, avx512f, avx512bw, avx512dq, avx512vl, avx512vpopcntdq, avx512vnni;
+};
+Features processor_features();
+
+// The backends a processor with these features can run, best first. AVX-512 counts only as a whole: without VPOPCNTDQ
+// (Skylake-X, Cascade Lake) AVX2 it is.
+std::vector<const Kernels*> kernels_for(const Features& features);
+
 // Best first; asked of the processor once.
 const std::vector<const Kernels*>& available_kernels();
 

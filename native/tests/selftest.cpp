@@ -61,6 +61,41 @@ std::set<std::string> expected_backends() {
     return expected;
 }
 
+std::string names(const Features& features) {
+    std::string text;
+    for (const Kernels* kernels : kernels_for(features)) text += std::string(text.empty() ? "" : " ") + kernels->name;
+    return text;
+}
+
+// Which backends processors that are not this one would get.
+void test_dispatch(Results& results) {
+#if defined(__x86_64__)
+    Features all{};
+    all.avx2 = all.f16c = all.avx512f = all.avx512bw = all.avx512dq = all.avx512vl = true;
+    all.avx512vpopcntdq = all.avx512vnni = true;
+    results.check(names(all) == "avx512 avx2 portable", "dispatch: Ice Lake, Zen 4");
+    results.check(names({}) == "portable", "dispatch: x86-64-v2");
+    for (bool Features::* lacking : {&Features::avx512f, &Features::avx512bw, &Features::avx512dq, &Features::avx512vl,
+                                     &Features::avx512vpopcntdq, &Features::avx512vnni}) {
+        Features some = all;
+        some.*lacking = false;
+        results.check(names(some) == "avx2 portable", "dispatch: AVX-512 in part");
+    }
+    Features cascade_lake = all, skylake_x = all, haswell{}, odd = all;
+    cascade_lake.avx512vpopcntdq = false;
+    skylake_x.avx512vpopcntdq = skylake_x.avx512vnni = false;
+    haswell.avx2 = haswell.f16c = true;
+    odd.f16c = false;
+    results.check(names(cascade_lake) == "avx2 portable", "dispatch: Cascade Lake");
+    results.check(names(skylake_x) == "avx2 portable", "dispatch: Skylake-X");
+    results.check(names(haswell) == "avx2 portable", "dispatch: Haswell");
+    results.check(names(odd) == "portable", "dispatch: without F16C");
+#elif defined(__aarch64__)
+    results.check(names({}) == "neon portable", "dispatch: AArch64");
+#endif
+    results.check(kernels_for(processor_features()) == available_kernels(), "dispatch: this processor");
+}
+
 std::vector<uint8_t> read_file(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
     if (!file) throw Error(path + " cannot be read");
@@ -89,6 +124,7 @@ void test_model(const std::string& backend, char** files, Results& results) {
 int run(int argc, char** argv) {
     if ((argc - 1) % 3 != 0) throw Error("usage: selftest [MODEL PIXELS LOGITS] ...");
     Results results;
+    test_dispatch(results);
     std::set<std::string> ran;
     for (const Kernels* kernels : available_kernels()) {
         const int before = results.passed() + results.failed();

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -262,6 +263,8 @@ def test_train_export_evaluate_predict(run, trained, tmp_path):
     path = tmp_path / "model.safetensors"
     status, output, _ = run("export", trained, "-o", path)
     assert status == 0 and "same answer" in output
+    status, output, _ = run("export", trained, "-o", path, "--most", 7, "--engine", "reference")
+    assert status == 0 and 1 < int(re.search(r"of (\d+) pictures", output)[1]) <= 7
     status, output, _ = run("evaluate", trained, "--data", "digits", "--json")
     assert status == 0
     from_run = json.loads(output)

@@ -190,12 +190,14 @@ def export(
         str | None,
         typer.Option("--data", metavar="SPEC", help="Pictures for the check (default: the run's validation part)."),
     ] = None,
+    most: Annotated[int, typer.Option("--most", min=1, help="Check on at most so many of them.")] = 1000,
+    engine: Engine = "native",
 ) -> None:
     """Pack a trained model into bits, and refuse if the packed model disagrees with it."""
     _require_training("export")
     from gsb_vit.train.pack import export_run
 
-    _, parity = export_run(run, output, data_spec=data)
+    _, parity = export_run(run, output, data_spec=data, engine=engine, most=most)
     flipped = ", ".join(f"{kind} {share:.1e}" for kind, share in parity.flipped.items())
     print(f"{output}: {output.stat().st_size / 1e6:.3f} MB")
     print(

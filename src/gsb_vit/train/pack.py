@@ -16,15 +16,23 @@ from .checkpoint import load_model
 from .data import load_data
 from .evaluate import run_data_options
 
+MOST_PICTURES = 1000
+
 
 def export_run(
-    run: str | Path, output: str | Path, *, data_spec: str | None = None, engine: str = "reference"
+    run: str | Path,
+    output: str | Path,
+    *,
+    data_spec: str | None = None,
+    engine: str = "native",
+    most: int = MOST_PICTURES,
 ) -> tuple[PackedModel, Parity]:
     """Pack the last stage of a run (or one trained model file) into ``output`` and compare both on pictures.
 
-    The pictures are the run's validation pictures (its test pictures if it has none); ``data_spec`` names the data if
-    it has moved. The split of the data goes into the packed file's provenance, so that the packed model, too, can be
-    evaluated on pictures it was not trained on.
+    The pictures are the run's validation pictures (its test pictures if it has none), of more than ``most`` every n-th;
+    ``data_spec`` names the data if it has moved. ``engine`` runs the packed model; bits are always compared with those
+    of the NumPy reference, on the first pictures. The split of the data goes into the packed file's provenance, so that
+    the packed model, too, can be evaluated on pictures it was not trained on.
 
     Raises:
         InputError: the run, its data or ``output`` cannot be used, or the packed model disagrees with the trained one,
@@ -34,14 +42,17 @@ def export_run(
     trained = load_model(run)
     spec = data_spec or _data_of(run)
     options = run_data_options(run)
+    if most < 1:
+        raise InputError(f"{most} pictures compare nothing; give at least 1")
     splits = load_data(spec, options)
     require_same_classes(trained.class_names, splits.class_names, spec)
     held_out = splits.validation if len(splits.validation) else splits.test
+    sources = held_out.sources[:: -(-len(held_out) // most)]
     split = {name: value for name, value in asdict(options).items() if name in SPLIT_OPTIONS}
     return export_and_verify(
         trained.model,
         output,
-        np.stack([trained.preprocessing(source) for source in held_out.sources]),
+        np.stack([trained.preprocessing(source) for source in sources]),
         class_names=trained.class_names,
         preprocessing=trained.preprocessing,
         provenance={**trained.info.provenance, "stage": trained.info.stage, "split": split},

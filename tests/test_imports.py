@@ -16,12 +16,15 @@ PACKAGE = ROOT / "src" / "gsb_vit"
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "torchmetrics", "sklearn", "matplotlib"}
 DEVICE_SIDE = [
     *("bitpack", "packed", "packed_schema", "reference", "runtime", "preprocess", "errors"),
-    *("metrics", "evaluation", "summary", "benchmark", "tables"),
+    *("metrics", "evaluation", "summary", "densities", "stages", "benchmark", "tables"),
 ]
 LIGHT = ["__init__", "cli", *DEVICE_SIDE]
 SHARED = ["errors", "preprocess", "metrics", "quantization"]  # they import no PyTorch and stand below both sides
 DEVICE = ["bitpack", "packed_schema", "packed", "reference", "_native", "runtime"]
-ABOVE = ["__init__", "export", "export_checks", "parity", "evaluation", "summary", "benchmark", "tables", "cli"]
+ABOVE = [
+    *("__init__", "export", "export_checks", "parity", "evaluation", "summary", "densities", "stages"),
+    *("benchmark", "tables", "cli"),
+]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 MATHEMATICS = [name for name in MODULES if name not in {*SHARED, *DEVICE, *ABOVE}]
 

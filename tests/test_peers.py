@@ -20,6 +20,7 @@ from gsb_vit.peers.against import measure_against
 from gsb_vit.peers.engines import PEERS, Engine, choose
 from gsb_vit.peers.isa import ISAS, environment, hold_onnxruntime
 from gsb_vit.peers.prepare import ERROR_LIMITS, prepare, smooth_pictures
+from gsb_vit.peers.session import batches
 from gsb_vit.peers.timing import measure, noise, scatter, similarity
 from gsb_vit.peers.twin import Twin
 from gsb_vit.peers.worker import Setting, Worker, WorkerError
@@ -219,6 +220,12 @@ def test_measure_against_a_packed_model(tmp_path):
     assert rows[1].error < ERROR_LIMITS["fp32"] and rows[0].error is None
     with pytest.raises(InputError, match="share an instruction set"):
         measure_against(tmp_path / "model.safetensors", "onnxruntime", [])
+
+
+def test_pictures_are_run_in_turn():
+    pictures = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
+    assert [one.ravel().tolist() for one in batches(pictures, 2)] == [[0, 1], [2, 3], [4, 0]]
+    assert [one.ravel().tolist() for one in batches(pictures[:2], 5)] == [[0, 1, 0, 1, 0]]
 
 
 @pytest.mark.parametrize("engine", list(PEERS))

@@ -6,6 +6,8 @@
 
 #include <utility>
 
+#include "core_speed.h"
+#include "dispatch.h"
 #include "error.h"
 #include "model.h"
 
@@ -50,6 +52,11 @@ std::vector<nb::tuple> profile(const gsb::Model& model) {
     return rows;
 }
 
+nb::tuple core_speed(const std::string& backend) {
+    const gsb::CoreSpeed speed = gsb::core_speed(gsb::choose_kernels(backend).name);
+    return nb::make_tuple(speed.hz, speed.vector_adds, speed.byte_macs);
+}
+
 std::vector<std::string> backends() {
     std::vector<std::string> names;
     for (const gsb::Kernels* kernels : gsb::available_kernels()) names.push_back(kernels->name);
@@ -63,6 +70,9 @@ void bind_kernels(nb::module_& module);
 NB_MODULE(_native, module) {
     nb::exception<gsb::Error>(module, "NativeError", PyExc_ValueError);
     module.def("backends", backends, "The backends this machine can run, best first.");
+    module.def("core_hz", gsb::core_hz, "Cycles a second of this core, now.");
+    module.def("core_speed", core_speed, "backend"_a,
+               "(cycles a second, vector additions a cycle, 8-bit products a cycle); 0 where not measured.");
     nb::class_<gsb::Model>(module, "Model")
         .def(nb::init<const std::string&, int, const std::string&>(), "path"_a, "threads"_a = 0, "backend"_a = "",
              nb::call_guard<nb::gil_scoped_release>())

@@ -6,19 +6,21 @@ machine that slows down for a while slows every engine, and ``peak_mb`` is one e
 
 import os
 import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from gsb_vit.densities import measure_densities
 from gsb_vit.errors import InputError
-from gsb_vit.packed import read
+from gsb_vit.packed import PackedModel, read
 from gsb_vit.peers.against import measure_against
 from gsb_vit.peers.engines import PEERS, Engine, choose
-from gsb_vit.peers.prepare import smooth_pictures
+from gsb_vit.peers.isa import ISAS
+from gsb_vit.peers.prepare import CALIBRATION_PICTURES, CHECK_PICTURES, smooth_pictures
 from gsb_vit.peers.timing import ROUNDS, Measurement, measure
 from gsb_vit.peers.worker import Setting, WorkerError
 
@@ -37,6 +39,7 @@ def benchmark(
     threads: int = 1,
     batch: int = 1,
     isa: str | None = None,
+    pictures: NDArray[np.uint8] | None = None,
     rounds: int = ROUNDS,
     tries: int = TRIES,
 ) -> list[Measurement]:
@@ -48,76 +51,61 @@ def benchmark(
     Args:
         against: peers as in ``"torch,onnxruntime,openvino:int8+bf16"``; by default :func:`default_peers`.
         isa: ``"avx2"`` or ``"sse4"`` holds every engine to that instruction set; by default all that the CPU has.
+        pictures: uint8 (n, H, W, 3) as :func:`choose_pictures` reads them: the first 16 are run in turn, all calibrate
+            int8, and the packed model's row tells its ``densities`` on them; by default smooth random ones.
 
     Raises:
-        InputError: a model that cannot be read, tries below 1, a peer that is unknown, missing or not convertible.
+        InputError: a model that cannot be read, tries below 1, a peer that is unknown, missing or not convertible, an
+            instruction set that this machine lacks, no native extension.
     """
     if tries < 1:
         raise InputError(f"tries {tries} must be at least 1")
     path, setting = Path(model), Setting(threads, batch, isa)
-    image_size = read(path).architecture.image_size
+    packed = read(path)
+    _require_backend(path, isa)
     chosen = [f"{engine}:{precision}" for engine, precision in choose(default_peers() if against is None else against)]
     if not chosen:
-        return _measure_alone(path, setting, image_size, rounds, tries)
-    try:
-        return measure_against(path, chosen, [setting], rounds=rounds, tries=tries)
-    except WorkerError as error:
-        raise InputError(f"{error}; leave the peer out, or install other versions of its libraries") from error
+        rows = _measure_alone(path, setting, packed, pictures, rounds, tries)
+    else:
+        try:
+            rows = measure_against(path, chosen, [setting], pictures=pictures, rounds=rounds, tries=tries)
+        except WorkerError as error:
+            raise InputError(f"{error}; leave the peer out, or install other versions of its libraries") from error
+    if pictures is None:
+        return rows
+    densities = measure_densities(packed, pictures[:CHECK_PICTURES]).to_json()
+    return [replace(row, densities=densities) if row.engine == "gsb-vit" else row for row in rows]
+
+
+def _require_backend(model: Path, isa: str | None) -> None:
+    """Raise InputError, listing what there is, where the packed model cannot run as the run asks for."""
+    from gsb_vit.runtime import load
+
+    load(model, threads=1, backend=None if isa is None else ISAS[isa]["GSB_VIT_BACKEND"])
 
 
 def _measure_alone(
-    path: Path, setting: Setting, image_size: tuple[int, int], rounds: int, tries: int
+    path: Path, setting: Setting, packed: PackedModel, pictures: NDArray[np.uint8] | None, rounds: int, tries: int
 ) -> list[Measurement]:
+    if pictures is None:
+        pictures = smooth_pictures(CHECK_PICTURES, packed.architecture.image_size)
     with tempfile.TemporaryDirectory(prefix="gsb-vit-bench-") as folder:
-        pictures = Path(folder) / "pictures.npy"
-        np.save(pictures, smooth_pictures(setting.batch, image_size))
-        return measure([Engine("gsb-vit", "1-bit", path)], setting, pictures, rounds=rounds, tries=tries)
+        file = Path(folder) / "pictures.npy"
+        np.save(file, pictures[:CHECK_PICTURES])
+        return measure([Engine("gsb-vit", "1-bit", path)], setting, file, rounds=rounds, tries=tries)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage of the native forward pass: microseconds a picture, share of the whole, products of bits and bytes.
-
-    ``bit_macs_per_ns`` and ``byte_macs_per_ns`` are billions of multiply-accumulates a second.
-    """
-
-    name: str
-    us: float
-    share: float
-    bit_macs_per_ns: float
-    byte_macs_per_ns: float
-
-
-def profile(model: str | os.PathLike[str], *, threads: int = 1, batch: int = 1, seconds: float = 2.0) -> list[Stage]:
-    """Time the stages of the native engine over calls on ``batch`` smooth random pictures for ``seconds``.
+def choose_pictures(model: PackedModel, spec: str, most: int = CALIBRATION_PICTURES) -> NDArray[np.uint8]:
+    """Return up to ``most`` held-out pictures of a data SPEC, in a seeded random order, as the model reads them.
 
     Raises:
-        InputError: a model that cannot be read, batch below 1, or no native extension.
+        InputError: the data cannot be read, or has no held-out pictures.
     """
-    from gsb_vit.runtime import load
+    from gsb_vit.evaluation import held_out_pictures
 
-    if batch < 1:
-        raise InputError(f"batch {batch} must be at least 1")
-    classifier = load(model, threads=threads)
-    pictures = smooth_pictures(batch, classifier.architecture.image_size)
-    classifier.logits(pictures)
-    classifier.set_profiling(True)
-    calls, end = 0, time.perf_counter() + seconds
-    while calls == 0 or time.perf_counter() < end:
-        classifier.logits(pictures)
-        calls += 1
-    stages = classifier.profile()
-    total = sum(stage.seconds for stage in stages)
-    return [
-        Stage(
-            stage.name,
-            stage.seconds / (calls * batch) * 1e6,
-            stage.seconds / total,
-            stage.bit_macs / stage.seconds / 1e9 if stage.seconds else 0.0,
-            stage.byte_macs / stage.seconds / 1e9 if stage.seconds else 0.0,
-        )
-        for stage in stages
-    ]
+    _, found = held_out_pictures(spec, model.provenance)
+    order = np.random.default_rng(0).permutation(len(found.sources))[:most]
+    return np.stack([model.preprocessing(found.sources[index]) for index in order])
 
 
 def pack_untrained(architecture: str, path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -307,6 +306,15 @@ def bench(
     isa: Annotated[
         str | None, typer.Option("--isa", metavar="avx2|sse4", help="Hold every engine to an instruction set.")
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="SPEC",
+            help="Run held-out pictures of a data set, as for evaluate, and tell how full the groups are on them. By "
+            "default smooth random pictures.",
+        ),
+    ] = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Show where the packed model's time goes, and compare with nothing.")
     ] = False,
@@ -316,45 +324,50 @@ def bench(
     """Time a packed model beside its full-precision twin."""
     if (model is None) == (arch is None):
         raise InputError("give either MODEL, a packed file, or --arch NAME, as in --arch gsb_vit_small_patch16_224")
-    if profile and (plot or against or isa):
-        raise InputError("--profile goes with --threads and --batch only; leave out --against, --isa and --plot")
+    if profile and (plot or against):
+        raise InputError("--profile goes with --threads, --batch, --isa and --data; leave out --against and --plot")
     with tempfile.TemporaryDirectory(prefix="gsb-vit-arch-") as folder:
         path = model or Path(folder) / "model.safetensors"
         if arch is not None:
             from gsb_vit.benchmark import pack_untrained
 
             pack_untrained(arch, path)
+        options: dict[str, Any] = {"threads": threads, "batch": batch, "isa": isa}
+        if data is not None:
+            from gsb_vit.benchmark import choose_pictures
+            from gsb_vit.packed import read
+
+            options["pictures"] = choose_pictures(read(path), data)
         if profile:
-            _profile(path, threads, batch, as_json)
+            _profile(path, options, as_json)
         else:
-            _compare(path, against, threads, batch, isa, plot, as_json)
+            _compare(path, against, options, plot, as_json)
 
 
-def _profile(model: Path, threads: int, batch: int, as_json: bool) -> None:
-    from gsb_vit.benchmark import profile
-    from gsb_vit.tables import profile_table, show
+def _profile(model: Path, options: dict[str, Any], as_json: bool) -> None:
+    from gsb_vit.stages import profile
+    from gsb_vit.tables import profile_tables, show
 
-    stages = profile(model, threads=threads, batch=batch)
+    found = profile(model, **options)
     if as_json:
-        _print_json([asdict(stage) for stage in stages])
+        _print_json(found.to_json())
     else:
-        show(profile_table(stages))
+        show(*profile_tables(found))
 
 
-def _compare(
-    model: Path, against: str | None, threads: int, batch: int, isa: str | None, plot: Path | None, as_json: bool
-) -> None:
+def _compare(model: Path, against: str | None, options: dict[str, Any], plot: Path | None, as_json: bool) -> None:
     from gsb_vit.benchmark import benchmark
     from gsb_vit.peers import plot as plots
-    from gsb_vit.tables import bench_table, show
+    from gsb_vit.tables import bench_table, densities_table, show
 
     if plot is not None:
         plots.check_plot(plot)
-    rows = benchmark(model, against=against, threads=threads, batch=batch, isa=isa)
+    rows = benchmark(model, against=against, **options)
     if as_json:
         _print_json([row.row() for row in rows])
     else:
-        show(bench_table(rows))
+        densities = [row.densities for row in rows if row.densities is not None]
+        show(bench_table(rows), *(densities_table(one) for one in densities))
     if plot is not None:
         plots.plot(rows, plot)
 

@@ -109,12 +109,15 @@ class Classifier:
         return self._engine
 
 
-def load(path: str | os.PathLike[str], threads: int = 0, engine: str = "native") -> Classifier:
+def load(
+    path: str | os.PathLike[str], threads: int = 0, engine: str = "native", *, backend: str | None = None
+) -> Classifier:
     """Load a packed model.
 
     ``threads`` counts those of the native engine; 0 takes every core this process may run on. ``engine`` is
     ``"native"``, or ``"reference"``: NumPy, slow, the same logits bit for bit. The native engine uses the fastest
-    instruction set of the machine, or the one that the environment variable ``GSB_VIT_BACKEND`` names.
+    instruction set of the machine, or the one that ``backend`` or else the environment variable ``GSB_VIT_BACKEND``
+    names: ``portable``, ``avx2``, ``avx512`` or ``neon``.
 
     Raises:
         InputError: for a missing, truncated or foreign file, an unknown engine or backend, a number of threads out of
@@ -135,7 +138,7 @@ def load(path: str | os.PathLike[str], threads: int = 0, engine: str = "native")
             'checkout, or use engine="reference"'
         ) from error
     try:
-        native = _native.Model(os.fsdecode(path), threads)
+        native = _native.Model(os.fsdecode(path), threads, backend or "")
     except _native.NativeError as error:
         raise InputError(str(error)) from error
     # The extension has mapped and checked the file; only what Python needs is read again, from its header.

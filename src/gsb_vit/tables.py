@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,8 +12,8 @@ from gsb_vit.peers.timing import Measurement
 from gsb_vit.summary import Cost, Layer, Summary
 
 if TYPE_CHECKING:
-    from gsb_vit.benchmark import Stage
     from gsb_vit.runtime import Prediction
+    from gsb_vit.stages import Profile
 
 WIDTH_IN_FILES = 120  # a pipe has no width of its own
 
@@ -73,13 +73,41 @@ def bench_table(rows: Sequence[Measurement]) -> Table:
     return made
 
 
-def profile_table(stages: "Sequence[Stage]") -> Table:
-    """Show where the native engine's time goes."""
-    made = table("Stages of the native engine", "stage", "µs a picture", "share", "bit-MACs/ns", "byte-MACs/ns")
-    for stage in stages:
-        speeds = [f"{speed:,.0f}" if speed else "" for speed in (stage.bit_macs_per_ns, stage.byte_macs_per_ns)]
-        made.add_row(stage.name, f"{stage.us:,.1f}", f"{stage.share:.1%}", *speeds)
-    made.add_row("total", f"{sum(stage.us for stage in stages):,.1f}", "", "", "", style="bold")
+def profile_tables(profile: "Profile") -> Iterator[Table]:
+    """Show where the native engine's time goes, and how full the groups were."""
+    made = table(
+        f"Stages of the {profile.backend} engine, {profile.threads} thread(s), batch {profile.batch}, at "
+        f"{profile.ghz:.2f} GHz; times of one core, a picture",
+        *("stage", "µs", "cycles", "share", "bit-MACs/cycle", "byte-MACs/cycle", "of ceiling"),
+    )
+    for stage in profile.stages:
+        speeds = [speed / profile.ghz for speed in (stage.bit_macs_per_ns, stage.byte_macs_per_ns)]
+        made.add_row(
+            stage.name,
+            f"{stage.us:,.1f}",
+            f"{stage.cycles:,.0f}",
+            f"{stage.share:.1%}",
+            *(f"{speed:,.1f}" if speed else "" for speed in speeds),
+            "" if stage.of_ceiling is None else f"{stage.of_ceiling:.0%}",
+        )
+    totals = (sum(stage.us for stage in profile.stages), sum(stage.cycles for stage in profile.stages))
+    ceilings = (profile.bit_ceiling, profile.byte_ceiling)
+    made.add_row("total", f"{totals[0]:,.1f}", f"{totals[1]:,.0f}", "", "", "", "", style="bold")
+    made.add_row("ceiling", "", "", "", *("unknown" if one is None else f"{one:,.0f}" for one in ceilings), "")
+    yield made
+    yield densities_table(profile.densities.to_json())
+
+
+def densities_table(densities: Mapping[str, Any]) -> Table:
+    """Show the share of entries in each upper group."""
+    made = table(
+        f"Entries in the upper groups, on {densities['pictures']} of the pictures run",
+        *("group", "mean", "fullest block"),
+    )
+    for kind in ("attention", "value"):
+        shares = zip(densities[kind], densities[f"{kind}_largest_block"], strict=True)
+        for group, (mean, largest) in enumerate(shares, 1):
+            made.add_row(f"{kind} {group}", f"{mean:.3%}", f"{largest:.3%}")
     return made
 
 

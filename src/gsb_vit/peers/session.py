@@ -1,5 +1,6 @@
 """The inside of a worker process: one engine, its pictures, its clock, and a pipe to answer questions on."""
 
+import itertools
 import json
 import os
 import sys
@@ -27,6 +28,13 @@ def peak_memory_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
+def batches(pictures: Any, size: int) -> list[Any]:
+    """Cut pictures (n, H, W, 3) into batches of ``size``; the last one is filled up with the first pictures again."""
+    numbers = range(-(-len(pictures) // size) * size)
+    indices = [number % len(pictures) for number in numbers]
+    return [pictures[indices[start : start + size]] for start in range(0, len(indices), size)]
+
+
 class _Session:
     """The worker's side: an engine, its pictures and its clock."""
 
@@ -41,9 +49,9 @@ class _Session:
         self.batch: int = job["batch"]
         self.pictures = np.load(job["pictures"])
         self.forward, self.precision = load(job["engine"], job["precision"], job["path"], job["threads"], self.batch)
-        self.pixels = np.ascontiguousarray(np.resize(self.pictures, (self.batch, *self.pictures.shape[1:])))
+        self.turns = itertools.cycle(batches(self.pictures, self.batch))
         for _ in range(WARM_UP_CALLS):
-            self.forward(self.pixels)
+            self.forward(next(self.turns))
         _refuse_stray_threads(job["cores"])
         self.left_off = time.perf_counter(), time.process_time()
 
@@ -53,12 +61,13 @@ class _Session:
             "idle_s": clock() - self.left_off[0],
             "idle_cpu_s": time.process_time() - self.left_off[1],
         }
-        self.forward(self.pixels)  # brings caches and clock speed back after the others' turns; not timed
+        self.forward(next(self.turns))  # brings caches and clock speed back after the others' turns; not timed
         times: list[float] = []
         end = clock() + seconds
         while not times or clock() < end:
+            pixels = next(self.turns)
             start = clock()
-            self.forward(self.pixels)
+            self.forward(pixels)
             times.append(1000 * (clock() - start))
         self.left_off = clock(), time.process_time()
         return {"ms": times, **idle}
@@ -67,10 +76,8 @@ class _Session:
         import numpy as np
 
         count = len(self.pictures)
-        whole = -(-count // self.batch) * self.batch  # engines run full batches only
-        pixels = np.resize(self.pictures, (whole, *self.pictures.shape[1:]))
-        batches = (pixels[start : start + self.batch] for start in range(0, whole, self.batch))
-        np.save(path, np.concatenate([np.array(self.forward(one)) for one in batches])[:count])
+        parts = [np.array(self.forward(one)) for one in batches(self.pictures, self.batch)]
+        np.save(path, np.concatenate(parts)[:count])
 
 
 def _refuse_stray_threads(cores: list[int]) -> None:

@@ -28,6 +28,7 @@ class Measurement:
     ``spread`` is the interquartile range of the calls over their median, ``drift`` the change of the median from the
     first half of the calls to the second; ``error`` and ``top1`` compare the logits with the float twin's; ``peak_mb``
     is the process's largest resident memory, of which ``bare_mb`` were Python and NumPy. MB are 10⁶ bytes.
+    ``densities`` (:mod:`gsb_vit.densities`) are the packed model's on the pictures given.
     """
 
     engine: str
@@ -44,6 +45,7 @@ class Measurement:
     error: float | None = None
     top1: float | None = None
     problem: str | None = None
+    densities: dict[str, Any] | None = None
 
     @property
     def images_per_s(self) -> float | None:
@@ -51,10 +53,11 @@ class Measurement:
         return None if self.median_ms is None else 1000 * self.batch / self.median_ms
 
     def row(self) -> dict[str, Any]:
-        """Return the keys of a ``bench`` row, and ``problem`` where there is one."""
+        """Return the keys of a ``bench`` row, and ``problem`` and ``densities`` where there are any."""
         keys = ("engine", "precision", "threads", "batch", "median_ms", "images_per_s", "file_mb", "peak_mb")
         row = {key: getattr(self, key) for key in keys}
-        return row if self.problem is None else {**row, "problem": self.problem}
+        extra = {key: getattr(self, key) for key in ("problem", "densities")}
+        return {**row, **{key: value for key, value in extra.items() if value is not None}}
 
 
 def measure(
@@ -73,7 +76,7 @@ def measure(
     logits are off, whose threads keep a core busy while others run, or whose calls scatter, gets a ``problem``.
 
     Args:
-        pictures: uint8 pictures (n, H, W, 3) as .npy; one call takes the first ``batch`` of them.
+        pictures: uint8 pictures (n, H, W, 3) as .npy; a call takes the next ``batch`` of them, over and over.
         expected: the float twin's logits of all pictures (n, K) as .npy.
         tries: where some engine's calls were noise, all rounds are done again, of all engines, up to so many times.
 

@@ -42,7 +42,9 @@ print(json.dumps({"peak_mb": peak, "loaded": loaded, "done": done, "mapped": map
 def once(code, *arguments):
     """Run code in a new process; return what it printed and when it was started."""
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout), start
 
 

@@ -94,6 +94,7 @@ Scratch::Scratch(const Shape& s, const Architecture& a, int row_count) {
     list_count = Buffer<int32_t>(kAttentionRows * groups);
     row_columns = Buffer<int32_t>(tokens + kLanes);
     row_values = Buffer<float>(tokens + kLanes);
+    value_extremes.resize(2 * static_cast<size_t>(s.width));
     normed.resize(s.width);
     levels = Buffer<int8_t>(s.width);
     sums.resize(a.num_classes);

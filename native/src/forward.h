@@ -67,9 +67,10 @@ struct Scratch {
     Buffer<int32_t> list_count;
     Buffer<int32_t> row_columns;  // (N) candidates of a row that had to be run again
     Buffer<float> row_values;
-    std::vector<float> normed;  // (C)
-    Buffer<int8_t> levels;      // (C)
-    std::vector<int32_t> sums;  // (K)
+    std::vector<float> value_extremes;  // (2, C): each channel's smallest and largest Value
+    std::vector<float> normed;          // (C)
+    Buffer<int8_t> levels;              // (C)
+    std::vector<int32_t> sums;          // (K)
     StageSeconds seconds{};
 };
 
@@ -88,6 +89,8 @@ class Forward {
     void norm(Scratch& scratch, const float* x, int count, const NormSigns& signs) const;
     void query_key_value(Call& call, Scratch& scratch, int block, int chunk, int first, int last) const;
     void value_limits(Call& call, Scratch& scratch, int block) const;
+    void limit_counts(Workspace& workspace, const BlockWeights& weights, int group, int channel, float upper,
+                      float lower) const;
     Scores scores_of(Call& call, Scratch& scratch, int block, int head) const;
     void expand_bias(Scratch& scratch, const BlockWeights& weights, int head) const;
     void score_task(Call& call, Scratch& scratch, int block, int task) const;

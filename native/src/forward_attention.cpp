@@ -19,6 +19,8 @@ struct Channel {
         const float scaled = (width - 2.0f * static_cast<float>(count)) * scale;
         return scaled + bias;
     }
+    // About the count that has this value.
+    float count(float wanted) const { return (width - (wanted - bias) / scale) * 0.5f; }
     // Does count lie in the group on the side of the small counts (of the large ones)?
     bool low_side(int count, float upper, float lower) const {
         return scale >= 0 ? value(count) > upper : value(count) < lower;
@@ -28,18 +30,15 @@ struct Channel {
     }
 };
 
-// The first count in first … last + 1 for which `is_true` does not hold, or does, as it changes once.
+// The first count in first … last + 1 for which `holds` is false, where it is true up to one count and false behind it:
+// found from any guess.
 template <class Predicate>
-int partition(int first, int last, Predicate holds) {
-    while (first <= last) {
-        const int middle = first + (last - first) / 2;
-        if (holds(middle)) {
-            first = middle + 1;
-        } else {
-            last = middle - 1;
-        }
-    }
-    return first;
+int partition(int first, int last, float guess, Predicate holds) {
+    int count =
+        guess > static_cast<float>(first) ? guess < static_cast<float>(last) ? static_cast<int>(guess) : last : first;
+    while (count <= last && holds(count)) ++count;
+    while (count > first && !holds(count - 1)) --count;
+    return count;
 }
 
 }  // namespace
@@ -60,18 +59,29 @@ void Forward::value_limits(Call& call, Scratch& scratch, int block) const {
     if (planes == 1) return;
     std::fill(w.value_low.begin(), w.value_low.end(), int16_t{-1});
     std::fill(w.value_high.begin(), w.value_high.end(), std::numeric_limits<int16_t>::max());
-    float largest = -std::numeric_limits<float>::infinity(), smallest = -largest;
-    for (int c = 0; c < shape_.width; ++c) {
-        const int inner = shape_.inner_channel(c);
-        for (int chunk = 1; chunk < w.row_chunks; ++chunk) {
-            const size_t at = static_cast<size_t>(chunk) * shape_.inner + inner;
-            w.smallest[inner] = std::min(w.smallest[inner], w.smallest[at]);
-            w.largest[inner] = std::max(w.largest[inner], w.largest[at]);
+    for (int chunk = 1; chunk < w.row_chunks; ++chunk) {
+        const uint16_t* smaller = w.smallest.data() + static_cast<size_t>(chunk) * shape_.inner;
+        const uint16_t* larger = w.largest.data() + static_cast<size_t>(chunk) * shape_.inner;
+        for (int i = 0; i < shape_.inner; ++i) {
+            w.smallest[i] = std::min(w.smallest[i], smaller[i]);
+            w.largest[i] = std::max(w.largest[i], larger[i]);
         }
-        const Channel channel{static_cast<float>(shape_.width), weights.value_scale[c], weights.value_bias[c]};
-        const float a = channel.value(w.smallest[inner]), b = channel.value(w.largest[inner]);
-        largest = std::max({largest, a, b});
-        smallest = std::min({smallest, a, b});
+    }
+    // Each channel's extremes are the values of its extreme counts.
+    float* low_values = scratch.value_extremes.data();
+    float* high_values = low_values + shape_.width;
+    float largest = -std::numeric_limits<float>::infinity(), smallest = -largest;
+    for (int head = 0; head < shape_.heads; ++head) {
+        const uint16_t* first = w.smallest.data() + static_cast<size_t>(head) * shape_.head_channels;
+        const uint16_t* last = w.largest.data() + static_cast<size_t>(head) * shape_.head_channels;
+        for (int i = 0, c = head * shape_.head_dim; i < shape_.head_dim; ++i, ++c) {
+            const Channel channel{static_cast<float>(shape_.width), weights.value_scale[c], weights.value_bias[c]};
+            const float a = channel.value(first[i]), b = channel.value(last[i]);
+            low_values[c] = std::min(a, b);
+            high_values[c] = std::max(a, b);
+            largest = std::max(largest, high_values[c]);
+            smallest = std::min(smallest, low_values[c]);
+        }
     }
     for (int group = 1; group < planes; ++group) {
         const float ratio = architecture_.value_thresholds[group - 1];
@@ -79,23 +89,29 @@ void Forward::value_limits(Call& call, Scratch& scratch, int block) const {
         const float upper = fixed ? weights.value_limits[2 * (group - 1)] : ratio * largest;
         const float lower = fixed ? weights.value_limits[2 * (group - 1) + 1] : ratio * smallest;
         for (int c = 0; c < shape_.width; ++c) {
-            const int inner = shape_.inner_channel(c), head = c / shape_.head_dim;
-            const Channel channel{static_cast<float>(shape_.width), weights.value_scale[c], weights.value_bias[c]};
-            const int first = w.smallest[inner], last = w.largest[inner];
-            const bool low = channel.low_side(first, upper, lower), high = channel.high_side(last, upper, lower);
-            if (!low && !high) continue;
-            w.plane_active[(static_cast<size_t>(head) * planes + group) * pieces + c % shape_.head_dim / kPiece] = 1;
-            const size_t at =
-                (static_cast<size_t>(head) * (planes - 1) + group - 1) * shape_.head_channels + c % shape_.head_dim;
-            if (low) {
-                w.value_low[at] = static_cast<int16_t>(
-                    partition(first, last, [&](int n) { return channel.low_side(n, upper, lower); }) - 1);
-            }
-            if (high) {
-                w.value_high[at] = static_cast<int16_t>(
-                    partition(first, last, [&](int n) { return !channel.high_side(n, upper, lower); }));
-            }
+            if (high_values[c] > upper || low_values[c] < lower) limit_counts(w, weights, group, c, upper, lower);
         }
+    }
+}
+
+// One channel that has entries in a group.
+void Forward::limit_counts(Workspace& w, const BlockWeights& weights, int group, int c, float upper,
+                           float lower) const {
+    const int inner = shape_.inner_channel(c), head = c / shape_.head_dim, planes = shape_.value_groups;
+    const size_t pieces = shape_.head_channels / kPiece, at = c % shape_.head_dim;
+    w.plane_active[(static_cast<size_t>(head) * planes + group) * pieces + at / kPiece] = 1;
+    const size_t entry = (static_cast<size_t>(head) * (planes - 1) + group - 1) * shape_.head_channels + at;
+    const Channel channel{static_cast<float>(shape_.width), weights.value_scale[c], weights.value_bias[c]};
+    const int first = w.smallest[inner], last = w.largest[inner];
+    const float low_limit = channel.scale >= 0 ? upper : lower, high_limit = channel.scale >= 0 ? lower : upper;
+    if (channel.low_side(first, upper, lower)) {
+        w.value_low[entry] = static_cast<int16_t>(
+            partition(first, last, channel.count(low_limit), [&](int n) { return channel.low_side(n, upper, lower); }) -
+            1);
+    }
+    if (channel.high_side(last, upper, lower)) {
+        w.value_high[entry] = static_cast<int16_t>(partition(
+            first, last, channel.count(high_limit), [&](int n) { return !channel.high_side(n, upper, lower); }));
     }
 }
 
@@ -220,10 +236,12 @@ void Forward::list_groups(Call& call, Scratch& scratch, int block, int head, int
     const size_t groups = w.attention_limits.size();
     size_t used = 0;
     bool expanded = false;
+    std::fill_n(scratch.list_count.data(), (last - first) * groups, 0);
     for (int row = first; row < last; ++row) {
         const size_t at = static_cast<size_t>(head) * shape_.tokens + row;
-        const size_t task = static_cast<size_t>(head) * w.score_chunks + row / w.score_step;
         int count = w.candidate_count[at];
+        if (count == 0) continue;
+        const size_t task = static_cast<size_t>(head) * w.score_chunks + row / w.score_step;
         const size_t begin = task * w.candidate_capacity + w.candidate_begin[at];
         const int32_t* columns = w.candidate_columns.data() + begin;
         const float* values = w.candidate_values.data() + begin;

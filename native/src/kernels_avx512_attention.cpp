@@ -77,10 +77,6 @@ struct Narrow {
         high = _mm512_loadu_ps(window + 16);
     }
     GSB_AVX512_INLINE __m512 at(__m512i z) const { return _mm512_permutex2var_ps(low, z, high); }
-    GSB_AVX512_INLINE void scale(float factor) {
-        low = _mm512_mul_ps(low, _mm512_set1_ps(factor));
-        high = _mm512_mul_ps(high, _mm512_set1_ps(factor));
-    }
 };
 
 // Likewise less than 64.
@@ -95,29 +91,22 @@ struct Wide {
     GSB_AVX512_INLINE __m512 at(__m512i z) const {
         return _mm512_mask_blend_ps(_mm512_test_epi32_mask(z, _mm512_set1_epi32(32)), even.at(z), odd.at(z));
     }
-    GSB_AVX512_INLINE void scale(float factor) {
-        even.scale(factor);
-        odd.scale(factor);
-    }
 };
 
 // Any others, from memory.
 struct Gathered {
     const float* table;
     __m512i smallest;
-    __m512 factor;
 
     GSB_AVX512_INLINE void load(const Scores& s, int least) {
         table = s.exp_tables + kExpTable;
         smallest = _mm512_set1_epi32(least);
-        factor = _mm512_set1_ps(1.0f);
     }
     GSB_AVX512_INLINE __m512 at(__m512i z) const {
         // Lanes without a key may hold any distance: let them look at the first entry.
         const __m512i entry = _mm512_max_epi32(_mm512_sub_epi32(z, smallest), _mm512_setzero_si512());
-        return _mm512_mul_ps(_mm512_i32gather_ps(entry, table, 4), factor);
+        return _mm512_i32gather_ps(entry, table, 4);
     }
-    GSB_AVX512_INLINE void scale(float by) { factor = _mm512_set1_ps(by); }
 };
 
 // The bias of a row, from floats or halves. Prefix keys have their own: first_keys() is for keys 0 … 15.
@@ -143,14 +132,40 @@ struct HalfBias {
     }
 };
 
-// Lists the entries above the limit of the row whose distances and scaled table are given.
-template <class Table, class Bias>
-GSB_AVX512_INLINE void collect(Candidates& c, int row, const Scores& s, const int32_t* z, const Table& table,
-                               const Bias& bias, float largest) {
+// Turns the distances z of R rows into exponentials, in place, and sums them.
+template <class Table, int R>
+GSB_AVX512_APART void exponentials(const Scores& given, const Range (&ranges)[R], int32_t* z, __m512 (&sums)[R]) {
+    const Scores s = given;
+    Table table[R];
+    __m512 sum[R];
+    for (int r = 0; r < R; ++r) {
+        table[r].load(s, ranges[r].smallest);
+        sum[r] = _mm512_setzero_ps();
+    }
+    int j = 0;
+    for (; j + 16 <= s.tokens; j += 16) {
+        for (int r = 0; r < R; ++r) {
+            const __m512 p = table[r].at(load(z + r * s.key_stride + j));
+            sum[r] = _mm512_add_ps(sum[r], p);
+            _mm512_storeu_ps(z + r * s.key_stride + j, p);
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        if (j < s.tokens) {
+            const __m512 p = _mm512_maskz_mov_ps(lanes_of(j, s.tokens), table[r].at(load(z + r * s.key_stride + j)));
+            sum[r] = _mm512_add_ps(sum[r], p);
+            _mm512_storeu_ps(z + r * s.key_stride + j, p);
+        }
+        sums[r] = sum[r];
+    }
+}
+
+// Lists the entries above the limit of a row with exponentials p.
+template <class Bias>
+GSB_AVX512_APART void collect(Candidates& c, int row, const Scores& s, const int32_t* p, __m512 factor,
+                              const Bias& bias, float largest) {
     c.maximum = largest > c.maximum ? largest : c.maximum;
     const float limit = c.fixed ? c.limit : c.ratio * c.maximum;
-    c.begin[row] = c.used;
-    c.count[row] = 0;
     if (!(largest > limit)) return;
     if (c.capacity - c.used < static_cast<size_t>(s.tokens)) {
         c.count[row] = -1;
@@ -162,7 +177,7 @@ GSB_AVX512_INLINE void collect(Candidates& c, int row, const Scores& s, const in
     for (int j = 0; j < s.tokens; j += 16) {
         const __mmask16 lanes = lanes_of(j, s.tokens);
         const __m512 e = j == 0 ? bias.first_keys(lanes) : bias.keys(j, lanes);
-        const __m512 a = _mm512_add_ps(table.at(load(z + j)), e);
+        const __m512 a = _mm512_add_ps(_mm512_mul_ps(_mm512_loadu_ps(p + j), factor), e);
         const __mmask16 above = _mm512_mask_cmp_ps_mask(lanes, a, limits, _CMP_GT_OQ);
         if (!above) continue;
         const __m512i column = _mm512_add_epi32(lane, _mm512_set1_epi32(j));
@@ -174,15 +189,30 @@ GSB_AVX512_INLINE void collect(Candidates& c, int row, const Scores& s, const in
     c.used = used;
 }
 
+// Candidates of R rows, most of which have none: a row without an entry above the limit and the maximum so far changes
+// nothing.
+template <int R, class Bias>
+GSB_AVX512_INLINE void collect_rows(Candidates& c, int row, const Scores& s, const int32_t* p,
+                                    const __m512 (&factor)[R], const Bias* bias, const __m512 (&largest)[R]) {
+    for (int r = 0; r < R; ++r) {
+        c.begin[row + r] = c.used;
+        c.count[row + r] = 0;
+        const float limit = c.fixed ? c.limit : c.ratio * c.maximum, bound = limit < c.maximum ? limit : c.maximum;
+        if (_mm512_cmp_ps_mask(largest[r], _mm512_set1_ps(bound), _CMP_GT_OQ)) {
+            collect(c, row + r, s, p + r * s.key_stride, factor[r], bias[r], _mm512_reduce_max_ps(largest[r]));
+        }
+    }
+}
+
 // Sixteen entries of R rows from key j on: M_0, and the largest so far.
-template <bool FIRST, bool WHOLE, int R, class Table, class Bias>
-GSB_AVX512_INLINE void finish_keys(const Scores& s, const int32_t* z, char* masks, int j, const Table (&table)[R],
+template <bool FIRST, bool WHOLE, int R, class Bias>
+GSB_AVX512_INLINE void finish_keys(const Scores& s, const int32_t* p, char* masks, int j, const __m512 (&factor)[R],
                                    const Bias* bias, __m512 (&largest)[R]) {
     const __mmask16 lanes = WHOLE ? static_cast<__mmask16>(0xFFFF) : lanes_of(j, s.tokens);
     const __m512 half = _mm512_set1_ps(s.half_scale);
     for (int r = 0; r < R; ++r) {
         const __m512 e = FIRST ? bias[r].first_keys(lanes) : bias[r].keys(j, lanes);
-        const __m512 a = _mm512_add_ps(table[r].at(load(z + r * s.key_stride + j)), e);
+        const __m512 a = _mm512_add_ps(_mm512_mul_ps(_mm512_loadu_ps(p + r * s.key_stride + j), factor[r]), e);
         const uint16_t bits =
             WHOLE ? _mm512_cmp_ps_mask(a, half, _CMP_GT_OQ) : _mm512_mask_cmp_ps_mask(lanes, a, half, _CMP_GT_OQ);
         std::memcpy(masks + r * s.mask_stride * sizeof(*s.masks) + j / 8, &bits, sizeof(bits));
@@ -190,61 +220,46 @@ GSB_AVX512_INLINE void finish_keys(const Scores& s, const int32_t* z, char* mask
     }
 }
 
-// R rows from their distances z to masks and candidates. p·r is looked up in a table multiplied by r: the same product.
-template <int R, class Table, class Bias>
-GSB_AVX512_APART void finish_rows(const Scores& given, int row, const Range* ranges, const int32_t* z) {
+// R rows from their exponentials p to masks and candidates.
+template <int R, class Bias>
+GSB_AVX512_APART void finish_rows(const Scores& given, int row, const int32_t* p, const __m512 (&sums)[R]) {
     const Scores s = given;
-    Table table[R];
-    __m512 sum[R], largest[R];
+    __m512 factor[R], largest[R];
     for (int r = 0; r < R; ++r) {
-        table[r].load(s, ranges[r].smallest);
-        sum[r] = _mm512_setzero_ps();
+        factor[r] = _mm512_set1_ps(1.0f / fold16(sums[r]));
         largest[r] = _mm512_set1_ps(-__builtin_inff());
-    }
-    int j = 0;
-    for (; j + 16 <= s.tokens; j += 16) {
-        for (int r = 0; r < R; ++r) sum[r] = _mm512_add_ps(sum[r], table[r].at(load(z + r * s.key_stride + j)));
-    }
-    for (int r = 0; r < R; ++r) {
-        if (j < s.tokens) {
-            const __m512 rest = table[r].at(load(z + r * s.key_stride + j));
-            sum[r] = _mm512_add_ps(sum[r], _mm512_maskz_mov_ps(lanes_of(j, s.tokens), rest));
-        }
-        table[r].scale(1.0f / fold16(sum[r]));
     }
     const Bias bias[4] = {Bias(s, row), Bias(s, row + (R > 1)), Bias(s, row + (R > 2) * 2), Bias(s, row + (R > 3) * 3)};
     char* masks = reinterpret_cast<char*>(s.masks + row * s.mask_stride);
     if (s.tokens < 16) {
-        finish_keys<true, false>(s, z, masks, 0, table, bias, largest);
+        finish_keys<true, false>(s, p, masks, 0, factor, bias, largest);
     } else {
-        finish_keys<true, true>(s, z, masks, 0, table, bias, largest);
-        for (j = 16; j + 16 <= s.tokens; j += 16) finish_keys<false, true>(s, z, masks, j, table, bias, largest);
-        if (j < s.tokens) finish_keys<false, false>(s, z, masks, j, table, bias, largest);
+        finish_keys<true, true>(s, p, masks, 0, factor, bias, largest);
+        int j = 16;
+        for (; j + 16 <= s.tokens; j += 16) finish_keys<false, true>(s, p, masks, j, factor, bias, largest);
+        if (j < s.tokens) finish_keys<false, false>(s, p, masks, j, factor, bias, largest);
     }
-    for (int r = 0; s.candidates && r < R; ++r) {
-        collect(*s.candidates, row + r - s.first, s, z + r * s.key_stride, table[r], bias[r],
-                _mm512_reduce_max_ps(largest[r]));
-    }
+    if (s.candidates) collect_rows(*s.candidates, row - s.first, s, p, factor, bias, largest);
 }
 
 template <int R, int WORDS, class Bias>
 GSB_AVX512_INLINE void score_some(const Scores& s, int row) {
     Range ranges[R];
+    __m512 sums[R];
     distances<R, WORDS>(s, row, ranges);
     int span = 0;
     for (int r = 0; r < R; ++r) {
         const int here = ranges[r].largest - ranges[r].smallest;
         span = here > span ? here : span;
     }
-    if (span < 32) return finish_rows<R, Narrow, Bias>(s, row, ranges, s.distances);
-    for (int r = 0; r < R; ++r) {
-        const int32_t* z = s.distances + r * s.key_stride;
-        if (ranges[r].largest - ranges[r].smallest < 64) {
-            finish_rows<1, Wide, Bias>(s, row + r, ranges + r, z);
-        } else {
-            finish_rows<1, Gathered, Bias>(s, row + r, ranges + r, z);
-        }
+    if (span < 32) {
+        exponentials<Narrow>(s, ranges, s.distances, sums);
+    } else if (span < 64) {
+        exponentials<Wide>(s, ranges, s.distances, sums);
+    } else {
+        exponentials<Gathered>(s, ranges, s.distances, sums);
     }
+    finish_rows<R, Bias>(s, row, s.distances, sums);
 }
 
 template <int WORDS, class Bias>

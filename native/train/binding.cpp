@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "linear.h"
+#include "attention.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -34,6 +34,80 @@ Codes codes(Address address, int rows, int width) {
     return {at<int16_t>(address), at<uint8_t>(address) + 2 * count};
 }
 
+Groups groups(int count, Address scales, Address limits, int limit_batch) {
+    return {count, at<const float>(scales), at<const float>(limits), limit_batch};
+}
+
+// What every attention kernel takes first: (B, N, h, d), qkv, whether it is bfloat16, and the three shifts.
+struct HeadArguments {
+    int batch, tokens, heads, channels;
+    Address qkv;
+    bool half;
+    Address query_shift, key_shift, value_shift;
+
+    Shape shape() const { return {batch, tokens, heads, channels}; }
+    Heads get(float query_scale = 1, float key_scale = 1) const {
+        return {shape(),
+                tensor(qkv, half),
+                {at<const float>(query_shift), at<const float>(key_shift), at<const float>(value_shift)},
+                query_scale,
+                key_scale};
+    }
+};
+
+void bind_attention(nb::module_& m) {
+    const auto free = nb::call_guard<nb::gil_scoped_release>();
+    nb::class_<HeadArguments>(m, "Heads").def(nb::init<int, int, int, int, Address, bool, Address, Address, Address>());
+    m.def(
+        "scores",
+        [](const HeadArguments& heads, Address factor, Address out, int threads) {
+            scores(heads.get(), *at<const float>(factor), at<float>(out), threads);
+        },
+        free);
+    m.def(
+        "attention_extremes",
+        [](const HeadArguments& heads, Address P, Address E, Address out, int threads) {
+            attention_extremes(heads.shape(), at<const float>(P), at<const float>(E), at<float>(out), threads);
+        },
+        free);
+    m.def(
+        "value_extremes",
+        [](const HeadArguments& heads, Address out, int threads) {
+            value_extremes(heads.get(), at<float>(out), threads);
+        },
+        free);
+    m.def(
+        "superpose_values",
+        [](const HeadArguments& heads, int count, Address scales, Address limits, int limit_batch, Address out,
+           int threads) {
+            superpose_values(heads.get(), groups(count, scales, limits, limit_batch), at<float>(out), threads);
+        },
+        free);
+    m.def(
+        "attend",
+        [](const HeadArguments& heads, Address P, Address E, int count, Address scales, Address limits, int limit_batch,
+           Address V, Address y, bool half, int threads) {
+            attend(heads.shape(), at<const float>(P), at<const float>(E), groups(count, scales, limits, limit_batch),
+                   at<const float>(V), tensor(y, half), threads);
+        },
+        free);
+    m.def(
+        "attend_backward",
+        [](const HeadArguments& heads, Address query_scale, Address key_scale, Address P, Address E, int count,
+           Address scales, Address limits, int limit_batch, int value_count, Address value_scales, Address value_limits,
+           int value_limit_batch, bool aligned, Address V, Address grad, bool grad_half, Address grad_qkv, Address work,
+           Address grad_bias, Address shifts, Address grad_scales, Address members, int threads) {
+            attend_backward(heads.get(*at<const float>(query_scale), *at<const float>(key_scale)), at<const float>(P),
+                            at<const float>(E), groups(count, scales, limits, limit_batch),
+                            groups(value_count, value_scales, value_limits, value_limit_batch), aligned,
+                            at<const float>(V), tensor(grad, grad_half),
+                            {tensor(grad_qkv, heads.half), at<float>(work), at<float>(grad_bias), at<float>(shifts),
+                             at<float>(grad_scales), at<int32_t>(members)},
+                            threads);
+        },
+        free);
+}
+
 bool supported() {
 #if defined(__x86_64__)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -48,6 +122,7 @@ bool supported() {
 
 NB_MODULE(_train, m) {
     const auto free = nb::call_guard<nb::gil_scoped_release>();
+    bind_attention(m);
     m.def("supported", &supported);
     m.def("packed_words", &packed_words);
     m.def(

@@ -67,7 +67,7 @@ GSB_TRAIN_TARGET float backward_rows(const Inputs& in, Codes code, T* grad, T* d
             const __m512i fine = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, code.fine + begin + column));
             const __m512i size = _mm512_abs_epi32(q);
             const __mmask16 inside = _mm512_cmp_epi32_mask(size, outside, _MM_CMPINT_NE);
-            const __mmask16 clipped = _mm512_cmp_epi32_mask(size, clip, _MM_CMPINT_NLE);
+            const __mmask16 clipped = _mm512_mask_cmp_epi32_mask(inside, size, clip, _MM_CMPINT_NLE);
             const __mmask16 minus = _mm512_movepi32_mask(q);
             __m512i m = _mm512_mask_sub_epi32(size, clipped, size, clip);
             m = _mm512_add_epi32(_mm512_slli_epi32(_mm512_sub_epi32(m, _mm512_set1_epi32(1)), 8), fine);
@@ -80,8 +80,8 @@ GSB_TRAIN_TARGET float backward_rows(const Inputs& in, Codes code, T* grad, T* d
             }
             const __m512 g = load(grad + begin + column, lanes);
             scale_grad = _mm512_fmadd_ps(g, _mm512_sub_ps(plane, t), scale_grad);
-            const __m512 passed = _mm512_maskz_mov_ps(inside & static_cast<__mmask16>(~clipped), g);
-            store(grad + begin + column, lanes, passed);
+            const __m512 passed = _mm512_maskz_mov_ps(inside, g);
+            store(grad + begin + column, lanes, _mm512_maskz_mov_ps(static_cast<__mmask16>(~clipped), passed));
             store(dequantized + begin + column, lanes, _mm512_mul_ps(plane, scale));
             if (shift_grad) {
                 store(shift_grad + column, lanes, _mm512_add_ps(load(shift_grad + column, lanes), passed));

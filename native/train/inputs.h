@@ -26,7 +26,7 @@ struct Codes {
 template <class T>
 void quantize(const Inputs&, const T* x, int first, int last, uint64_t* bits, Codes code);
 
-// From the gradient G of s·B, in place, to that of x. Adds ΣG·1[passes] to shift_grad (width) and returns
+// From the gradient G of s·B, in place, to that of x. Adds ΣG·1[inside] to shift_grad (width) and returns
 // ΣG·(B − 1[inside]·t/s). Writes s·B to dequantized (rows, width).
 template <class T>
 float quantize_backward(const Inputs&, Codes code, T* grad, T* dequantized, int first, int last, float* shift_grad);

@@ -10,15 +10,6 @@ namespace {
 constexpr int kBlocksPerTask = 4;
 
 template <class Body>
-void with_type(Tensor tensor, const Body& body) {
-    if (tensor.type == Type::float32) {
-        body(static_cast<float*>(tensor.data));
-    } else {
-        body(static_cast<Half*>(tensor.data));
-    }
-}
-
-template <class Body>
 void run_blocks(int threads, int channels, const Body& body) {
     const int blocks = (channels + kLanes - 1) / kLanes;
     run_tasks(threads, (blocks + kBlocksPerTask - 1) / kBlocksPerTask, [&](int task) {

@@ -13,6 +13,16 @@ struct Tensor {
     Type type;
 };
 
+// body(pointer to the numbers of their type).
+template <class Body>
+void with_type(Tensor tensor, const Body& body) {
+    if (tensor.type == Type::float32) {
+        body(static_cast<float*>(tensor.data));
+    } else {
+        body(static_cast<Half*>(tensor.data));
+    }
+}
+
 // Packs weight (channels, width): packed (packed_words), sums (channels, padded to 16).
 void pack_weight(const float* weight, int channels, int width, float mean, uint64_t* packed, int32_t* sums,
                  int threads);

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 WIDEST = 32767  # inputs of a layer: products are counted in int16
+MOST_GROUPS = 8  # planes of a superposition
 
 
 @cache

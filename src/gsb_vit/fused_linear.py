@@ -14,7 +14,7 @@ from torch.autograd.function import Function, once_differentiable
 
 from . import fused
 from .products import matmul
-from .quantizers import processes
+from .quantizers import SCALE_MIN, processes
 
 CODE_BYTES = 3
 
@@ -24,11 +24,7 @@ class InputSettings:
     """How inputs become a plane: ``step`` 1[x > s/2] instead of sign(x), after a clip to ±``clip``."""
 
     step: bool
-    clip: float
-
-    def factor(self, x: Tensor) -> float:
-        """The LSQ factor 1/√n of the gradient of the scale."""
-        return (x.numel() * processes()) ** -0.5
+    clip: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,10 @@ class PackedWeight:
             weight.data_ptr(), rows, width, mean.data_ptr(), words.data_ptr(), sums.data_ptr(), torch.get_num_threads()
         )
         return cls(words, sums, scale.squeeze(1).expand(rows).contiguous(), weight.shape)
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What to save for the backward pass."""
+        return self.words, self.sums, self.scale
 
     def expand(self, dtype: torch.dtype) -> Tensor:
         """Return s_w·B (out, in)."""
@@ -78,7 +78,7 @@ def forward_product(
     integers: Tensor | None = None,
     code: Tensor | None = None,
 ) -> None:
-    """Quantize x (M, in) and multiply: writes ``out`` (M, out), ``integers`` (M, out), ``code`` (M, in, 3) where given."""
+    """Quantize x (M, in), multiply, and write what is given: out and integers (M, out), code (M, in, 3)."""
     a = fused.address
     rows, width = x.shape
     words, sums, channels = (0, 0, 0) if weight is None else (a(weight.words), a(weight.sums), weight.shape[0])
@@ -87,6 +87,16 @@ def forward_product(
         *(words, sums, channels, a(row_scale), a(bias), a(out), fused.is_half(out), a(integers), a(code)),
         torch.get_num_threads(),
     )
+
+
+def rescale(integers: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return y = integers·scale + bias (M, out) of integers (M, out), scale and bias (out,)."""
+    out = torch.empty(integers.shape, dtype=dtype)
+    fused.kernels().rescale(
+        *(integers.data_ptr(), *integers.shape, scale.data_ptr(), fused.address(bias), out.data_ptr()),
+        *(fused.is_half(out), torch.get_num_threads()),
+    )
+    return out
 
 
 def inputs_backward(
@@ -101,6 +111,34 @@ def inputs_backward(
         *(fused.is_half(grad), fused.address(shift_grad), torch.get_num_threads()),
     )
     return dequantized, shift_grad, scale_grad
+
+
+@dataclass(frozen=True)
+class LinearGradients:
+    """The gradients of one layer: inputs (M, in), weight, bias, shift and scale."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    shift: Tensor | None
+    scale: Tensor
+
+
+def linear_backward(
+    grad: Tensor, code: Tensor, scale: Tensor, settings: InputSettings, packed: PackedWeight, has: tuple[bool, bool]
+) -> LinearGradients:
+    """Gradients from that of y (M, out); ``has`` tells whether there is a bias, a shift."""
+    grad_x = matmul(grad, packed.expand(grad.dtype))
+    dequantized, grad_shift, grad_scale = inputs_backward(grad_x, code, scale, settings, has[1])
+    grad_weight = matmul(grad.t(), dequantized).float()
+    grad_bias = grad.sum(0, dtype=torch.float32) if has[0] else None
+    factor = (code.numel() // CODE_BYTES * processes()) ** -0.5
+    return LinearGradients(grad_x, grad_weight, grad_bias, grad_shift, torch.tensor(grad_scale * factor))
+
+
+def new_code(rows: Tensor) -> Tensor:
+    """Return room for the codes of inputs (M, in)."""
+    return torch.empty((*rows.shape, CODE_BYTES), dtype=torch.uint8)
 
 
 class _FusedLinear(Function):
@@ -119,11 +157,10 @@ class _FusedLinear(Function):
         rows = x.contiguous().view(-1, x.shape[-1])
         packed = PackedWeight.pack(weight, row_scale)
         out = torch.empty(len(rows), len(weight), dtype=dtype)
-        code = torch.empty((*rows.shape, CODE_BYTES), dtype=torch.uint8)
-        used = scale.clamp(min=1e-5)
+        code, used = new_code(rows), scale.clamp(min=SCALE_MIN)
         forward_product(rows, shift, used, settings, packed, used * packed.scale, bias, out, code=code)
-        ctx.save_for_backward(code, used, packed.words, packed.sums, packed.scale)
-        ctx.settings, ctx.x_shape, ctx.x_dtype, ctx.factor = settings, x.shape, x.dtype, settings.factor(x)
+        ctx.save_for_backward(code, used, *packed.tensors())
+        ctx.settings, ctx.x_shape, ctx.x_dtype = settings, x.shape, x.dtype
         ctx.weight_shape, ctx.has = weight.shape, (bias is not None, shift is not None)
         return out.view(*x.shape[:-1], len(weight))
 
@@ -131,15 +168,10 @@ class _FusedLinear(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
         code, scale, *packed = ctx.saved_tensors
-        has_bias, has_shift = ctx.has
         grad = grad.contiguous().view(-1, ctx.weight_shape[0])
-        grad_x = matmul(grad, PackedWeight(*packed, ctx.weight_shape).expand(grad.dtype))
-        dequantized, grad_shift, grad_scale = inputs_backward(grad_x, code, scale, ctx.settings, has_shift)
-        grad_weight = matmul(grad.t(), dequantized).float()
-        grad_bias = grad.sum(0, dtype=torch.float32) if has_bias else None
-        scale_grad = torch.tensor(grad_scale * ctx.factor)
-        grad_x = grad_x.view(ctx.x_shape).to(ctx.x_dtype)
-        return grad_x, grad_weight, grad_bias, grad_shift, scale_grad, None, None, None
+        g = linear_backward(grad, code, scale, ctx.settings, PackedWeight(*packed, ctx.weight_shape), ctx.has)
+        grad_x = g.x.view(ctx.x_shape).to(ctx.x_dtype)
+        return grad_x, g.weight, g.bias, g.shift, g.scale, None, None, None
 
 
 def fused_linear(
@@ -149,8 +181,7 @@ def fused_linear(
     shift: Tensor | None,
     scale: Tensor,
     row_scale: Tensor,
-    step: bool,
-    clip: float | None,
+    settings: InputSettings,
     dtype: torch.dtype,
 ) -> Tensor:
     """Return y = (s_x·s_w)·(B_x B_wᵀ) + b of x (..., in), B_x and its gradients as ``elastic_sign``, ``elastic_step``.
@@ -158,5 +189,4 @@ def fused_linear(
     B_w = sign(W - mean W), row_scale (out, 1) or (1, 1) constant. The values are those of the unfused layer; in
     bfloat16 the product is rounded once, at the end.
     """
-    settings = InputSettings(step, math.inf if clip is None else clip)
     return _FusedLinear.apply(x, weight, bias, shift, scale, row_scale, settings, dtype)

@@ -1,5 +1,6 @@
 """The layers of a quantized transformer: the binary linear layer, its activation function, the 8-bit edges."""
 
+import math
 from typing import Any, Literal, cast
 
 import torch
@@ -8,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from . import fused
 from .errors import InputError
-from .fused_linear import fused_linear
+from .fused_linear import InputSettings, fused_linear
 from .input_quantizers import ElasticInteger, ElasticSign, ElasticStep, InitializedOnce, Planes, Quantizer
 from .products import plane_product
 from .quantizers import SCALE_MIN, binary_scale, elastic_integer, integer_range, lsq, scale_ste
@@ -138,12 +139,15 @@ class BinaryLinear(nn.Linear):
             and all(p is None or fused.fits_parameter(p) for p in (self.weight, self.bias, self.shift))
         )
 
-    def _fused(self, x: Tensor) -> Tensor:
+    def fused_inputs(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+        """Return what the fused kernels need: weight, bias, shift, scale of the inputs, scale of the rows."""
         inputs, weights = cast(Quantizer, self.input_quantizer), cast(AnalyticWeight, self.weight_quantizer)
         row_scale = binary_scale(self.weight.detach(), weights.per_row)
-        dtype = cast(torch.dtype, fused.compute_dtype(x))
-        step = not inputs.signed
-        return fused_linear(x, self.weight, self.bias, self.shift, inputs.scale, row_scale, step, self.clip, dtype)
+        return self.weight, self.bias, self.shift, inputs.scale, row_scale
+
+    def _fused(self, x: Tensor) -> Tensor:
+        settings = InputSettings(not self.signed, math.inf if self.clip is None else self.clip)
+        return fused_linear(x, *self.fused_inputs(), settings, cast(torch.dtype, fused.compute_dtype(x)))
 
     def _product(self, x: Tensor) -> Tensor:
         inputs, weights = self.input_quantizer, self.weight_quantizer

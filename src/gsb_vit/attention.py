@@ -1,14 +1,16 @@
 """Attention with superposed attention and Value matrices."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from . import fused
 from .attention_bias import FullAttentionBias, RelativeAttentionBias
 from .errors import InputError
+from .fused_attention import CoreSettings, fused_attention
 from .input_quantizers import ElasticSign, Planes, Quantizer
 from .quantizers import scale_ste
 from .superposition import (
@@ -59,8 +61,12 @@ class Superposition(Quantizer):
         if threshold_scope == "fixed":
             self.register_buffer("running_extremes", torch.zeros(self.extremes_count))
 
-    def _extremes(self, x: Tensor, whole_batch: bool) -> Tensor:
-        """Extremes of x (B, h, ., .): (E, B, 1, 1, 1), or (E, 1, 1, 1, 1) of the whole batch."""
+    def extremes(self, x: Tensor) -> Tensor:
+        """Return the extremes of every picture in x (B, h, ., .): (E, B, 1, 1, 1)."""
+        raise NotImplementedError
+
+    def _of_batch(self, extremes: Tensor) -> Tensor:
+        """The extremes (E, 1, 1, 1, 1) of the whole batch, from those of its pictures."""
         raise NotImplementedError
 
     def _levels(self, x: Tensor, limits: Tensor) -> Tensor:
@@ -88,19 +94,27 @@ class Superposition(Quantizer):
 
     @torch.no_grad()
     def _limits(self, x: Tensor) -> Tensor:
-        x = x.detach()
+        if self.threshold_scope == "fixed" and self.is_ready and not self.training and self.calibration is None:
+            return self._ratio_limits(self.running_extremes.clone().to(x.dtype).view(-1, 1, 1, 1, 1))
+        return self.limits_of(self.extremes(x.detach()))
+
+    @torch.no_grad()
+    def limits_of(self, extremes: Tensor) -> Tensor:
+        """Return the limits (G - 1, E, B | 1, 1, 1, 1) that the scope makes of the pictures' extremes (E, B, 1, 1, 1).
+
+        In training scope ``fixed`` moves the stored extremes.
+        """
         if self.threshold_scope == "batch":
-            return self._ratio_limits(self._extremes(x, whole_batch=True))
+            return self._ratio_limits(self._of_batch(extremes))
         if self.threshold_scope == "sample":
-            return self._ratio_limits(self._extremes(x, whole_batch=False))
+            return self._ratio_limits(extremes)
         if self.calibration is not None:
-            extremes = self._extremes(x, whole_batch=False)
             self.calibration.append(extremes.flatten(1).to(torch.float32))
             return self._ratio_limits(extremes)
         if self.training or not self.is_ready:
-            batch_mean = self._extremes(x, whole_batch=False).flatten(1).mean(1, dtype=torch.float32)
+            batch_mean = extremes.flatten(1).mean(1, dtype=torch.float32)
             self.running_extremes.lerp_(batch_mean, EXTREME_MOMENTUM if self.is_ready else 1.0)
-        return self._ratio_limits(self.running_extremes.clone().to(x.dtype).view(-1, 1, 1, 1, 1))
+        return self._ratio_limits(self.running_extremes.clone().to(extremes.dtype).view(-1, 1, 1, 1, 1))
 
     def initial_scale(self, x: Tensor) -> Tensor:
         levels = self._levels(x, self._limits(x))
@@ -126,8 +140,11 @@ class AttentionSuperposition(Superposition):
 
     extremes_count = 1
 
-    def _extremes(self, x: Tensor, whole_batch: bool) -> Tensor:
-        return x.amax((0, 1, 2, 3) if whole_batch else (1, 2, 3), keepdim=True).unsqueeze(0)
+    def extremes(self, x: Tensor) -> Tensor:
+        return x.amax((1, 2, 3), keepdim=True).unsqueeze(0)
+
+    def _of_batch(self, extremes: Tensor) -> Tensor:
+        return extremes.amax(1, keepdim=True)
 
     def _levels(self, x: Tensor, limits: Tensor) -> Tensor:
         return attention_levels(x, limits[:, 0])
@@ -162,9 +179,12 @@ class ValueSuperposition(Superposition):
         super().__init__(thresholds, threshold_scope, initial_scales)
         self.gradient = gradient
 
-    def _extremes(self, x: Tensor, whole_batch: bool) -> Tensor:
-        dims = (0, 1, 2, 3) if whole_batch else (1, 2, 3)
-        return torch.stack([x.amax(dims, keepdim=True), x.amin(dims, keepdim=True)])
+    def extremes(self, x: Tensor) -> Tensor:
+        return torch.stack([x.amax((1, 2, 3), keepdim=True), x.amin((1, 2, 3), keepdim=True)])
+
+    def _of_batch(self, extremes: Tensor) -> Tensor:
+        largest, smallest = extremes
+        return torch.stack([largest.amax(0, keepdim=True), smallest.amin(0, keepdim=True)])
 
     def _levels(self, x: Tensor, limits: Tensor) -> Tensor:
         return value_levels(x, limits)
@@ -291,10 +311,46 @@ class GSBAttention(nn.Module):
             y = y + term
         return y
 
+    def _runs_fused(self, x: Tensor) -> bool:
+        """Whether this training step's superposed attention runs in fused kernels: ``fused_attention``."""
+        attention, value = self.attention_quantizer, self.value_quantizer
+        learned = (self.query_quantizer, self.key_quantizer, attention, value)
+        return (
+            self.training
+            and fused.enabled()
+            and type(attention) is AttentionSuperposition
+            and type(value) is ValueSuperposition
+            and type(self.query_quantizer) is type(self.key_quantizer) is ElasticSign
+            and all(cast(Quantizer, part).is_ready for part in learned)
+            and not any(part._forward_hooks or part._forward_pre_hooks for part in (attention, value))
+            and max(len(attention.thresholds), len(value.thresholds)) < fused.MOST_GROUPS
+            and self.softmax
+            and self.attn_drop.p == 0
+            and self.head_dim % 16 == 0
+            and fused.fits(x, torch.float32, torch.bfloat16)
+            and fused.compute_dtype(x) is not None
+            and all(fused.fits_parameter(shift) for shift in self._shifts())
+        )
+
+    def _shifts(self) -> list[Tensor]:
+        return [shift for shift in (self.q_shift, self.k_shift, self.v_shift) if shift is not None]
+
+    def _fused_core(self, qkv: Tensor) -> Tensor:
+        """(B, N, 3C) → (B, N, C), all between qkv and proj."""
+        attention = cast(AttentionSuperposition, self.attention_quantizer)
+        value = cast(ValueSuperposition, self.value_quantizer)
+        scales = [cast(Quantizer, part).scale for part in (self.query_quantizer, self.key_quantizer)]
+        bias = None if self.attention_bias is None else self.attention_bias()
+        core = CoreSettings(self.num_heads, attention.limits_of, value.limits_of, value.gradient == "aligned")
+        shifts = (self.q_shift, self.k_shift, self.v_shift)
+        return fused_attention(qkv, core, *shifts, *scales, attention.scale, value.scale, bias)
+
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         if attn_mask is not None or is_causal:
             raise InputError("GSBAttention takes no attention mask and is never causal; call the model without them")
         B, N, _ = x.shape
+        if self._runs_fused(x):
+            return self.proj_drop(self.proj(self._fused_core(self.qkv(x))))
         q, k, v = self.project(x)
         if self.attention_quantizer is None or self.value_quantizer is None:
             y = self._full_precision_product(q, k, v)

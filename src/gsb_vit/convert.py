@@ -13,6 +13,7 @@ from .attention import GSBAttention, Superposition
 from .attention_bias import FullAttentionBias, RelativeAttentionBias
 from .errors import InputError
 from .layers import BinaryLinear, InitializedOnce, QuantizedConv2d, QuantizedLinear
+from .mlp import BinaryMlp
 from .quantization import PRESETS, Quantization
 from .schemes import Scheme, scheme_of
 
@@ -136,6 +137,8 @@ def _binarize_mlp(mlp: Mlp, quantization: Quantization, scheme: Scheme) -> None:
     mlp.fc1 = _linear(fc1, one_bit, quantization, scheme)
     output = _activation(fc2, scheme)
     mlp.fc2 = _linear(fc2, one_bit, quantization, scheme, input_quantizer=scheme.hidden(), clip=MLP_CLIP, output=output)
+    if mlp.fc1 is not fc1:
+        mlp.__class__ = BinaryMlp
     if scheme.activation is not None and mlp.fc1 is not fc1:
         mlp.act = cast(nn.Module, _activation(fc1, scheme))
 

@@ -1,15 +1,19 @@
 """The layers of a quantized transformer: the binary linear layer, its activation function, the 8-bit edges."""
 
+import math
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from . import fused
 from .errors import InputError
+from .fused_linear import InputSettings, fused_linear
 from .input_quantizers import ElasticInteger, ElasticSign, ElasticStep, InitializedOnce, Planes, Quantizer
-from .quantizers import SCALE_MIN, elastic_integer, integer_range, lsq, scale_ste
-from .weight_quantizers import WeightBits, WeightScale, weight_quantizer
+from .products import plane_product
+from .quantizers import SCALE_MIN, binary_scale, elastic_integer, integer_range, lsq, scale_ste
+from .weight_quantizers import AnalyticWeight, WeightBits, WeightScale, weight_quantizer
 
 __all__ = [
     "BinaryLinear",
@@ -112,12 +116,38 @@ class BinaryLinear(nn.Linear):
         return self.weight_quantizer.quantize(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        y = self._fused(x) if self.runs_fused(x) else self._product(self._shifted(x))
+        return y if self.output is None else self.output(y)
+
+    def _shifted(self, x: Tensor) -> Tensor:
         if self.clip is not None:
             x = x.clamp(-self.clip, self.clip)
-        if self.shift is not None:
-            x = x + self.shift
-        y = self._product(x)
-        return y if self.output is None else self.output(y)
+        return x if self.shift is None else x + self.shift
+
+    def runs_fused(self, x: Tensor) -> bool:
+        """Whether this training step on x (..., in) runs in fused kernels: ``fused_linear``."""
+        return (
+            self.training
+            and fused.enabled()
+            and type(self.input_quantizer) in (ElasticSign, ElasticStep)
+            and self.input_quantizer.is_ready
+            and isinstance(self.weight_quantizer, AnalyticWeight)
+            and self.weight_quantizer.bits == 1
+            and self.in_features <= fused.WIDEST
+            and fused.fits(x, torch.float32, torch.bfloat16)
+            and fused.compute_dtype(x) is not None
+            and all(p is None or fused.fits_parameter(p) for p in (self.weight, self.bias, self.shift))
+        )
+
+    def fused_inputs(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
+        """Return what the fused kernels need: weight, bias, shift, scale of the inputs, scale of the rows."""
+        inputs, weights = cast(Quantizer, self.input_quantizer), cast(AnalyticWeight, self.weight_quantizer)
+        row_scale = binary_scale(self.weight.detach(), weights.per_row)
+        return self.weight, self.bias, self.shift, inputs.scale, row_scale
+
+    def _fused(self, x: Tensor) -> Tensor:
+        settings = InputSettings(not self.signed, math.inf if self.clip is None else self.clip)
+        return fused_linear(x, *self.fused_inputs(), settings, cast(torch.dtype, fused.compute_dtype(x)))
 
     def _product(self, x: Tensor) -> Tensor:
         inputs, weights = self.input_quantizer, self.weight_quantizer
@@ -126,7 +156,7 @@ class BinaryLinear(nn.Linear):
             return F.linear(x if inputs is None else inputs(x), weight, self.bias)
         (plane,), scale = inputs.quantize(x)
         signs, weight_scale = (self.weight, None) if weights is None else weights.quantize(self.weight)
-        y = F.linear(plane, signs)
+        y = plane_product(plane, signs)
         scale = scale if weight_scale is None else scale * weight_scale.squeeze(1)
         # The scale follows the product's dtype, so that under autocast the output is as narrow as nn.Linear's.
         y = y * scale.to(y.dtype)

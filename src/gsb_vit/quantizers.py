@@ -283,6 +283,11 @@ def _mean(x: Tensor, per_row: bool) -> Tensor:
     return x.mean((1,) if per_row else (0, 1), keepdim=True)
 
 
+def binary_scale(weight: Tensor, per_row: bool) -> Tensor:
+    """Return mean|W| of a weight matrix (out, in), over each row, (out, 1), or all, (1, 1); at least 1e-8."""
+    return _mean(weight.abs(), per_row).clamp(min=WEIGHT_SCALE_MIN)
+
+
 def binary_weight(weight: Tensor, per_row: bool, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the signs (out, in) in ±1 of a weight matrix and its scale, (out, 1) or (1, 1).
 
@@ -294,7 +299,7 @@ def binary_weight(weight: Tensor, per_row: bool, scale: Tensor | None = None) ->
     """
     latent = weight.detach()
     if scale is None:
-        scale = _mean(latent.abs(), per_row).clamp(min=WEIGHT_SCALE_MIN)
+        scale = binary_scale(latent, per_row)
     return _WeightSign.apply(weight, latent.mean(), scale), scale
 
 

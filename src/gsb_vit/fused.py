@@ -1,0 +1,63 @@
+"""Which training steps run in the extension's fused kernels: the one place that chooses, and the calls themselves.
+
+The kernels (native/train/) work on CPU tensors of an x86-64 processor with AVX-512. Everywhere else, under
+torch.compile and torch.func, and with GSB_VIT_FUSED=0 in the environment, the same layers run in PyTorch alone: equal
+values, gradients equal up to rounding.
+"""
+
+import os
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+WIDEST = 32767  # inputs of a layer: products are counted in int16
+MOST_GROUPS = 8  # planes of a superposition
+
+
+@cache
+def kernels() -> ModuleType | None:
+    """Return the extension, or None where it was not built or this processor cannot run it."""
+    try:
+        from . import _train  # type: ignore[attr-defined]
+    except ImportError:
+        return None
+    return _train if _train.supported() else None
+
+
+def enabled() -> bool:
+    """Return whether fused kernels may be used here and now."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.jit.is_tracing()
+        and os.environ.get("GSB_VIT_FUSED", "1") != "0"
+        and kernels() is not None
+    )
+
+
+def fits(x: Tensor, *dtypes: torch.dtype) -> bool:
+    """Return whether the kernels can read x: a plain CPU tensor without holes, of one of the dtypes."""
+    return type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.dtype in dtypes and x.numel() > 0
+
+
+def fits_parameter(x: Tensor) -> bool:
+    """Return whether the kernels can read a parameter: float32 on the CPU, row behind row."""
+    return fits(x, torch.float32) and x.is_contiguous()
+
+
+def compute_dtype(x: Tensor) -> torch.dtype | None:
+    """Return the dtype a matrix product of x has here, autocast included; None where the kernels do not know it."""
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    return dtype if dtype in (torch.float32, torch.bfloat16) else None
+
+
+def address(x: Tensor | None) -> int:
+    """Return where the numbers of x lie, 0 for None."""
+    return 0 if x is None else x.data_ptr()
+
+
+def is_half(x: Tensor | None) -> bool:
+    """Return whether x holds bfloat16."""
+    return x is not None and x.dtype == torch.bfloat16

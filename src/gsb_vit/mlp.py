@@ -1,0 +1,85 @@
+"""The MLP of a one-bit transformer: two binary linear layers with GELU between, trained as one function."""
+
+import math
+from typing import Any, cast
+
+import torch
+from timm.layers import Mlp
+from torch import Tensor, nn
+from torch.autograd.function import Function, once_differentiable
+from torch.nn import functional as F  # noqa: N812
+
+from . import fused
+from .fused_linear import InputSettings, PackedWeight, forward_product, linear_backward, new_code, rescale
+from .layers import BinaryLinear
+from .quantizers import SCALE_MIN
+
+_FIRST = InputSettings(step=False)
+
+
+class _FusedMlp(Function):
+    """fc1, GELU and fc2. Keeps fc1's integer products, int16 each, and makes GELU and fc2's plane again from them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, second: InputSettings, dtype: torch.dtype, *layers: Tensor | None) -> Tensor:
+        weight1, bias1, shift1, scale1, rows1, weight2, bias2, shift2, scale2, rows2 = layers
+        rows = x.contiguous().view(-1, x.shape[-1])
+        used1, used2 = (cast(Tensor, scale).clamp(min=SCALE_MIN) for scale in (scale1, scale2))
+        packed1, packed2 = PackedWeight.pack(weight1, rows1), PackedWeight.pack(weight2, rows2)
+        code, integers = new_code(rows), torch.empty(len(rows), len(cast(Tensor, weight1)), dtype=torch.int16)
+        forward_product(rows, shift1, used1, _FIRST, packed1, integers=integers, code=code)
+        scales = used1 * packed1.scale
+        hidden = F.gelu(rescale(integers, scales, bias1, dtype))
+        out = torch.empty(len(rows), len(cast(Tensor, weight2)), dtype=dtype)
+        forward_product(hidden, shift2, used2, second, packed2, used2 * packed2.scale, bias2, out)
+        ctx.save_for_backward(
+            *(code, integers, scales, bias1, shift2, used1, used2), *packed1.tensors(), *packed2.tensors()
+        )
+        ctx.second, ctx.dtype, ctx.x_shape, ctx.x_dtype = second, dtype, x.shape, x.dtype
+        ctx.shapes = packed1.shape, packed2.shape
+        ctx.has = [(bias1 is not None, shift1 is not None), (bias2 is not None, shift2 is not None)]
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        code, integers, scales, bias1, shift2, used1, used2, *packed = ctx.saved_tensors
+        hidden = rescale(integers, scales, bias1, ctx.dtype)
+        code2 = new_code(hidden)
+        forward_product(F.gelu(hidden), shift2, used2, ctx.second, code=code2)
+        grad = grad.contiguous().view(len(hidden), -1)
+        two = linear_backward(grad, code2, used2, ctx.second, PackedWeight(*packed[3:], ctx.shapes[1]), ctx.has[1])
+        grad = torch.ops.aten.gelu_backward(two.x, hidden)
+        one = linear_backward(grad, code, used1, _FIRST, PackedWeight(*packed[:3], ctx.shapes[0]), ctx.has[0])
+        layers = [part for g in (one, two) for part in (g.weight, g.bias, g.shift, g.scale, None)]
+        return one.x.view(ctx.x_shape).to(ctx.x_dtype), None, None, *layers
+
+
+class BinaryMlp(Mlp):
+    """timm's Mlp of binary linear layers. Module by module, or in one function with the same values.
+
+    The function keeps a third of the bytes for the backward pass. It needs the fused kernels, one-bit layers with an
+    elastic sign before fc1 and an elastic step before fc2, plain GELU, no dropout and no hooks between the layers.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.fc1, self.fc2
+        if not (isinstance(first, BinaryLinear) and isinstance(second, BinaryLinear) and self._runs_fused(x)):
+            return super().forward(x)
+        settings = InputSettings(True, math.inf if second.clip is None else second.clip)
+        return _FusedMlp.apply(x, settings, fused.compute_dtype(x), *first.fused_inputs(), *second.fused_inputs())
+
+    def _runs_fused(self, x: Tensor) -> bool:
+        first, second = cast(BinaryLinear, self.fc1), cast(BinaryLinear, self.fc2)
+        return (
+            first.runs_fused(x)
+            and second.runs_fused(x)
+            and (first.signed, second.signed, first.clip) == (True, False, None)
+            and type(self.act) is nn.GELU
+            and self.act.approximate == "none"
+            and isinstance(self.norm, nn.Identity)
+            and self.drop1.p == self.drop2.p == 0
+            and first.output is None
+            and second.output is None
+            and not any(part._forward_hooks or part._forward_pre_hooks for part in (first, self.act, second))
+        )

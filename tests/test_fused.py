@@ -1,0 +1,185 @@
+"""The fused kernels against the same layers in PyTorch alone: equal values, gradients equal up to rounding."""
+
+import copy
+
+import pytest
+import torch
+from goldens import relative_error
+from torch import Tensor, nn
+
+from gsb_vit import fused, fused_attention, fused_linear
+from gsb_vit.attention import AttentionSuperposition, GSBAttention, ValueSuperposition
+from gsb_vit.attention_bias import FullAttentionBias
+from gsb_vit.layers import BinaryLinear, ElasticSign, ElasticStep
+from gsb_vit.mlp import BinaryMlp
+
+pytestmark = pytest.mark.skipif(fused.kernels() is None, reason="this build or processor has no fused kernels")
+
+
+@pytest.fixture
+def both_ways(monkeypatch):
+    """Run a module on x through the kernels and without them: (y, gradient of x, gradients of the parameters)."""
+
+    def run(module: nn.Module, x: Tensor, tolerance: float = 2e-5, same: float = 0.0, autocast: bool = False) -> None:
+        results = []
+        for switch in ("1", "0"):
+            monkeypatch.setenv("GSB_VIT_FUSED", switch)
+            part, a = copy.deepcopy(module).train(), x.clone().requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                y = part(a)
+            grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(7))
+            y.backward(grad.to(y.dtype))
+            gradients = {name: p.grad for name, p in part.named_parameters()}
+            results.append((y.detach(), a.grad, gradients, dict(part.named_buffers())))
+        (y, grad_x, gradients, buffers), (y2, grad_x2, gradients2, buffers2) = results
+        assert y.dtype == y2.dtype and relative_error(y, y2) <= same
+        assert relative_error(grad_x, grad_x2) <= tolerance
+        for name, expected in gradients2.items():
+            assert relative_error(gradients[name], expected) <= tolerance, name
+        assert all(torch.equal(buffers[name], buffers2[name]) for name in buffers)
+
+    return run
+
+
+def calls(monkeypatch, module, name: str) -> list[int]:
+    """Count the calls of a function, so that a comparison of a path with itself fails."""
+    count, original = [], getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *args, **options: (count.append(1), original(*args, **options))[1])
+    return count
+
+
+def linear(signed: bool, width: int, out: int, **options) -> BinaryLinear:
+    torch.manual_seed(width * 1000 + out)
+    quantizer = ElasticSign() if signed else ElasticStep()
+    layer = BinaryLinear(width, out, input_quantizer=quantizer, **options)
+    if layer.shift is not None:
+        nn.init.normal_(layer.shift, std=0.1)
+    layer.train()(torch.randn(9, width))
+    return layer
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("width", [1, 15, 16, 63, 64, 65, 192, 513])
+@pytest.mark.parametrize("rows", [1, 5, 70])
+def test_linear(signed, width, rows, both_ways, monkeypatch):
+    count = calls(monkeypatch, fused_linear, "forward_product")
+    both_ways(linear(signed, width, 37), torch.randn(2, rows, width))
+    assert len(count) == 1
+
+
+@pytest.mark.parametrize("options", [{"bias": False}, {"with_shift": False}, {"weight_scale": "layer"}, {"clip": 0.5}])
+@pytest.mark.parametrize("signed", [True, False])
+def test_linear_options(options, signed, both_ways):
+    both_ways(linear(signed, 48, 20, **options), torch.randn(3, 11, 48))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_ties_zeros_and_clipped_inputs(signed, both_ways):
+    layer = linear(signed, 16, 4, clip=1.25)  # |x| = clip: PyTorch's versions differ
+    nn.init.zeros_(layer.shift)
+    layer.input_quantizer.scale.data.fill_(2.0)
+    values = [0.0, -0.0, 1.0, -1.0, 1.0000001, 2.0, -2.0, 2.5, 0.99999994, 1e-30, -1e-30, -3.0, 0.5, -0.5, 9.0, -9.0]
+    both_ways(layer, torch.tensor(values).repeat(3, 1))
+
+
+def test_what_the_kernels_cannot_do_runs_in_pytorch(monkeypatch):
+    count = calls(monkeypatch, fused_linear, "forward_product")
+    for layer, x in (
+        (linear(True, 16, 4).double(), torch.randn(3, 16, dtype=torch.float64)),
+        (linear(True, 16, 4, weight_bits=2), torch.randn(3, 16)),
+        (linear(True, 16, 4, weight_scale="learned_row"), torch.randn(3, 16)),
+        (linear(True, 16, 4).eval(), torch.randn(3, 16)),
+    ):
+        layer(x)
+    assert not count
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_mlp(both_ways, autocast, monkeypatch):
+    torch.manual_seed(1)
+    mlp = BinaryMlp(48, 100)
+    mlp.fc1, mlp.fc2 = linear(True, 48, 100), linear(False, 100, 48, clip=10.0)
+    if autocast:
+        both_ways(mlp, torch.randn(2, 19, 48), tolerance=0.1, same=0.05, autocast=True)
+    else:
+        both_ways(mlp, torch.randn(2, 19, 48))
+
+
+def attention(head_dim: int, tokens: int, bias: bool = True, **options) -> GSBAttention:
+    torch.manual_seed(head_dim + tokens)
+    width = 2 * head_dim
+    thresholds = options.pop("thresholds", (0.7, 0.9))
+    gradient = options.pop("gradient", "aligned")
+    table = FullAttentionBias(2, tokens) if bias else None
+    module = GSBAttention(
+        linear(True, width, 3 * width),
+        linear(True, width, width),
+        2,
+        table,
+        AttentionSuperposition(thresholds, **options),
+        ValueSuperposition(thresholds, gradient=gradient, **options),
+    )
+    for name in ("q_shift", "k_shift", "v_shift"):
+        nn.init.normal_(getattr(module, name), std=0.2)
+    if table is not None:
+        nn.init.normal_(table.bias, std=0.01)
+    module.train()(torch.randn(3, tokens, width))
+    return module
+
+
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 112])
+@pytest.mark.parametrize("tokens", [2, 5, 16, 66])
+def test_attention(head_dim, tokens, both_ways, monkeypatch):
+    count = calls(monkeypatch, fused_attention._Core, "attend")
+    both_ways(attention(head_dim, tokens), torch.randn(3, tokens, 2 * head_dim), tolerance=1e-4, same=2e-3)
+    assert len(count) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bias": False},
+        {"thresholds": ()},
+        {"thresholds": (0.3, 0.5, 0.8)},
+        {"threshold_scope": "batch"},
+        {"threshold_scope": "fixed"},
+        {"gradient": "authors"},
+    ],
+)
+def test_attention_options(options, both_ways):
+    both_ways(attention(32, 19, **options), torch.randn(4, 19, 64), tolerance=1e-4, same=2e-3)
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    module, x = attention(64, 40), torch.randn(5, 40, 128)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            core = module._fused_core(x.repeat(1, 1, 3).requires_grad_())
+            core.square().sum().backward()
+            results.append([core.detach(), *(p.grad.clone() for p in module.parameters() if p.grad is not None)])
+            module.zero_grad()
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_less_is_kept_for_the_backward_pass(monkeypatch):
+    torch.manual_seed(0)
+    mlp = BinaryMlp(64, 256)
+    mlp.fc1, mlp.fc2 = linear(True, 64, 256), linear(False, 256, 64, clip=10.0)
+    sizes = []
+    for switch in ("1", "0"):
+        monkeypatch.setenv("GSB_VIT_FUSED", switch)
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            mlp.train()(torch.randn(500, 64, requires_grad=True))
+        sizes.append(sum(kept.values()))
+    assert sizes[0] < 0.3 * sizes[1]

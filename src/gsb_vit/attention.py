@@ -339,11 +339,11 @@ class GSBAttention(nn.Module):
         """(B, N, 3C) → (B, N, C), all between qkv and proj."""
         attention = cast(AttentionSuperposition, self.attention_quantizer)
         value = cast(ValueSuperposition, self.value_quantizer)
-        scales = [cast(Quantizer, part).scale for part in (self.query_quantizer, self.key_quantizer)]
+        query_scale, key_scale = (cast(Quantizer, part).scale for part in (self.query_quantizer, self.key_quantizer))
         bias = None if self.attention_bias is None else self.attention_bias()
         core = CoreSettings(self.num_heads, attention.limits_of, value.limits_of, value.gradient == "aligned")
-        shifts = (self.q_shift, self.k_shift, self.v_shift)
-        return fused_attention(qkv, core, *shifts, *scales, attention.scale, value.scale, bias)
+        scales = (query_scale, key_scale, attention.scale, value.scale)
+        return fused_attention(qkv, core, self.q_shift, self.k_shift, self.v_shift, *scales, bias)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         if attn_mask is not None or is_causal:

@@ -7,7 +7,7 @@ values, gradients equal up to rounding.
 
 import os
 from functools import cache
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ MOST_GROUPS = 8  # planes of a superposition
 
 
 @cache
-def kernels() -> ModuleType | None:
+def kernels() -> Any:
     """Return the extension, or None where it was not built or this processor cannot run it."""
     try:
         from . import _train  # type: ignore[attr-defined]

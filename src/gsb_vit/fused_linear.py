@@ -5,6 +5,7 @@ plane, and x/s to 1e-7 inside the clip region, which only the gradient of the sc
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,12 @@ class PackedWeight:
             weight.data_ptr(), rows, width, mean.data_ptr(), words.data_ptr(), sums.data_ptr(), torch.get_num_threads()
         )
         return cls(words, sums, scale.squeeze(1).expand(rows).contiguous(), weight.shape)
+
+    @classmethod
+    def restore(cls, tensors: Sequence[Tensor], shape: torch.Size) -> "PackedWeight":
+        """The other way round: from ``tensors()`` and the shape."""
+        words, sums, scale = tensors
+        return cls(words, sums, scale, shape)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """What to save for the backward pass."""
@@ -169,7 +176,7 @@ class _FusedLinear(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         code, scale, *packed = ctx.saved_tensors
         grad = grad.contiguous().view(-1, ctx.weight_shape[0])
-        g = linear_backward(grad, code, scale, ctx.settings, PackedWeight(*packed, ctx.weight_shape), ctx.has)
+        g = linear_backward(grad, code, scale, ctx.settings, PackedWeight.restore(packed, ctx.weight_shape), ctx.has)
         grad_x = g.x.view(ctx.x_shape).to(ctx.x_dtype)
         return grad_x, g.weight, g.bias, g.shift, g.scale, None, None, None
 

@@ -129,8 +129,8 @@ class BinaryLinear(nn.Linear):
         return (
             self.training
             and fused.enabled()
-            and type(self.input_quantizer) in (ElasticSign, ElasticStep)
-            and self.input_quantizer.is_ready
+            and isinstance(self.input_quantizer, ElasticSign | ElasticStep)
+            and self.input_quantizer.is_ready is True
             and isinstance(self.weight_quantizer, AnalyticWeight)
             and self.weight_quantizer.bits == 1
             and self.in_features <= fused.WIDEST

@@ -25,7 +25,8 @@ class _FusedMlp(Function):
         weight1, bias1, shift1, scale1, rows1, weight2, bias2, shift2, scale2, rows2 = layers
         rows = x.contiguous().view(-1, x.shape[-1])
         used1, used2 = (cast(Tensor, scale).clamp(min=SCALE_MIN) for scale in (scale1, scale2))
-        packed1, packed2 = PackedWeight.pack(weight1, rows1), PackedWeight.pack(weight2, rows2)
+        packed1 = PackedWeight.pack(cast(Tensor, weight1), cast(Tensor, rows1))
+        packed2 = PackedWeight.pack(cast(Tensor, weight2), cast(Tensor, rows2))
         code, integers = new_code(rows), torch.empty(len(rows), len(cast(Tensor, weight1)), dtype=torch.int16)
         forward_product(rows, shift1, used1, _FIRST, packed1, integers=integers, code=code)
         scales = used1 * packed1.scale
@@ -48,9 +49,10 @@ class _FusedMlp(Function):
         code2 = new_code(hidden)
         forward_product(F.gelu(hidden), shift2, used2, ctx.second, code=code2)
         grad = grad.contiguous().view(len(hidden), -1)
-        two = linear_backward(grad, code2, used2, ctx.second, PackedWeight(*packed[3:], ctx.shapes[1]), ctx.has[1])
+        packed1, packed2 = map(PackedWeight.restore, (packed[:3], packed[3:]), ctx.shapes)
+        two = linear_backward(grad, code2, used2, ctx.second, packed2, ctx.has[1])
         grad = torch.ops.aten.gelu_backward(two.x, hidden)
-        one = linear_backward(grad, code, used1, _FIRST, PackedWeight(*packed[:3], ctx.shapes[0]), ctx.has[0])
+        one = linear_backward(grad, code, used1, _FIRST, packed1, ctx.has[0])
         layers = [part for g in (one, two) for part in (g.weight, g.bias, g.shift, g.scale, None)]
         return one.x.view(ctx.x_shape).to(ctx.x_dtype), None, None, *layers
 

@@ -175,7 +175,10 @@ class TestEveryScheme:
             assert torch.equal(copy.deepcopy(model)(images()), expected)
             assert torch.equal(restored(images()), expected)
 
-    def test_compiles_to_one_graph(self, switches):
+    def test_compiles_to_one_graph(self, switches, monkeypatch):
+        # Compiled graphs take PyTorch's path. Sums that are nothing but rounding (shifts begin at 0, so they are common
+        # here) may get another sign in fused kernels: tests/test_fused.py compares the two.
+        monkeypatch.setenv("GSB_VIT_FUSED", "0")
         torch._dynamo.reset()
         model = ready(switches, depth=1)
         eager = gradients(copy.deepcopy(model))

@@ -107,6 +107,13 @@ def pack(point: Point, path: Path, pictures) -> None:
     export_model(model, path, class_names=[f"class {n}" for n in range(100)], preprocessing=preprocessing)
     for _ in range(2):  # what the groups hold moves the later blocks' numbers
         set_densities(point, path, pictures)
+    note_densities(path, pictures)
+
+
+def note_densities(path: Path, pictures) -> None:
+    """Write the densities reached into the file's provenance, so that timing again need not count again."""
+    packed = read(path)
+    write(path, replace(packed, provenance={"densities": measure_densities(packed, pictures).to_json()}))
 
 
 def set_densities(point: Point, path: Path, pictures) -> None:
@@ -171,8 +178,8 @@ def measure(chosen, folder: Path, pack_only: bool = False):
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     models = [gsb_vit.load(path, threads=1) for path in paths]
-    for point, path, own, ms in zip(chosen, paths, pictures, time_in_turn(models, pictures), strict=True):
-        found = measure_densities(read(path), own).to_json()
+    for point, path, ms in zip(chosen, paths, time_in_turn(models, pictures), strict=True):
+        found = read(path).provenance["densities"]
         rows.append(
             {
                 **asdict(point),

@@ -3,7 +3,8 @@
     python bench/threads.py MODEL [--seconds 3] [--json]
 
 Every row is a process of its own that is held to its cores. The neighbour is a process that does nothing but count,
-held to the last core, of the same priority. Medians of all calls; ``p90`` is the latency that one call in ten exceeds.
+held to the last core, of the same priority. Medians of all calls; ``p90`` is the latency that one call in ten exceeds;
+the busiest thread's share of the processor time is 1 on one thread and 1/2 on two that share the work. Linux only.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import multiprocessing
 import os
 import statistics
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -26,14 +28,21 @@ def run(model, threads, batch, cores, seconds, answers):
     pictures = smooth_pictures(batch, classifier.architecture.image_size)
     for _ in range(3):
         classifier.logits(pictures)
-    times, end = [], time.perf_counter() + seconds
+    times, end, began = [], time.perf_counter() + seconds, thread_times()
     while time.perf_counter() < end:
         start = time.perf_counter()
         classifier.logits(pictures)
         times.append(1000 * (time.perf_counter() - start))
+    used = [now - began.get(thread, 0) for thread, now in thread_times().items()]
     before = time.process_time()
     time.sleep(1)
-    answers.put((times, time.process_time() - before))
+    answers.put((times, max(used) / sum(used), time.process_time() - before))
+
+
+def thread_times():
+    """Return the nanoseconds that each thread of this process ran so far."""
+    tasks = Path("/proc/self/task").iterdir()
+    return {task.name: int((task / "schedstat").read_text().split()[0]) for task in tasks}
 
 
 def count(core):
@@ -52,7 +61,7 @@ def measure(model, threads, batch, cores, seconds, neighbour=None):
         other.start()
     worker = context.Process(target=run, args=(model, threads, batch, cores, seconds, answers))
     worker.start()
-    times, idle = answers.get(timeout=60 + 2 * seconds)
+    times, busiest, idle = answers.get(timeout=60 + 2 * seconds)
     worker.join()
     if other is not None:
         other.kill()
@@ -65,6 +74,7 @@ def measure(model, threads, batch, cores, seconds, neighbour=None):
         "median_ms": median,
         "p90_ms": float(np.quantile(times, 0.9)),
         "images_per_s": 1000 * batch * len(times) / sum(times),
+        "busiest_thread": busiest,
         "idle_cpu": idle,
     }
 

@@ -1,5 +1,5 @@
 /* Classify a picture: classify MODEL.safetensors PICTURE.ppm
- * The picture is a binary PPM (P6) of the size the model reads, as `gsb_vit.load(MODEL).preprocessing` makes it. */
+ * The picture is a binary PPM (P6) of the size the model reads: cut and resized before, see docs/performance.md. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -24,8 +24,6 @@ int main(int argc, char** argv) {
     int best = 0;
     for (int k = 1; k < info.classes; ++k) best = logits[k] > logits[best] ? k : best;
     printf("%s %.9g (%s, %d threads)\n", gsb_vit_class_name(model, best), logits[best], info.backend, info.threads);
-    free(pixels);
-    free(logits);
-    gsb_vit_free(model);
+    free(pixels), free(logits), gsb_vit_free(model);
     return 0;
 }

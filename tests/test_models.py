@@ -91,7 +91,9 @@ class TestEveryPreset:
 
 
 @pytest.mark.parametrize("quantization", ["stage1", "stage2"])
-def test_training_and_evaluation_compile_to_one_graph(quantization):
+def test_training_and_evaluation_compile_to_one_graph(quantization, monkeypatch):
+    # Compiled graphs take PyTorch's path; tests/test_fused.py compares it with the fused kernels.
+    monkeypatch.setenv("GSB_VIT_FUSED", "0")
     torch._dynamo.reset()
     model = ready(quantization, depth=1)
     eager = gradients(copy.deepcopy(model))

@@ -8,6 +8,7 @@ values, gradients equal up to rounding.
 import os
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ def kernels() -> ModuleType | None:
     except ImportError:
         return None
     return _train if _train.supported() else None
+
+
+def native() -> Any:
+    """Return the extension; only to be called where ``enabled`` said yes."""
+    return kernels()
 
 
 def enabled() -> bool:

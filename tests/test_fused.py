@@ -110,9 +110,10 @@ def attention(head_dim: int, tokens: int, bias: bool = True, **options) -> GSBAt
     width = 2 * head_dim
     thresholds = options.pop("thresholds", (0.7, 0.9))
     gradient = options.pop("gradient", "aligned")
+    weights = options.pop("qkv", "binary")
     table = FullAttentionBias(2, tokens) if bias else None
     module = GSBAttention(
-        linear(True, width, 3 * width),
+        linear(True, width, 3 * width, weights=weights),
         linear(True, width, width),
         2,
         table,
@@ -144,6 +145,7 @@ def test_attention(head_dim, tokens, both_ways, monkeypatch):
         {"threshold_scope": "batch"},
         {"threshold_scope": "fixed"},
         {"gradient": "authors"},
+        {"qkv": "full"},
     ],
 )
 def test_attention_options(options, both_ways):
@@ -156,7 +158,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            core = module._fused_core(x.repeat(1, 1, 3).requires_grad_())
+            core = module._fused_core(x.clone().requires_grad_())
             core.square().sum().backward()
             results.append([core.detach(), *(p.grad.clone() for p in module.parameters() if p.grad is not None)])
             module.zero_grad()

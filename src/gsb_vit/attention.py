@@ -12,6 +12,7 @@ from .attention_bias import FullAttentionBias, RelativeAttentionBias
 from .errors import InputError
 from .fused_attention import CoreSettings, fused_attention
 from .input_quantizers import ElasticSign, Planes, Quantizer
+from .layers import BinaryLinear
 from .quantizers import scale_ste
 from .superposition import (
     attention_groups,
@@ -335,22 +336,28 @@ class GSBAttention(nn.Module):
     def _shifts(self) -> list[Tensor]:
         return [shift for shift in (self.q_shift, self.k_shift, self.v_shift) if shift is not None]
 
-    def _fused_core(self, qkv: Tensor) -> Tensor:
-        """(B, N, 3C) → (B, N, C), all between qkv and proj."""
+    def _fused_core(self, x: Tensor) -> Tensor:
+        """(B, N, C) → (B, N, C), all before proj."""
         attention = cast(AttentionSuperposition, self.attention_quantizer)
         value = cast(ValueSuperposition, self.value_quantizer)
-        query_scale, key_scale = (cast(Quantizer, part).scale for part in (self.query_quantizer, self.key_quantizer))
+        quantizers = (self.query_quantizer, self.key_quantizer, attention, value)
+        scales = [cast(Quantizer, part).scale for part in quantizers]
         bias = None if self.attention_bias is None else self.attention_bias()
         core = CoreSettings(self.num_heads, attention.limits_of, value.limits_of, value.gradient == "aligned")
-        scales = (query_scale, key_scale, attention.scale, value.scale)
-        return fused_attention(qkv, core, self.q_shift, self.k_shift, self.v_shift, *scales, bias)
+        qkv, layer = self.qkv, None
+        whole = isinstance(qkv, BinaryLinear) and not (qkv._forward_hooks or qkv._forward_pre_hooks)
+        if whole and qkv.signed and qkv.clip is None and qkv.output is None and qkv.runs_fused(x):
+            layer = qkv.fused_inputs()
+        dtype = cast(torch.dtype, fused.compute_dtype(x))
+        shifts = (self.q_shift, self.k_shift, self.v_shift)
+        return fused_attention(x if layer else qkv(x), core, dtype, layer, shifts, scales, bias)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         if attn_mask is not None or is_causal:
             raise InputError("GSBAttention takes no attention mask and is never causal; call the model without them")
         B, N, _ = x.shape
         if self._runs_fused(x):
-            return self.proj_drop(self.proj(self._fused_core(self.qkv(x))))
+            return self.proj_drop(self.proj(self._fused_core(x)))
         q, k, v = self.project(x)
         if self.attention_quantizer is None or self.value_quantizer is None:
             y = self._full_precision_product(q, k, v)

@@ -7,6 +7,7 @@ values, gradients equal up to rounding.
 
 import os
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,13 +18,18 @@ MOST_GROUPS = 8  # planes of a superposition
 
 
 @cache
-def kernels() -> Any:
+def kernels() -> ModuleType | None:
     """Return the extension, or None where it was not built or this processor cannot run it."""
     try:
         from . import _train  # type: ignore[attr-defined]
     except ImportError:
         return None
     return _train if _train.supported() else None
+
+
+def native() -> Any:
+    """Return the extension; only to be called where ``enabled`` said yes."""
+    return kernels()
 
 
 def enabled() -> bool:

@@ -1,11 +1,11 @@
 """Superposed attention in fused kernels: everything between qkv and proj, as ``GSBAttention`` defines it.
 
 Queries and keys are multiplied as bits; the attention matrix is made again in the backward pass instead of being kept,
-so that besides qkv only the limits of the groups are.
+so that besides the integer products behind qkv only the limits of the groups are.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from . import fused
+from .fused_linear import SIGN, PackedWeight, forward_product, linear_backward, new_code, rescale
 from .quantizers import SCALE_MIN, processes, whole_batch_counts
 
 LimitsOf = Callable[[Tensor], Tensor]
+LAYER_TENSORS = 5  # weight, bias, shift, scale of the inputs, scale of the rows
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,11 @@ class _Core:
     """The kernels' view of one call: shapes, addresses, and the steps that forward and backward share."""
 
     def __init__(self, qkv: Tensor, heads: int, shifts: tuple[Tensor | None, ...], scales: list[Tensor]) -> None:
-        self.qkv, self.native, self.threads = qkv, fused.kernels(), torch.get_num_threads()
+        self.qkv, self.native, self.threads = qkv, fused.native(), torch.get_num_threads()
         batch, tokens, width = qkv.shape
         self.shape = batch, tokens, heads, width // (3 * heads)
         self.query_scale, self.key_scale, self.attention_scale, self.value_scale = scales
+        self.shifted = [shift is not None for shift in shifts]
         shift_addresses = [fused.address(shift) for shift in shifts]
         self.heads = self.native.Heads(*self.shape, qkv.data_ptr(), fused.is_half(qkv), *shift_addresses)
 
@@ -84,6 +87,29 @@ class _Core:
         )
         return y
 
+    def backward(
+        self, grad: Tensor, bias: Tensor | None, limits: Tensor, value_limits: Tensor, aligned: bool
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Gradients from that of y: of qkv, and of shifts, scales and bias in their order."""
+        batch, _, heads, channels = self.shape
+        P, V = self.probabilities(), self.values(value_limits)
+        sizes = [1, 1, len(self.attention_scale), len(self.value_scale)]
+        grad_qkv, work = torch.empty_like(self.qkv), torch.empty_like(P)
+        grad_bias = None if bias is None else torch.empty_like(bias)
+        shift_sums = torch.empty(batch, heads, 3, 1, channels)
+        scale_sums = torch.empty(batch * heads, sum(sizes))
+        members = torch.empty(batch * heads, sum(sizes[2:]), dtype=torch.int32)
+        self.native.attend_backward(
+            *(self.heads, self.query_scale.data_ptr(), self.key_scale.data_ptr(), P.data_ptr(), fused.address(bias)),
+            *(*self.attention_groups(limits), *self.value_groups(value_limits), aligned),
+            *(V.data_ptr(), grad.data_ptr(), fused.is_half(grad), grad_qkv.data_ptr(), work.data_ptr()),
+            *(fused.address(grad_bias), shift_sums.data_ptr(), scale_sums.data_ptr(), members.data_ptr()),
+            self.threads,
+        )
+        query, key, attention, value = (scale_sums.sum(0) * self.scale_factors(members.sum(0))).split(sizes)
+        shifts = [part if used else None for part, used in zip(shift_sums.sum(0).unbind(1), self.shifted, strict=True)]
+        return grad_qkv, [*shifts, query.view(()), key.view(()), attention, value, grad_bias]
+
     def scale_factors(self, members: Tensor) -> Tensor:
         """k of (query, key, attention groups, Value groups), from the members (groups,) of the groups."""
         batch, tokens, heads, channels = self.shape
@@ -95,66 +121,92 @@ class _Core:
         return factors
 
 
+@dataclass
+class LayerInputs:
+    """The one-bit layer qkv around the core: x's shape and dtype, the dtype of its outputs."""
+
+    x_shape: torch.Size
+    x_dtype: torch.dtype
+    dtype: torch.dtype
+    weight_shape: torch.Size = field(default_factory=torch.Size)
+    has: tuple[bool, bool] = (False, False)
+
+    def forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, shift: Tensor | None, scale: Tensor, row_scale: Tensor
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """qkv (B, N, 3C), and what to keep."""
+        rows = x.contiguous().view(-1, x.shape[-1])
+        packed, used = PackedWeight.pack(weight, row_scale), scale.clamp(min=SCALE_MIN)
+        code, integers = new_code(rows), torch.empty(len(rows), len(weight), dtype=torch.int16)
+        forward_product(rows, shift, used, SIGN, packed, integers=integers, code=code)
+        self.weight_shape, self.has = packed.shape, (bias is not None, shift is not None)
+        kept = [code, integers, used * packed.scale, bias, used, *packed.tensors()]
+        return self.again(kept), kept
+
+    def again(self, kept: list[Any]) -> Tensor:
+        """qkv (B, N, 3C) from what was kept."""
+        _, integers, scales, bias, *_ = kept
+        return rescale(integers, scales, bias, self.dtype).view(*self.x_shape[:-1], -1)
+
+    def backward(self, grad: Tensor, kept: list[Any]) -> tuple[Tensor, list[Tensor | None]]:
+        """Gradients of x, and of weight, bias, shift, scale and row_scale."""
+        code, _, _, _, used, *packed = kept
+        grad = grad.view(-1, grad.shape[-1])
+        g = linear_backward(grad, code, used, SIGN, PackedWeight.restore(packed, self.weight_shape), self.has)
+        return g.x.view(self.x_shape).to(self.x_dtype), [g.weight, g.bias, g.shift, g.scale, None]
+
+
 class _FusedAttention(Function):
+    """qkv and the core. Of qkv's outputs the integer products are kept, int16 each, or, of another layer, all."""
+
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, settings: CoreSettings, *tensors: Tensor | None) -> Tensor:
-        *shifts, query, key, attention, value, bias = tensors
-        scales = [scale.clamp(min=SCALE_MIN) for scale in (query, key, attention, value) if scale is not None]
-        qkv = qkv.contiguous()
+    def forward(ctx: Any, x: Tensor, settings: CoreSettings, layer: LayerInputs | None, *tensors: Any) -> Tensor:
+        *shifts, query, key, attention, value, bias = tensors[LAYER_TENSORS:]
+        scales = [scale.clamp(min=SCALE_MIN) for scale in (query, key, attention, value)]
+        if layer is None:
+            qkv = x.contiguous()
+            kept: list[Tensor | None] = [qkv]
+        else:
+            qkv, kept = layer.forward(x, *tensors[:LAYER_TENSORS])
         bias = None if bias is None else bias.contiguous()
         core = _Core(qkv, settings.heads, tuple(shifts), scales)
         P = core.probabilities()
         limits = settings.attention_limits(core.attention_extremes(P, bias)).contiguous()
         value_limits = settings.value_limits(core.value_extremes()).contiguous()
         y = core.attend(P, bias, limits, core.values(value_limits))
-        ctx.save_for_backward(qkv, limits, value_limits, bias, *shifts, *scales)
-        ctx.settings = settings
+        ctx.save_for_backward(limits, value_limits, bias, *shifts, *scales, *kept)
+        ctx.settings, ctx.layer = settings, layer
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        qkv, limits, value_limits, bias, *rest = ctx.saved_tensors
-        shifts, scales = tuple(rest[:3]), rest[3:]
-        core, grad = _Core(qkv, ctx.settings.heads, shifts, scales), grad.contiguous()
-        batch, _, heads, channels = core.shape
-        P, V = core.probabilities(), core.values(value_limits)
-        groups = len(scales[2]) + len(scales[3])
-        grad_qkv, work = torch.empty_like(qkv), torch.empty_like(P)
-        grad_bias = None if bias is None else torch.empty_like(bias)
-        shift_sums = torch.empty(batch, heads, 3, 1, channels)
-        scale_sums = torch.empty(batch * heads, 2 + groups)
-        members = torch.empty(batch * heads, groups, dtype=torch.int32)
-        core.native.attend_backward(
-            *(core.heads, scales[0].data_ptr(), scales[1].data_ptr(), P.data_ptr(), fused.address(bias)),
-            *(*core.attention_groups(limits), *core.value_groups(value_limits), ctx.settings.aligned),
-            *(V.data_ptr(), grad.data_ptr(), fused.is_half(grad), grad_qkv.data_ptr(), work.data_ptr()),
-            *(fused.address(grad_bias), shift_sums.data_ptr(), scale_sums.data_ptr(), members.data_ptr()),
-            core.threads,
-        )
-        factors = core.scale_factors(members.sum(0))
-        query, key, attention, value = (scale_sums.sum(0) * factors).split([1, 1, len(scales[2]), len(scales[3])])
-        shift_grads = shift_sums.sum(0).unbind(1)
-        grads = [part if shift is not None else None for part, shift in zip(shift_grads, shifts, strict=True)]
-        return grad_qkv, None, *grads, query.view(()), key.view(()), attention, value, grad_bias
+        limits, value_limits, bias, *rest = ctx.saved_tensors
+        shifts, scales, kept = tuple(rest[:3]), rest[3:7], rest[7:]
+        qkv = kept[0] if ctx.layer is None else ctx.layer.again(kept)
+        core = _Core(qkv, ctx.settings.heads, shifts, scales)
+        grad_qkv, grads = core.backward(grad.contiguous(), bias, limits, value_limits, ctx.settings.aligned)
+        if ctx.layer is None:
+            return grad_qkv, None, None, *[None] * LAYER_TENSORS, *grads
+        grad_x, layer_grads = ctx.layer.backward(grad_qkv, kept)
+        return grad_x, None, None, *layer_grads, *grads
 
 
 def fused_attention(
-    qkv: Tensor,
+    x: Tensor,
     settings: CoreSettings,
-    query_shift: Tensor | None,
-    key_shift: Tensor | None,
-    value_shift: Tensor | None,
-    query_scale: Tensor,
-    key_scale: Tensor,
-    attention_scale: Tensor,
-    value_scale: Tensor,
+    dtype: torch.dtype,
+    layer: Sequence[Tensor | None] | None,
+    shifts: Sequence[Tensor | None],
+    scales: Sequence[Tensor],
     bias: Tensor | None,
 ) -> Tensor:
-    """Return y = A_b V_b (B, N, C) of qkv (B, N, 3C), C = heads·d, d a multiple of 16.
+    """Return y = A_b V_b (B, N, C), C = heads·d, d a multiple of 16, of x (B, N, C) through the one-bit layer qkv.
 
-    Shifts (h, 1, d), query and key scales (), scales of the groups (G,), bias (h, N, N). Planes and gradients are those
-    of ``elastic_sign``, ``attention_superposition`` and ``value_superposition``; sums are added in another order.
+    ``layer``: what ``BinaryLinear.fused_inputs`` says of qkv; where it is None x is qkv (B, N, 3C). ``shifts``
+    (h, 1, d) and ``scales`` of queries, keys (), attention and Value (G,), bias (h, N, N). Planes and gradients are
+    those of ``elastic_sign``, ``attention_superposition`` and ``value_superposition``; sums are added in another order.
     """
-    scales = (query_scale, key_scale, attention_scale, value_scale)
-    return _FusedAttention.apply(qkv, settings, query_shift, key_shift, value_shift, *scales, bias)
+    inputs = None if layer is None else LayerInputs(x.shape, x.dtype, dtype)
+    tensors = layer or [None] * LAYER_TENSORS
+    return _FusedAttention.apply(x, settings, inputs, *tensors, *shifts, *scales, bias)

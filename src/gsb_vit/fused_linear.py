@@ -28,6 +28,9 @@ class InputSettings:
     clip: float = math.inf
 
 
+SIGN = InputSettings(step=False)
+
+
 @dataclass(frozen=True)
 class PackedWeight:
     """The plane of a weight matrix (out, in) as bits, the sums of its rows, and the scale of each row (out,)."""
@@ -40,7 +43,7 @@ class PackedWeight:
     @classmethod
     def pack(cls, weight: Tensor, scale: Tensor) -> "PackedWeight":
         """Pack sign(W - mean W); scale (out, 1) or (1, 1)."""
-        native, (rows, width) = fused.kernels(), weight.shape
+        native, (rows, width) = fused.native(), weight.shape
         words = torch.empty(native.packed_words(rows, width), dtype=torch.int64)
         sums = torch.empty(-(-rows // 16) * 16, dtype=torch.int32)
         mean = weight.mean()
@@ -51,7 +54,7 @@ class PackedWeight:
 
     @classmethod
     def restore(cls, tensors: Sequence[Tensor], shape: torch.Size) -> "PackedWeight":
-        """The other way round: from ``tensors()`` and the shape."""
+        """From what ``tensors`` gave."""
         words, sums, scale = tensors
         return cls(words, sums, scale, shape)
 
@@ -62,7 +65,7 @@ class PackedWeight:
     def expand(self, dtype: torch.dtype) -> Tensor:
         """Return s_w·B (out, in)."""
         out = torch.empty(self.shape, dtype=dtype)
-        fused.kernels().expand_weight(
+        fused.native().expand_weight(
             self.words.data_ptr(),
             *self.shape,
             self.scale.data_ptr(),
@@ -89,7 +92,7 @@ def forward_product(
     a = fused.address
     rows, width = x.shape
     words, sums, channels = (0, 0, 0) if weight is None else (a(weight.words), a(weight.sums), weight.shape[0])
-    fused.kernels().linear_forward(
+    fused.native().linear_forward(
         *(a(x), fused.is_half(x), rows, width, a(shift), settings.clip, a(scale), settings.step),
         *(words, sums, channels, a(row_scale), a(bias), a(out), fused.is_half(out), a(integers), a(code)),
         torch.get_num_threads(),
@@ -99,7 +102,7 @@ def forward_product(
 def rescale(integers: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Return y = integers·scale + bias (M, out) of integers (M, out), scale and bias (out,)."""
     out = torch.empty(integers.shape, dtype=dtype)
-    fused.kernels().rescale(
+    fused.native().rescale(
         *(integers.data_ptr(), *integers.shape, scale.data_ptr(), fused.address(bias), out.data_ptr()),
         *(fused.is_half(out), torch.get_num_threads()),
     )
@@ -113,7 +116,7 @@ def inputs_backward(
     rows, width, _ = code.shape
     dequantized = torch.empty_like(grad)
     shift_grad = torch.empty(width) if with_shift else None
-    scale_grad = fused.kernels().inputs_backward(
+    scale_grad = fused.native().inputs_backward(
         *(code.data_ptr(), rows, width, scale.data_ptr(), settings.step, grad.data_ptr(), dequantized.data_ptr()),
         *(fused.is_half(grad), fused.address(shift_grad), torch.get_num_threads()),
     )

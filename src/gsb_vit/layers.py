@@ -126,13 +126,14 @@ class BinaryLinear(nn.Linear):
 
     def runs_fused(self, x: Tensor) -> bool:
         """Whether this training step on x (..., in) runs in fused kernels: ``fused_linear``."""
+        inputs, weights = self.input_quantizer, self.weight_quantizer
         return (
             self.training
             and fused.enabled()
-            and isinstance(self.input_quantizer, ElasticSign | ElasticStep)
-            and self.input_quantizer.is_ready is True
-            and isinstance(self.weight_quantizer, AnalyticWeight)
-            and self.weight_quantizer.bits == 1
+            and isinstance(inputs, ElasticSign | ElasticStep)
+            and bool(inputs.is_ready)
+            and isinstance(weights, AnalyticWeight)
+            and weights.bits == 1
             and self.in_features <= fused.WIDEST
             and fused.fits(x, torch.float32, torch.bfloat16)
             and fused.compute_dtype(x) is not None

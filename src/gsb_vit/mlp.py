@@ -10,28 +10,25 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
 from . import fused
-from .fused_linear import InputSettings, PackedWeight, forward_product, linear_backward, new_code, rescale
+from .fused_linear import SIGN, InputSettings, PackedWeight, forward_product, linear_backward, new_code, rescale
 from .layers import BinaryLinear
 from .quantizers import SCALE_MIN
-
-_FIRST = InputSettings(step=False)
 
 
 class _FusedMlp(Function):
     """fc1, GELU and fc2. Keeps fc1's integer products, int16 each, and makes GELU and fc2's plane again from them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, second: InputSettings, dtype: torch.dtype, *layers: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, second: InputSettings, dtype: torch.dtype, *layers: Any) -> Tensor:
         weight1, bias1, shift1, scale1, rows1, weight2, bias2, shift2, scale2, rows2 = layers
         rows = x.contiguous().view(-1, x.shape[-1])
-        used1, used2 = (cast(Tensor, scale).clamp(min=SCALE_MIN) for scale in (scale1, scale2))
-        packed1 = PackedWeight.pack(cast(Tensor, weight1), cast(Tensor, rows1))
-        packed2 = PackedWeight.pack(cast(Tensor, weight2), cast(Tensor, rows2))
-        code, integers = new_code(rows), torch.empty(len(rows), len(cast(Tensor, weight1)), dtype=torch.int16)
-        forward_product(rows, shift1, used1, _FIRST, packed1, integers=integers, code=code)
+        used1, used2 = (scale.clamp(min=SCALE_MIN) for scale in (scale1, scale2))
+        packed1, packed2 = PackedWeight.pack(weight1, rows1), PackedWeight.pack(weight2, rows2)
+        code, integers = new_code(rows), torch.empty(len(rows), len(weight1), dtype=torch.int16)
+        forward_product(rows, shift1, used1, SIGN, packed1, integers=integers, code=code)
         scales = used1 * packed1.scale
         hidden = F.gelu(rescale(integers, scales, bias1, dtype))
-        out = torch.empty(len(rows), len(cast(Tensor, weight2)), dtype=dtype)
+        out = torch.empty(len(rows), len(weight2), dtype=dtype)
         forward_product(hidden, shift2, used2, second, packed2, used2 * packed2.scale, bias2, out)
         ctx.save_for_backward(
             *(code, integers, scales, bias1, shift2, used1, used2), *packed1.tensors(), *packed2.tensors()
@@ -49,10 +46,11 @@ class _FusedMlp(Function):
         code2 = new_code(hidden)
         forward_product(F.gelu(hidden), shift2, used2, ctx.second, code=code2)
         grad = grad.contiguous().view(len(hidden), -1)
-        packed1, packed2 = map(PackedWeight.restore, (packed[:3], packed[3:]), ctx.shapes)
-        two = linear_backward(grad, code2, used2, ctx.second, packed2, ctx.has[1])
+        two = linear_backward(
+            grad, code2, used2, ctx.second, PackedWeight.restore(packed[3:], ctx.shapes[1]), ctx.has[1]
+        )
         grad = torch.ops.aten.gelu_backward(two.x, hidden)
-        one = linear_backward(grad, code, used1, _FIRST, packed1, ctx.has[0])
+        one = linear_backward(grad, code, used1, SIGN, PackedWeight.restore(packed[:3], ctx.shapes[0]), ctx.has[0])
         layers = [part for g in (one, two) for part in (g.weight, g.bias, g.shift, g.scale, None)]
         return one.x.view(ctx.x_shape).to(ctx.x_dtype), None, None, *layers
 

@@ -21,14 +21,14 @@ test: $(VENV)/.dev native  ## run all tests (choose some with PYTEST='tests/test
 	$(BIN)/python -m pytest $(PYTEST)
 
 check: $(VENV)/.dev  ## lint, check formats and types
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
 format: $(VENV)/.dev  ## rewrite the sources in the house format
-	$(BIN)/ruff check --fix src tests
-	$(BIN)/ruff format src tests
+	$(BIN)/ruff check --fix src tests bench
+	$(BIN)/ruff format src tests bench
 	$(BIN)/clang-format -i $(NATIVE)
 
 native: $(VENV)/.dev  ## build the extension into src/gsb_vit, for PYTHONPATH=src

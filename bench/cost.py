@@ -195,14 +195,16 @@ def measure(chosen, folder: Path, pack_only: bool = False):
 
 def plot(rows, path: Path) -> None:
     """Draw milliseconds, and products a nanosecond, against each axis."""
+    import matplotlib
     from matplotlib.figure import Figure
 
+    matplotlib.rcParams["svg.fonttype"] = "none"
     series = list(dict.fromkeys(row["series"] for row in rows))
     labels = {
         "tokens": "tokens", "width": "width (channels)", "heads": "channels a head", "groups": "groups of either",
         "attention density": "attention, share of entries in group 1", "Value density": "Value, likewise",
     }  # fmt: skip
-    figure = Figure(figsize=(4 * len(series), 5.4), layout="constrained")
+    figure = Figure(figsize=(3.1 * len(series), 4.8), layout="constrained")
     axes = figure.subplots(2, len(series), squeeze=False, sharex="col")
     for column, name in enumerate(series):
         own = sorted((row for row in rows if row["series"] == name), key=axis)

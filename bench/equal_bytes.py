@@ -1,7 +1,7 @@
 """At equal bytes: a packed model beside full-precision and int8 twins made so narrow that their files are no larger.
 
     python bench/equal_bytes.py MODEL [--peers onnxruntime:int8-static,openvino:int8+bf16,openvino:fp32,torch:bf16]
-                                [--threads 1] [--batch 1] [--json]
+                                [--threads 1] [--batch 1] [--files DIR] [--json]
 
 A twin has the packed model's pictures, patches, depth and number of classes; its width is the largest multiple of 16 at
 which the file that its engine loads is not larger than the packed file, its MLP four times as wide, its heads have
@@ -41,6 +41,16 @@ def weights(twin: Twin) -> int:
     return width * (twin.depth * (12 * width + 13) + patch + tokens + twin.prefix_tokens * twin.num_classes)
 
 
+def converted(twin: Twin, pair: tuple[str, str], folder: Path) -> list[Engine]:
+    """Return the twin's engine, from the folder's files where they are there already."""
+    note = folder / "engine.json"
+    if note.exists():
+        return [Engine(*pair, folder / json.loads(note.read_text()))]
+    engines = prepare(twin, [pair], folder).engines
+    note.write_text(json.dumps(engines[0].path.name))
+    return engines
+
+
 def fitting(twin: Twin, pair: tuple[str, str], most_mb: float, folder: Path) -> tuple[Twin, Engine]:
     """Return the widest twin whose file has at most ``most_mb``, and its engine; guessed, then tried downwards."""
     bytes_a_weight = {"fp32": 4, "bf16": 4 if pair[0] == "openvino" else 2}.get(pair[1], 1)
@@ -49,7 +59,7 @@ def fitting(twin: Twin, pair: tuple[str, str], most_mb: float, folder: Path) -> 
         width += 16
     while width > 0:
         narrow = at_width(twin, width)
-        (engine,) = prepare(narrow, [pair], folder / f"{pair[0]}-{pair[1]}-{width}").engines
+        (engine,) = converted(narrow, pair, folder / f"{pair[0]}-{pair[1]}-{width}")
         if engine.file_mb <= most_mb:
             return narrow, engine
         width -= 16
@@ -63,13 +73,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--files", type=Path, help="keep the twins' files in this folder, and use those there")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     packed = read(options.model)
     own = Engine("gsb-vit", "1-bit", options.model)
     twin = Twin.of(packed.architecture, packed.preprocessing)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = options.files or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
         found = [fitting(twin, pair, own.file_mb, folder) for pair in choose(options.peers)]
         np.save(folder / "pictures.npy", smooth_pictures(CHECK_PICTURES, packed.architecture.image_size))
         # Each has another twin: there is nothing to compare logits with here (prepare's own test covers conversion).

@@ -73,6 +73,12 @@ NB_MODULE(_native, module) {
     module.def("core_hz", gsb::core_hz, "Cycles a second of this core, now.");
     module.def("core_speed", core_speed, "backend"_a,
                "(cycles a second, vector additions a cycle, 8-bit products a cycle); 0 where not measured.");
+    module.def(
+        "read_rate",
+        [](const std::string& backend, size_t bytes) {
+            return gsb::read_rate(gsb::choose_kernels(backend).name, bytes);
+        },
+        "backend"_a, "bytes"_a, "Bytes a second one core reads from so much memory; 0 where not measured.");
     nb::class_<gsb::Model>(module, "Model")
         .def(nb::init<const std::string&, int, const std::string&>(), "path"_a, "threads"_a = 0, "backend"_a = "",
              nb::call_guard<nb::gil_scoped_release>())

@@ -7,8 +7,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
+#include <cstdint>
 #include <string>
+#include <vector>
 
 namespace gsb {
 
@@ -86,6 +87,25 @@ GSB_STREAM(add256, "avx2", "vpaddd %%ymm15, %%ymm\\r, %%ymm\\r")
 GSB_STREAM(dot256, "avx2", "vpmaddwd %%ymm15, %%ymm14, %%ymm\\r")
 #undef GSB_STREAM
 
+// Reads `bytes` (a multiple of 512) from `from`, eight registers a round.
+#define GSB_READ(NAME, TARGET, LOAD, SIZE)                                                     \
+    __attribute__((target(TARGET))) inline void NAME(const uint8_t* from, size_t bytes) {      \
+        size_t rounds = bytes / (8 * SIZE);                                                    \
+        asm volatile(                                                                          \
+            "1:\n"                                                                             \
+            ".irp r, 0, 1, 2, 3, 4, 5, 6, 7\n" LOAD                                            \
+            "\n.endr\n"                                                                        \
+            "add %2, %0\n dec %1\n jnz 1b\n"                                                   \
+            "vzeroupper\n"                                                                     \
+            : "+r"(from), "+r"(rounds)                                                         \
+            : "i"(8 * SIZE)                                                                    \
+            : "cc", "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7"); \
+    }
+
+GSB_READ(read512, "avx512f", "vmovdqu64 64*\\r(%0), %%zmm\\r", 64)
+GSB_READ(read256, "avx2", "vmovdqu 32*\\r(%0), %%ymm\\r", 32)
+#undef GSB_READ
+
 #endif
 
 }  // namespace core_speed_detail
@@ -112,6 +132,32 @@ inline CoreSpeed core_speed(const std::string& backend) {
     (void)backend;
 #endif
     return speed;
+}
+
+// Bytes a second that one core reads over and over from `bytes` of memory, in the backend's widest loads; 0: not
+// measured. What fits into a cache comes from there, so this is the bandwidth that weights of that size have.
+inline double read_rate(const std::string& backend, size_t bytes) {
+#if defined(__x86_64__)
+    using Clock = std::chrono::steady_clock;
+    void (*read)(const uint8_t*, size_t) = backend == "avx512" ? core_speed_detail::read512
+                                           : backend == "avx2" ? core_speed_detail::read256
+                                                               : nullptr;
+    if (!read) return 0;
+    const size_t whole = std::max<size_t>(512, bytes / 512 * 512);
+    const std::vector<uint8_t> memory(whole, 1);
+    const size_t passes = (size_t{16} << 20) / whole + 1;
+    double best = 0;
+    for (int i = 0; i < core_speed_detail::kTries; ++i) {
+        const auto start = Clock::now();
+        for (size_t pass = 0; pass < passes; ++pass) read(memory.data(), whole);
+        const std::chrono::duration<double> seconds = Clock::now() - start;
+        best = std::max(best, static_cast<double>(whole * passes) / seconds.count());
+    }
+    return best;
+#else
+    (void)backend, (void)bytes;
+    return 0;
+#endif
 }
 
 }  // namespace gsb

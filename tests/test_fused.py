@@ -132,7 +132,7 @@ def attention(head_dim: int, tokens: int, bias: bool = True, **options) -> GSBAt
 @pytest.mark.parametrize("tokens", [2, 5, 16, 66])
 def test_attention(head_dim, tokens, both_ways, monkeypatch):
     count = calls(monkeypatch, fused_attention._Core, "attend")
-    both_ways(attention(head_dim, tokens), torch.randn(3, tokens, 2 * head_dim), tolerance=1e-4, same=2e-3)
+    both_ways(attention(head_dim, tokens), torch.randn(3, tokens, 2 * head_dim), tolerance=1e-4, same=1e-6)
     assert len(count) == 1
 
 
@@ -149,7 +149,7 @@ def test_attention(head_dim, tokens, both_ways, monkeypatch):
     ],
 )
 def test_attention_options(options, both_ways):
-    both_ways(attention(32, 19, **options), torch.randn(4, 19, 64), tolerance=1e-4, same=2e-3)
+    both_ways(attention(32, 19, **options), torch.randn(4, 19, 64), tolerance=1e-4, same=1e-6)
 
 
 def test_results_do_not_depend_on_the_number_of_threads():

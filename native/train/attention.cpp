@@ -89,7 +89,8 @@ GSB_TRAIN_TARGET void superpose_head(const Heads& heads, const T* qkv, const Par
     }
 }
 
-// One row of A_b·V_b (d): entries that are not zero, with their columns, then their sum, even and odd ones apart.
+// One row of A_b·V_b (d): entries that are not zero, with their columns. They are added in order, as matrix libraries
+// mostly do: sums of a few levels of either sign are often all but zero, and then a rounding decides the next sign.
 struct RowList {
     std::vector<float> values;
     std::vector<int32_t> columns;
@@ -113,21 +114,14 @@ GSB_TRAIN_TARGET int list_row(const Shape& s, const float* P, const float* E, co
 
 template <int Vectors, class T>
 GSB_TRAIN_INLINE void sum_list(const RowList& list, int used, const float* V, size_t stride, T* out) {
-    __m512 even[Vectors], odd[Vectors];
-    for (int v = 0; v < Vectors; ++v) even[v] = odd[v] = _mm512_setzero_ps();
-    int i = 0;
-    for (; i + 2 <= used; i += 2) {
-        const float *one = V + list.columns[i] * stride, *two = V + list.columns[i + 1] * stride;
-        const __m512 a = _mm512_set1_ps(list.values[i]), b = _mm512_set1_ps(list.values[i + 1]);
-        for (int v = 0; v < Vectors; ++v) even[v] = _mm512_fmadd_ps(a, _mm512_loadu_ps(one + 16 * v), even[v]);
-        for (int v = 0; v < Vectors; ++v) odd[v] = _mm512_fmadd_ps(b, _mm512_loadu_ps(two + 16 * v), odd[v]);
-    }
-    if (i < used) {
-        const float* one = V + list.columns[i] * stride;
+    __m512 sums[Vectors];
+    for (int v = 0; v < Vectors; ++v) sums[v] = _mm512_setzero_ps();
+    for (int i = 0; i < used; ++i) {
+        const float* row = V + list.columns[i] * stride;
         const __m512 a = _mm512_set1_ps(list.values[i]);
-        for (int v = 0; v < Vectors; ++v) even[v] = _mm512_fmadd_ps(a, _mm512_loadu_ps(one + 16 * v), even[v]);
+        for (int v = 0; v < Vectors; ++v) sums[v] = _mm512_fmadd_ps(a, _mm512_loadu_ps(row + 16 * v), sums[v]);
     }
-    for (int v = 0; v < Vectors; ++v) store(out + 16 * v, 0xFFFF, _mm512_add_ps(even[v], odd[v]));
+    for (int v = 0; v < Vectors; ++v) store(out + 16 * v, 0xFFFF, sums[v]);
 }
 
 template <class T>

@@ -205,7 +205,7 @@ def fused_attention(
 
     ``layer``: what ``BinaryLinear.fused_inputs`` says of qkv; where it is None x is qkv (B, N, 3C). ``shifts``
     (h, 1, d) and ``scales`` of queries, keys (), attention and Value (G,), bias (h, N, N). Planes and gradients are
-    those of ``elastic_sign``, ``attention_superposition`` and ``value_superposition``; sums are added in another order.
+    those of ``elastic_sign``, ``attention_superposition`` and ``value_superposition``, sums in another order.
     """
     inputs = None if layer is None else LayerInputs(x.shape, x.dtype, dtype)
     tensors = layer or [None] * LAYER_TENSORS

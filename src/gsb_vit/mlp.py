@@ -46,11 +46,11 @@ class _FusedMlp(Function):
         code2 = new_code(hidden)
         forward_product(F.gelu(hidden), shift2, used2, ctx.second, code=code2)
         grad = grad.contiguous().view(len(hidden), -1)
-        two = linear_backward(
-            grad, code2, used2, ctx.second, PackedWeight.restore(packed[3:], ctx.shapes[1]), ctx.has[1]
-        )
-        grad = torch.ops.aten.gelu_backward(two.x, hidden)
-        one = linear_backward(grad, code, used1, SIGN, PackedWeight.restore(packed[:3], ctx.shapes[0]), ctx.has[0])
+        weight1, weight2 = (PackedWeight.restore(packed[3 * i : 3 * i + 3], ctx.shapes[i]) for i in range(2))
+        two = linear_backward(grad, code2, used2, ctx.second, weight2, ctx.has[1])
+        grad = torch.ops.aten.gelu_backward.grad_input(two.x, hidden, grad_input=two.x)
+        del hidden, code2
+        one = linear_backward(grad, code, used1, SIGN, weight1, ctx.has[0])
         layers = [part for g in (one, two) for part in (g.weight, g.bias, g.shift, g.scale, None)]
         return one.x.view(ctx.x_shape).to(ctx.x_dtype), None, None, *layers
 

@@ -163,14 +163,14 @@ def measure(shape: str, precision: str, mode: str, threads: int, options: argpar
     """Measure one line of the table."""
     torch.set_num_threads(threads)
     networks = {name: Training(shape, preset, options.device, precision) for name, preset in PRESETS.items()}
+    compiled = mode == "compiled"
+    for network in networks.values() if compiled else ():
+        network.model.compile()
     kept = {name: network.kept() for name, network in networks.items()}
     peaks = {name: network.peak() for name, network in networks.items()}
-    compiled = mode == "compiled"
     if not compiled and options.device == "cpu" and precision == "fp32":
         networks["twin*"] = Training(shape, "full_precision", options.device, precision)
         use_onednn(networks["twin*"].model)
-    for network in networks.values() if compiled else ():
-        network.model.compile()
     steps = {name: network.step for name, network in networks.items()}
     times = alternate(steps, options.seconds, options.device == "cuda")
     return Row(

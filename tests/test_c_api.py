@@ -1,12 +1,17 @@
 """The C library: built without Python, used by a C program; and the same under an emulated AArch64 processor."""
 
+import os
+import re
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 from native_build import ROOT, build_aarch64, build_here, needed
+from PIL import Image
 from random_packed import random_pictures, write_random_packed
 
+import gsb_vit
 from gsb_vit.reference import ReferenceModel
 
 MODELS = {
@@ -60,6 +65,25 @@ def check_classify(output, name, logit):
 def test_a_c_program_classifies_a_picture(native, model):
     folder, name, logit = model
     check_classify(run(native / "classify", folder / "model.safetensors", folder / "picture.ppm"), name, logit)
+
+
+def test_a_photo_made_into_a_ppm_is_classified_as_in_python(native, tmp_path):
+    """As docs/performance.md tells, with its own lines: JPEG → PPM of the model's size → class and logit."""
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    code = re.search(r'^python -c "(import sys, gsb_vit.*?)" MODEL photo.jpg photo.ppm', text, re.DOTALL | re.MULTILINE)
+    write_random_packed(tmp_path / "model.safetensors", seed=7, **MODELS["relative"])
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize((90, 70), Image.Resampling.BICUBIC)
+    photo.save(tmp_path / "photo.jpg")
+    files = [tmp_path / name for name in ("model.safetensors", "photo.jpg", "photo.ppm")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    subprocess.run([sys.executable, "-c", code[1], *map(str, files)], check=True, env=environment)
+    model = gsb_vit.load(files[0], engine="reference")
+    logits = model.logits(model.preprocessing(files[1])[None])[0]
+    best = int(np.argmax(logits))
+    check_classify(run(native / "classify", files[0], files[2]), model.class_names[best], logits[best])
+    lines = (ROOT / "native" / "examples" / "classify.c").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 30
 
 
 def test_all_backends_agree(native, model):

@@ -105,6 +105,17 @@ def test_the_profile_counts_cycles_and_shares_of_the_ceiling(model, monkeypatch)
             assert 0 < stage.of_ceiling < 1.2
 
 
+def test_the_profile_is_printed(model, capsys):
+    pytest.importorskip("gsb_vit._native")
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", str(model), "--profile", "--isa", "sse4"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "Stages of the portable engine, 1 thread(s), batch 1, at" in text
+    for word in ("cycles", "of ceiling", "unknown", "fc2", "attention 2", "value 1", "fullest block"):
+        assert word in text
+
+
 def test_the_core_is_measured(model):
     native = pytest.importorskip("gsb_vit._native")
     assert 5e8 < native.core_hz() < 7e9

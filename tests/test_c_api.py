@@ -122,6 +122,62 @@ def test_a_c_compiler_and_the_archive_are_enough(native, model, tmp_path):
     assert "python" not in run(needed("ldd"), program).stdout
 
 
+EVERY_FUNCTION = r"""
+#include <stdio.h>
+#include <string.h>
+#include "gsb_vit.h"
+
+#define CHECK(condition) do { if (!(condition)) return printf("line %d: %s\\n", __LINE__, #condition), 1; } while (0)
+
+int main(int argc, char** argv) {
+    static uint8_t pixels[2 * 32 * 32 * 3];
+    float logits[14] = {0};
+    gsb_vit_stage stages[64];
+    CHECK(argc == 2);
+    CHECK(gsb_vit_load(NULL, 1, NULL) == NULL && strcmp(gsb_vit_error(), "no path given") == 0);
+    CHECK(gsb_vit_load(argv[1], 1, "avx9") == NULL);
+    CHECK(strstr(gsb_vit_error(), "'avx9' cannot run on this machine; there is "));
+    CHECK(strstr(gsb_vit_error(), "portable"));
+    CHECK(gsb_vit_load(argv[1], -1, NULL) == NULL && strstr(gsb_vit_error(), "threads -1"));
+    CHECK(strstr(gsb_vit_backends(), "portable"));
+    gsb_vit_model* model = gsb_vit_load(argv[1], 2, "portable");
+    CHECK(model);
+    const gsb_vit_info info = gsb_vit_get_info(model);
+    CHECK(info.height == 32 && info.width == 32 && info.classes == 7 && info.tokens == 18);
+    CHECK(info.embed_dim == 64 && info.depth == 2 && info.num_heads == 2 && info.mlp_hidden == 128);
+    CHECK(info.threads == 2 && strcmp(info.backend, "portable") == 0 && strcmp(info.name, "random_7") == 0);
+    CHECK(strcmp(gsb_vit_class_name(model, 6), "class 6") == 0);
+    CHECK(!gsb_vit_class_name(model, 7) && !gsb_vit_class_name(model, -1));
+    CHECK(gsb_vit_predict(model, NULL, 0, NULL) == 0);
+    CHECK(gsb_vit_predict(model, NULL, 1, logits) == -1 && strstr(gsb_vit_error(), "no pixels"));
+    CHECK(gsb_vit_predict(model, pixels, 1, NULL) == -1 && strstr(gsb_vit_error(), "no room"));
+    gsb_vit_set_profiling(model, 1);
+    CHECK(gsb_vit_predict(model, pixels, 2, logits) == 0 && memcmp(logits, logits + 7, 28) == 0 && logits[0] != 0);
+    const size_t count = gsb_vit_profile(model, stages, 64);
+    CHECK(count == 10 && gsb_vit_profile(model, NULL, 0) == count);
+    CHECK(strcmp(stages[2].name, "qkv") == 0 && stages[2].seconds > 0 && stages[2].bit_macs == 2.0 * 2 * 18 * 64 * 192);
+    gsb_vit_set_profiling(model, 0);
+    gsb_vit_free(model);
+    gsb_vit_free(NULL);
+    return 0;
+}
+"""
+
+
+def test_every_function_of_the_header(native, tmp_path):
+    write_random_packed(tmp_path / "model.safetensors", seed=7, **MODELS["relative"])
+    (tmp_path / "every.c").write_text(EVERY_FUNCTION)
+    header = (ROOT / "native" / "include" / "gsb_vit.h").read_text(encoding="utf-8")
+    functions = set(re.findall(r"(gsb_vit_\w+)\(", re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)))
+    assert len(functions) == 9 and all(f"{name}(" in EVERY_FUNCTION for name in functions)
+    strict = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'native/include'}"]
+    libraries = [native / "libgsb_vit.a", "-lstdc++", "-lm", "-pthread"]
+    done = run(needed("cc"), *strict, tmp_path / "every.c", *libraries, "-o", tmp_path / "every")
+    assert done.returncode == 0, done.stderr
+    done = run(tmp_path / "every", tmp_path / "model.safetensors")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_picture_that_does_not_fit_is_refused(native, model, tmp_path):
     folder, _, _ = model
     whole = (folder / "picture.ppm").read_bytes()

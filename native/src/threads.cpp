@@ -45,7 +45,7 @@ int usable_cores() {
     return count == 0 ? 1 : static_cast<int>(count);
 }
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : parts_(threads) {
     workers_.reserve(threads - 1);
     try {
         for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
@@ -64,8 +64,15 @@ ThreadPool::~ThreadPool() {
     for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::drain(const Task& task, int count, int worker) {
-    for (int i = next_.fetch_add(1); i < count; i = next_.fetch_add(1)) task(i, worker);
+void ThreadPool::drain(const Task& task, int worker) {
+    const size_t parts = parts_.size();
+    for (size_t i = 0; i < parts; ++i) {
+        Part& part = parts_[(worker + i) % parts];
+        while (part.next.load(std::memory_order_relaxed) < part.end) {
+            const int number = part.next.fetch_add(1);
+            if (number < part.end) task(number, worker);
+        }
+    }
 }
 
 void ThreadPool::run(int count, const Task& task) {
@@ -76,12 +83,15 @@ void ThreadPool::run(int count, const Task& task) {
     {
         std::lock_guard<std::mutex> lock(mutex_);
         task_ = &task;
-        count_ = count;
-        next_.store(0);
+        const auto parts = static_cast<int64_t>(parts_.size());
+        for (int64_t i = 0; i < parts; ++i) {
+            parts_[i].next.store(static_cast<int>(count * i / parts));
+            parts_[i].end = static_cast<int>(count * (i + 1) / parts);
+        }
         round_.fetch_add(1, std::memory_order_release);
     }
     wake_.notify_all();
-    drain(task, count, 0);
+    drain(task, 0);
     spin_until([this] { return active_.load(std::memory_order_acquire) == 0; });
     std::unique_lock<std::mutex> lock(mutex_);
     done_.wait(lock, [this] { return active_.load() == 0; });
@@ -98,10 +108,9 @@ void ThreadPool::work(int worker) {
         seen = round_.load();
         if (!task_) continue;  // woke up after the round
         const Task& task = *task_;
-        const int count = count_;
         active_.fetch_add(1);
         lock.unlock();
-        drain(task, count, worker);
+        drain(task, worker);
         lock.lock();
         if (active_.fetch_sub(1) == 1) done_.notify_one();
     }

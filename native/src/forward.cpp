@@ -42,12 +42,19 @@ void gather_patch(const Architecture& a, const uint8_t* picture, int index, int 
 
 Workspace::Workspace(const Shape& s, int threads) {
     // Even chunks, about four a thread, so that a thread that loses its core for a while does not hold up the others.
-    row_step = threads == 1 ? s.tokens
-                            : std::max(8, static_cast<int>(round_up((s.tokens + 4 * threads - 1) / (4 * threads), 2)));
+    row_step = threads == 1 ? s.tokens : std::max(8, (s.tokens + 4 * threads - 1) / (4 * threads));
     row_chunks = (s.tokens + row_step - 1) / row_step;
     score_chunks = threads == 1 ? 1 : std::min(s.tokens, (4 * threads + s.heads - 1) / s.heads);
-    score_step = (s.tokens + score_chunks - 1) / score_chunks;
+    score_step = static_cast<int>(round_up((s.tokens + score_chunks - 1) / score_chunks, kScoreRows));
     score_chunks = (s.tokens + score_step - 1) / score_step;
+    // Scores of a chunk of rows, and between chunks an even share of the Value planes: the pool gives tasks that lie
+    // together to the same thread, which then goes on with the same rows.
+    for (int chunk = 0; chunk < score_chunks; ++chunk) {
+        for (int head = 0; head < s.heads; ++head) score_order.push_back(chunk * s.heads + head);
+        for (int head = 0; head < s.heads; ++head) {
+            if (head * score_chunks / s.heads == chunk) score_order.push_back(s.heads * score_chunks + head);
+        }
+    }
     const size_t tokens = s.tokens, heads = s.heads, planes = s.value_groups, tasks = heads * score_chunks;
     x = Buffer<float>(tokens * s.padded_width);
     queries = Buffer<uint32_t>(tokens * s.inner_words);
@@ -67,11 +74,12 @@ Workspace::Workspace(const Shape& s, int threads) {
     if (s.attention_groups == 1) return;
     plane_bytes = Buffer<int8_t>(heads * planes * tokens * byte_stride);
     // Room for 6 % of the entries and one row more; rows that do not fit are run again.
-    candidate_capacity = static_cast<size_t>(score_step) * tokens / 16 + tokens + 16;
+    candidate_capacity = round_up(static_cast<size_t>(score_step) * tokens / 16 + tokens + 16, 16);
     candidate_columns = Buffer<int32_t>(tasks * candidate_capacity);
     candidate_values = Buffer<float>(tasks * candidate_capacity);
-    candidate_begin = Buffer<size_t>(heads * tokens);
-    candidate_count = Buffer<int32_t>(heads * tokens);
+    candidate_rows = round_up(score_step, 16);
+    candidate_begin = Buffer<size_t>(tasks * candidate_rows);
+    candidate_count = Buffer<int32_t>(tasks * candidate_rows);
 }
 
 Scratch::Scratch(const Shape& s, const Architecture& a, int row_count) {
@@ -142,7 +150,8 @@ void Forward::run(const uint8_t* picture, float* logits, Workspace& w, std::vect
         value_limits(call, scratch[worker], block);
         w.attention_maximum.store(-std::numeric_limits<float>::infinity(), std::memory_order_relaxed);
         const int score_tasks = shape_.heads * w.score_chunks;
-        phase(score_tasks + shape_.heads, [&](int task, int thread) {
+        phase(score_tasks + shape_.heads, [&](int place, int thread) {
+            const int task = w.score_order[place];
             if (task < score_tasks) {
                 score_task(call, scratch[thread], block, task);
             } else {

@@ -20,12 +20,14 @@ namespace gsb {
 
 constexpr int kAttentionRows = 32;  // rows of attention × Value in one go
 
-// What phases hand to each other.
+// What phases hand to each other. Where several threads write an array in one phase, the part of each lies together:
+// cores that write neighbouring lines take them from each other, their prefetchers even before they are written.
 struct Workspace {
     Workspace(const Shape& shape, int threads);
 
     int row_step, row_chunks;      // token rows a task of a row phase
     int score_step, score_chunks;  // token rows a task of a score phase
+    std::vector<int> score_order;  // its tasks in the order they are begun: scores, then Value planes of each head
     Buffer<float> x;               // (N, padded_width)
     Buffer<uint32_t> queries;      // (N, inner_words)
     // Of even and odd blocks: while some rows still read a block's keys, others write the next block's.
@@ -34,7 +36,7 @@ struct Workspace {
     Buffer<uint16_t> smallest, largest;     // (row_chunks, inner)
     Buffer<int16_t> value_low, value_high;  // (heads, V − 1, head_channels)
     Buffer<uint8_t> plane_active;           // (heads, V)
-    Buffer<uint32_t> masks;                 // (heads, N, token_words)
+    Buffer<uint32_t> masks;                 // (N, heads, token_words)
     size_t plane_words, byte_stride;
     Buffer<uint32_t> plane_bits;        // (heads, V, plane_words)
     Buffer<int32_t> plane_ones;         // (heads, V, head_channels)
@@ -42,14 +44,15 @@ struct Workspace {
     size_t candidate_capacity;          // a score task
     Buffer<int32_t> candidate_columns;  // (score tasks, candidate_capacity)
     Buffer<float> candidate_values;
-    Buffer<size_t> candidate_begin;  // (heads, N)
+    size_t candidate_rows;           // a score task, in whole cache lines
+    Buffer<size_t> candidate_begin;  // (score tasks, candidate_rows)
     Buffer<int32_t> candidate_count;
-    std::vector<float> attention_limits;  // (A − 1)
-    std::atomic<float> attention_maximum{0};
+    std::vector<float> attention_limits;                  // (A − 1)
+    alignas(64) std::atomic<float> attention_maximum{0};  // on a cache line that only changes with it
 };
 
-// What a thread needs for itself.
-struct Scratch {
+// What a thread needs for itself, on cache lines of its own.
+struct alignas(64) Scratch {
     Scratch(const Shape& shape, const Architecture& architecture, int rows);
 
     Buffer<uint8_t> pixels;        // (rows, 3, patch_area)

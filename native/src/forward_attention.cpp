@@ -41,6 +41,11 @@ int partition(int first, int last, float guess, Predicate holds) {
     return count;
 }
 
+// Asks for memory that another core may have written: all at once, where reading would wait for one line at a time.
+void fetch(const void* from, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at);
+}
+
 }  // namespace
 
 // Turns the limits on the Value into limits on the counts: per group and channel the entries with count <= low or
@@ -181,8 +186,8 @@ Scores Forward::scores_of(Call& call, Scratch& scratch, int block, int head) con
     s.prefix = shape_.prefix;
     s.half_bias = weights.half_bias ? weights.half_bias + head * square : nullptr;
     s.half_scale = weights.half_scale;
-    s.masks = w.masks.data() + head * static_cast<size_t>(shape_.tokens) * shape_.token_words;
-    s.mask_stride = shape_.token_words;
+    s.masks = w.masks.data() + head * shape_.token_words;
+    s.mask_stride = shape_.heads * shape_.token_words;
     s.row = scratch.attention_row.data();
     s.distances = scratch.distances.data();
     return s;
@@ -192,7 +197,11 @@ void Forward::score_task(Call& call, Scratch& scratch, int block, int task) cons
     StageTimer timer(call.seconds(scratch), Stage::scores);
     Workspace& w = call.workspace;
     const BlockWeights& weights = weights_.blocks[block];
-    const int head = task / w.score_chunks, chunk = task % w.score_chunks;
+    const int chunk = task / shape_.heads, head = task % shape_.heads;
+    if (w.score_chunks > 1) {
+        const size_t words = shape_.head_words * shape_.key_stride;
+        fetch(w.keys[block % 2].data() + head * words, words * sizeof(uint32_t));
+    }
     expand_bias(scratch, weights, head);
     Scores s = scores_of(call, scratch, block, head);
     s.first = chunk * w.score_step;
@@ -212,8 +221,8 @@ void Forward::score_task(Call& call, Scratch& scratch, int block, int task) cons
     c.columns = w.candidate_columns.data() + task * w.candidate_capacity;
     c.values = w.candidate_values.data() + task * w.candidate_capacity;
     c.capacity = w.candidate_capacity - kLanes;
-    c.begin = w.candidate_begin.data() + static_cast<size_t>(head) * shape_.tokens + s.first;
-    c.count = w.candidate_count.data() + static_cast<size_t>(head) * shape_.tokens + s.first;
+    c.begin = w.candidate_begin.data() + task * w.candidate_rows;
+    c.count = w.candidate_count.data() + task * w.candidate_rows;
     s.candidates = &c;
     kernels_.scores(s);
     float known = w.attention_maximum.load(std::memory_order_relaxed);
@@ -238,10 +247,10 @@ void Forward::list_groups(Call& call, Scratch& scratch, int block, int head, int
     bool expanded = false;
     std::fill_n(scratch.list_count.data(), (last - first) * groups, 0);
     for (int row = first; row < last; ++row) {
-        const size_t at = static_cast<size_t>(head) * shape_.tokens + row;
+        const size_t task = static_cast<size_t>(row / w.score_step) * shape_.heads + head;
+        const size_t at = task * w.candidate_rows + row % w.score_step;
         int count = w.candidate_count[at];
         if (count == 0) continue;
-        const size_t task = static_cast<size_t>(head) * w.score_chunks + row / w.score_step;
         const size_t begin = task * w.candidate_capacity + w.candidate_begin[at];
         const int32_t* columns = w.candidate_columns.data() + begin;
         const float* values = w.candidate_values.data() + begin;
@@ -282,18 +291,23 @@ void Forward::attention_value(Call& call, Scratch& scratch, int block, int first
     StageTimer timer(call.seconds(scratch), Stage::attention_value);
     Workspace& w = call.workspace;
     const size_t channels = shape_.head_channels, planes = shape_.value_groups, tokens = shape_.tokens;
-    const size_t words = shape_.token_words;
+    const size_t words = shape_.token_words, stride = shape_.heads * words;
     const int depth = (shape_.tokens + 31) / 32;
+    if (w.row_chunks > 1) {
+        fetch(w.plane_bits.data(), shape_.heads * planes * w.plane_words * sizeof(uint32_t));
+        fetch(w.plane_ones.data(), shape_.heads * planes * channels * sizeof(int32_t));
+    }
     for (int step = first; step < last; step += kAttentionRows) {
         const int rows = std::min(kAttentionRows, last - step);
         for (int head = 0; head < shape_.heads; ++head) {
-            const uint32_t* masks = w.masks.data() + (head * tokens + step) * words;
+            const uint32_t* masks = w.masks.data() + step * stride + head * words;
             const uint8_t* active = w.plane_active.data() + head * planes * channels / kPiece;
             if (shape_.attention_groups > 1) list_groups(call, scratch, block, head, step, step + rows);
-            Product p{masks, words, rows, nullptr, depth, shape_.head_channels};
+            Product p{masks, stride, rows, nullptr, depth, shape_.head_channels};
             if (kernels_.prepare_rows) {
-                kernels_.prepare_rows(masks, words, rows, depth, scratch.operand.data(), words);
+                kernels_.prepare_rows(masks, stride, rows, depth, scratch.operand.data(), words);
                 p.rows = scratch.operand.data();
+                p.stride = words;
             }
             for (size_t plane = 0; plane < planes; ++plane) {
                 // Plane 0 in one go, the others piece by piece.

@@ -1,4 +1,4 @@
-// What the AVX-512 kernels share: the instruction sets they may use, and the fold of sixteen lanes.
+// What the AVX-512 kernels share: the instruction sets they may use, loads, the fold of sixteen lanes, each other.
 #pragma once
 
 #include <immintrin.h>
@@ -13,6 +13,10 @@
 #define GSB_AVX512_INLINE GSB_AVX512 __attribute__((always_inline)) inline
 
 namespace gsb {
+
+GSB_AVX512_INLINE __m512i load(const void* from) {
+    return _mm512_loadu_si512(from);
+}
 
 // lane l += lane l + 8, then + 4, + 2, + 1 (docs/numerics.md).
 GSB_AVX512_INLINE float fold16(__m512 lanes) {
@@ -37,8 +41,10 @@ void product_integers_avx512(const Product&, const int32_t* base, int32_t* out, 
 void product_residual_avx512(const Product&, const int32_t* base, int shift, const float* scale, const float* bias,
                              float* x, size_t x_stride);
 
-// kernels_avx512_attention.cpp
+// kernels_avx512_scores.cpp
 void scores_avx512(const Scores&);
+
+// kernels_avx512_values.cpp
 void count_extremes_avx512(const uint16_t* counts, size_t group_stride, int channels, int first, int last,
                            uint16_t* smallest, uint16_t* largest);
 void value_planes_avx512(const ValuePlanes&);

@@ -11,10 +11,6 @@ namespace gsb {
 
 namespace {
 
-GSB_AVX512_INLINE __m512i load(const void* from) {
-    return _mm512_loadu_si512(from);
-}
-
 // R rows at a time, because one alone waits for its own sums.
 template <int R>
 GSB_AVX512_INLINE void norm_rows(const Norm& norm, int row, uint32_t* out, size_t out_stride) {

@@ -19,9 +19,6 @@ namespace {
 constexpr int kCarry = 0x3A;  // d ? ¬s : x0, as the truth table of (d, s, x0)
 constexpr int kResidentWords = 12;
 
-GSB_AVX512_INLINE __m512i load(const void* from) {
-    return _mm512_loadu_si512(from);
-}
 GSB_AVX512_INLINE __m512i broadcast(const uint32_t* from) {
     return _mm512_set1_epi32(static_cast<int>(*from));
 }

@@ -26,6 +26,8 @@ SETTINGS = [
     "threads=1",
     "distillation.feature_weight=0.5",
     "stage2.ema_decay=0.7",
+    "stage2.mixup=0.4",
+    "stage2.cutmix=1.0",
     *(f"{stage}.{setting}" for stage in ("teacher", "stage1", "stage2") for setting in ("epochs=2", "batch_size=20")),
 ]
 

@@ -12,9 +12,10 @@ pytest.importorskip("timm")
 
 from gsb_vit.errors import InputError
 from gsb_vit.preprocess import Preprocessing
-from gsb_vit.train.augment import EvaluationPictures, TrainingPictures, normalise
+from gsb_vit.train.augment import EvaluationPictures, Mixing, TrainingPictures, normalise
 from gsb_vit.train.datasets import LabelledPictures
 from gsb_vit.train.recipe import AugmentRecipe
+from gsb_vit.train.seeds import seed_everything
 
 SIZE = Preprocessing(size=(16, 16), resize="crop", crop_ratio=0.875, interpolation="bilinear")
 STILL = AugmentRecipe(scale=(1.0, 1.0), ratio=(1.0, 1.0), horizontal_flip=0.0, rotation=0.0)
@@ -135,3 +136,25 @@ def test_fewer_pictures_than_a_batch_make_one_short_batch() -> None:
     pictures = TrainingPictures(gradient_pictures(5), SIZE, LIVELY)
     assert [len(labels) for _, labels in batches(pictures)] == [5]
     assert [len(labels) for _, labels in batches(pictures, 1, 2)] == [2]
+
+
+@pytest.mark.parametrize("mixup, cutmix", [(0.4, 0.0), (0.0, 1.0), (0.4, 1.0)])
+def test_mixed_pictures_have_the_shares_of_their_parts(mixup: float, cutmix: float) -> None:
+    """Picture i is constant i, so a mixed picture's mean says how much of it comes from its partner."""
+    labels = torch.arange(7)
+    images = labels.float().view(-1, 1, 1, 1).expand(-1, 3, 16, 16)
+    seed_everything(0)
+    mixed, shares = Mixing(mixup, cutmix, classes=7)(images, labels)
+    assert torch.allclose(shares.sum(1), torch.ones(7))
+    assert torch.allclose(mixed.mean(dim=(1, 2, 3)), shares @ torch.arange(7.0), atol=1e-5)
+    assert ((shares > 0).sum(1) == torch.tensor([2, 2, 2, 2, 2, 2, 1])).sum() >= 5  # a box may be empty
+    assert torch.equal(mixed[6], images[6])  # the last of an odd batch
+    assert torch.equal(images[:, 0, 0, 0], torch.arange(7.0))
+    whole = [len(picture.unique()) == 1 for picture in mixed]
+    assert all(whole) if not cutmix else not all(whole)
+
+
+def test_no_mixing_leaves_the_batch_alone() -> None:
+    images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
+    mixed, same = Mixing(0.0, 0.0, classes=4)(images, labels)
+    assert mixed is images and same is labels

@@ -66,6 +66,19 @@ def test_none_trains_both_heads_on_the_labels(case: tuple) -> None:
     assert found == pytest.approx(-0.5 * (a[rows, y].mean() + b[rows, y].mean()), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["hard", "soft", "none"])
+def test_whole_shares_are_labels_and_mixed_shares_mix_the_losses(case: tuple, kind: str) -> None:
+    student, teacher, x, y = case
+    task = DistillationTask(student, teacher, DistillationRecipe(kind, alpha=0.3)).train()
+
+    def loss(targets: torch.Tensor) -> float:
+        return float(task(x, targets, task.lesson(x))["loss"].detach())
+
+    one, other = torch.nn.functional.one_hot(y, 4).double(), torch.nn.functional.one_hot(y.flip(0), 4).double()
+    assert loss(one) == pytest.approx(loss(y), rel=1e-6)
+    assert loss(0.3 * one + 0.7 * other) == pytest.approx(0.3 * loss(y) + 0.7 * loss(y.flip(0)), rel=1e-6)
+
+
 def test_the_teacher_gets_no_gradient_and_is_not_saved(case: tuple) -> None:
     student, teacher, x, y = case
     task = DistillationTask(student, teacher, DistillationRecipe()).train()

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+from timm.data.mixup import Mixup
 from torch import Tensor
 from torch.nn import functional
 
@@ -174,6 +175,32 @@ class _TimmDataset(torch.utils.data.Dataset):
         index, seed = item
         with seeded_generators(seed):
             return self.transform(open_picture(self.pictures.sources[index])), int(self.pictures.labels[index])
+
+
+class Mixing:
+    """Mixup and CutMix of a batch, a weight of its own for every picture, by timm; drawn from NumPy's generator.
+
+    Images (B, 3, H, W) and labels (B,) → images, and labels (B,) as they are without mixing, else shares (B, K). The
+    last picture of an odd batch stays as it is.
+    """
+
+    def __init__(self, mixup: float, cutmix: float, classes: int) -> None:
+        self.classes = classes
+        self._mix = (
+            Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, mode="elem", label_smoothing=0.0, num_classes=classes)
+            if mixup > 0 or cutmix > 0
+            else None
+        )
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if self._mix is None:
+            return images, labels
+        shares = functional.one_hot(labels, self.classes).to(images.dtype)
+        pairs = len(images) - len(images) % 2
+        if pairs:
+            images, even = images.clone(), images[:pairs].clone()
+            images[:pairs], shares[:pairs] = self._mix(even, labels[:pairs])
+        return images, shares
 
 
 def normalise(pictures: np.ndarray, preprocessing: Preprocessing) -> Tensor:

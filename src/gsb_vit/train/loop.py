@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from . import checkpoint
-from .augment import EvaluationPictures, TrainingPictures
+from .augment import EvaluationPictures, Mixing, TrainingPictures
 from .build import ModelInfo
 from .distill import DistillationTask
 from .evaluate import model_logits, validation_score
@@ -86,6 +86,7 @@ class StageRun:
             )
         model.to(accelerator.device)
         self.task = DistillationTask(model, teacher, setting.distillation, recipe.label_smoothing)
+        self.mix = Mixing(recipe.mixup, recipe.cutmix, len(setting.info.class_names))
         self.steps = setting.training.steps(recipe.batch_size)
         self.best: tuple[float, float] | None = None
 
@@ -165,8 +166,9 @@ class StageRun:
             images, labels = next(batches)
             waited += time.perf_counter() - asked
             self.schedule.step_update(epoch * self.steps + step)
+            images, targets = self.mix(images, labels)
             with accelerator.autocast():
-                out = task(images, labels, self.task.lesson(images))
+                out = task(images, targets, self.task.lesson(images))
             if step % check_every == 0:
                 check_loss(out["loss"].detach(), self.model, images, f"{setting.name}, epoch {epoch + 1}")
             accelerator.backward(out["loss"])

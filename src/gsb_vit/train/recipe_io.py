@@ -102,6 +102,8 @@ def check_recipe(recipe: Recipe) -> None:
         _require(stage.epochs >= 0, f"{name}.epochs", stage.epochs, "at least 0")
         _require(stage.batch_size > 0, f"{name}.batch_size", stage.batch_size, "at least 1")
         _require(stage.learning_rate > 0, f"{name}.learning_rate", stage.learning_rate, "above 0")
+        _require(stage.mixup >= 0, f"{name}.mixup", stage.mixup, "0 (off) or larger")
+        _require(stage.cutmix >= 0, f"{name}.cutmix", stage.cutmix, "0 (off) or larger")
         _require(0 <= stage.ema_decay < 1, f"{name}.ema_decay", stage.ema_decay, "from 0 to below 1")
         _require(stage.warmup_epochs >= 0, f"{name}.warmup_epochs", stage.warmup_epochs, "at least 0")
     if recipe.stage1.epochs == 0 and recipe.stage2.epochs == 0 and recipe.teacher.epochs == 0:

@@ -79,7 +79,10 @@ class DistillationTask(nn.Module):
             return Lesson(teacher(images), features)
 
     def forward(self, images: Tensor, labels: Tensor, lesson: Lesson | None = None) -> dict[str, Tensor]:
-        """Images (B, 3, H, W), labels (B,) or shares of the classes (B, K) → loss () and the mean of the heads' logits, detached (B, K)."""
+        """Images (B, 3, H, W), labels (B,) or shares of the classes (B, K) → loss (), mean of the heads' logits (B, K).
+
+        The logits are detached.
+        """
         with block_outputs(self.student, self._features) as features:
             out = self.student(images)
         class_logits, distilled = out if isinstance(out, tuple) else (out, out)

@@ -98,9 +98,9 @@ class StageRecipe:
     released code) or at that rate times their own size when the stage begins (``relative``): AdamW moves a parameter by
     about the learning rate whatever its size, which throws a scale of 0.003 across zero in one step. With ``ema_decay``
     d > 0 the stage's model is the running average of the weights, w ← d·w + (1 - d)·(weights after each step).
-    ``mixup`` and ``cutmix`` > 0 mix pairs of training pictures and their labels with a weight from Beta(a, a), the whole
-    picture (https://arxiv.org/abs/1710.09412) or a box of it (https://arxiv.org/abs/1905.04899); one of the two at
-    random where both are given. A teacher is asked about the mixed picture.
+    ``mixup`` and ``cutmix`` > 0 mix pairs of training pictures and their labels with a weight from Beta(a, a): whole
+    pictures (https://arxiv.org/abs/1710.09412) or a box of one (https://arxiv.org/abs/1905.04899), one of the two at
+    random where both are given. The teacher sees the mixed picture, too.
     """
 
     epochs: int = 100

@@ -67,8 +67,8 @@ class Quantization:
 
     @classmethod
     def stage1(cls) -> "Quantization":
-        """Return the first training stage: one-bit weights, full-precision activations and edges."""
-        return cls(activations="full", edge_bits=32)
+        """Return the first training stage: one-bit weights in the MLPs, all else in full precision."""
+        return cls(weights="mlp", activations="full", edge_bits=32)
 
     @classmethod
     def stage2(cls) -> "Quantization":

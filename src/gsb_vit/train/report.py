@@ -24,7 +24,7 @@ from .mask_panels import mask_rows
 
 STAGE_NAMES = {
     "teacher": "teacher (full precision)",
-    "stage1": "stage 1 (one-bit weights)",
+    "stage1": "stage 1 (one-bit weights, in part)",
     "stage2": "stage 2 (one bit)",
 }
 SAMPLES = 20

@@ -18,6 +18,10 @@ GSB_AVX512_INLINE __m512i load(const void* from) {
     return _mm512_loadu_si512(from);
 }
 
+GSB_AVX512_INLINE __m512i broadcast(const uint32_t* from) {
+    return _mm512_set1_epi32(static_cast<int>(*from));
+}
+
 // lane l += lane l + 8, then + 4, + 2, + 1 (docs/numerics.md).
 GSB_AVX512_INLINE float fold16(__m512 lanes) {
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));

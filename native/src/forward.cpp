@@ -45,7 +45,7 @@ Workspace::Workspace(const Shape& s, int threads) {
     row_step = threads == 1 ? s.tokens : std::max(8, (s.tokens + 4 * threads - 1) / (4 * threads));
     row_chunks = (s.tokens + row_step - 1) / row_step;
     score_chunks = threads == 1 ? 1 : std::min(s.tokens, (4 * threads + s.heads - 1) / s.heads);
-    score_step = static_cast<int>(round_up((s.tokens + score_chunks - 1) / score_chunks, kScoreRows));
+    score_step = (s.tokens + score_chunks - 1) / score_chunks;
     score_chunks = (s.tokens + score_step - 1) / score_step;
     // Scores of a chunk of rows, and between chunks an even share of the Value planes: the pool gives tasks that lie
     // together to the same thread, which then goes on with the same rows.

@@ -15,7 +15,7 @@ namespace gsb {
 constexpr int kBlock = 64;       // channels a block of lane weights
 constexpr int kCountGroup = 32;  // channels a group of stored counts
 constexpr int kPiece = 16;       // channels a piece of an upper Value plane
-constexpr int kScoreRows = 4;    // attention rows a backend may work on together
+constexpr int kScoreRows = 8;    // attention rows a backend may work on together
 
 // Scores::exp_tables holds the table three times: repeated with period 32 (64 numbers; a window of 32 that starts at
 // 32 − m mod 32 gives entry z at z mod 32), with period 64 (128 numbers), and as it is.

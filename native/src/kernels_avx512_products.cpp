@@ -19,10 +19,6 @@ namespace {
 constexpr int kCarry = 0x3A;  // d ? ¬s : x0, as the truth table of (d, s, x0)
 constexpr int kResidentWords = 12;
 
-GSB_AVX512_INLINE __m512i broadcast(const uint32_t* from) {
-    return _mm512_set1_epi32(static_cast<int>(*from));
-}
-
 // Accumulators change in place and weights stay in registers: left to itself GCC copies and spills the former and loads
 // the latter once for each row.
 GSB_AVX512_INLINE void accumulate(__m512i& acc, __m512i x) {

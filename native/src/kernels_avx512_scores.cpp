@@ -15,52 +15,50 @@ GSB_AVX512_INLINE __mmask16 lanes_of(int j, int tokens) {
 }
 
 struct Range {
-    int smallest, largest;
+    int smallest, span;
 };
 
-// Sixteen keys from j on: the distances of R queries, and the extremes over the first `lanes`. Whole registers need no
-// mask, which would cost a copy each.
-template <int R, int WORDS, bool WHOLE>
-GSB_AVX512_INLINE void distances_to(const Scores& s, const uint32_t* queries, int j, __mmask16 lanes,
-                                    __m512i (&smallest)[R], __m512i (&largest)[R]) {
-    const int words = WORDS ? WORDS : s.words;
-    __m512i z[R];
-    for (int w = 0; w < words; ++w) {
-        const __m512i key = load(s.keys + w * s.key_stride + j);
-        for (int r = 0; r < R; ++r) {
-            const __m512i q = _mm512_set1_epi32(static_cast<int>(queries[r * s.query_stride + w]));
-            const __m512i count = _mm512_popcnt_epi32(_mm512_xor_si512(q, key));
-            z[r] = w == 0 ? count : _mm512_add_epi32(z[r], count);
-        }
-    }
-    for (int r = 0; r < R; ++r) {
-        _mm512_storeu_si512(s.distances + r * s.key_stride + j, z[r]);
-        if (WHOLE) {
-            smallest[r] = _mm512_min_epi32(smallest[r], z[r]);
-            largest[r] = _mm512_max_epi32(largest[r], z[r]);
-        } else {
-            smallest[r] = _mm512_mask_min_epi32(smallest[r], lanes, smallest[r], z[r]);
-            largest[r] = _mm512_mask_max_epi32(largest[r], lanes, largest[r], z[r]);
-        }
-    }
+// The least of sixteen numbers below 65536.
+GSB_AVX512_INLINE int least_lane(__m512i x) {
+    const __m256i half = _mm512_cvtepi32_epi16(x);
+    const __m128i eight = _mm_min_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    return _mm_cvtsi128_si32(_mm_minpos_epu16(eight)) & 0xFFFF;
 }
 
-// Distances of R queries to all keys, WORDS words each (0: s.words), and each row's extremes.
-template <int R, int WORDS>
-GSB_AVX512_APART void distances(const Scores& given, int row, Range (&ranges)[R]) {
-    const Scores s = given;  // a copy of its own, which the stores cannot be thought to change
-    const uint32_t* queries = s.queries + row * s.query_stride;
-    __m512i smallest[R], largest[R];
-    for (int r = 0; r < R; ++r) {
-        smallest[r] = _mm512_set1_epi32(s.head_dim);
-        largest[r] = _mm512_setzero_si512();
+// Distances of one query to sixteen keys, WORDS words each (0: `words`).
+template <int WORDS>
+GSB_AVX512_INLINE __m512i distances_to(const uint32_t* query, const uint32_t* keys, size_t key_stride, int words) {
+    __m512i z = _mm512_setzero_si512();
+    for (int w = 0; w < (WORDS ? WORDS : words); ++w) {
+        const __m512i differing = _mm512_xor_si512(broadcast(query + w), load(keys + w * key_stride));
+        const __m512i count = _mm512_popcnt_epi32(differing);
+        z = w == 0 ? count : _mm512_add_epi32(z, count);
     }
+    return z;
+}
+
+// Distances of one query to all keys; returns the smallest, and how far the largest is from it.
+template <int WORDS>
+GSB_AVX512_INLINE Range distances(const Scores& s, int row, int32_t* z) {
+    const uint32_t *query = s.queries + row * s.query_stride, *keys = s.keys;
+    __m512i smallest = _mm512_set1_epi32(s.head_dim), largest = _mm512_setzero_si512();
     int j = 0;
-    for (; j + 16 <= s.tokens; j += 16) distances_to<R, WORDS, true>(s, queries, j, 0xFFFF, smallest, largest);
-    if (j < s.tokens) distances_to<R, WORDS, false>(s, queries, j, lanes_of(j, s.tokens), smallest, largest);
-    for (int r = 0; r < R; ++r) {
-        ranges[r] = {_mm512_reduce_min_epi32(smallest[r]), _mm512_reduce_max_epi32(largest[r])};
+#pragma GCC unroll 13
+    for (; j + 16 <= s.tokens; j += 16) {
+        const __m512i here = distances_to<WORDS>(query, keys + j, s.key_stride, s.words);
+        _mm512_storeu_si512(z + j, here);
+        smallest = _mm512_min_epi32(smallest, here);
+        largest = _mm512_max_epi32(largest, here);
     }
+    if (j < s.tokens) {
+        const __mmask16 lanes = lanes_of(j, s.tokens);
+        const __m512i here = distances_to<WORDS>(query, keys + j, s.key_stride, s.words);
+        _mm512_storeu_si512(z + j, here);
+        smallest = _mm512_mask_min_epi32(smallest, lanes, smallest, here);
+        largest = _mm512_mask_max_epi32(largest, lanes, largest, here);
+    }
+    const int least = least_lane(smallest);
+    return {least, 65535 - least_lane(_mm512_sub_epi32(_mm512_set1_epi32(65535), largest)) - least};
 }
 
 // A row's exponentials of distances that span less than 32, in registers: entry z at z mod 32.
@@ -128,32 +126,25 @@ struct HalfBias {
     }
 };
 
-// Turns the distances z of R rows into exponentials, in place, and sums them.
-template <class Table, int R>
-GSB_AVX512_APART void exponentials(const Scores& given, const Range (&ranges)[R], int32_t* z, __m512 (&sums)[R]) {
-    const Scores s = given;
-    Table table[R];
-    __m512 sum[R];
-    for (int r = 0; r < R; ++r) {
-        table[r].load(s, ranges[r].smallest);
-        sum[r] = _mm512_setzero_ps();
-    }
+// Turns the distances z of a row into exponentials, in place, and returns their sum, lane by lane.
+template <class Table>
+GSB_AVX512_INLINE __m512 exponentials(const Scores& s, int smallest, int32_t* z) {
+    Table table;
+    table.load(s, smallest);
+    __m512 sum = _mm512_setzero_ps();
     int j = 0;
+#pragma GCC unroll 13
     for (; j + 16 <= s.tokens; j += 16) {
-        for (int r = 0; r < R; ++r) {
-            const __m512 p = table[r].at(load(z + r * s.key_stride + j));
-            sum[r] = _mm512_add_ps(sum[r], p);
-            _mm512_storeu_ps(z + r * s.key_stride + j, p);
-        }
+        const __m512 p = table.at(load(z + j));
+        sum = _mm512_add_ps(sum, p);
+        _mm512_storeu_ps(z + j, p);
     }
-    for (int r = 0; r < R; ++r) {
-        if (j < s.tokens) {
-            const __m512 p = _mm512_maskz_mov_ps(lanes_of(j, s.tokens), table[r].at(load(z + r * s.key_stride + j)));
-            sum[r] = _mm512_add_ps(sum[r], p);
-            _mm512_storeu_ps(z + r * s.key_stride + j, p);
-        }
-        sums[r] = sum[r];
+    if (j < s.tokens) {
+        const __m512 p = _mm512_maskz_mov_ps(lanes_of(j, s.tokens), table.at(load(z + j)));
+        sum = _mm512_add_ps(sum, p);
+        _mm512_storeu_ps(z + j, p);
     }
+    return sum;
 }
 
 // Lists the entries above the limit of a row with exponentials p.
@@ -185,97 +176,101 @@ GSB_AVX512_APART void collect(Candidates& c, int row, const Scores& s, const int
     c.used = used;
 }
 
-// Candidates of R rows, most of which have none: a row without an entry above the limit and the maximum so far changes
-// nothing.
-template <int R, class Bias>
-GSB_AVX512_INLINE void collect_rows(Candidates& c, int row, const Scores& s, const int32_t* p,
-                                    const __m512 (&factor)[R], const Bias* bias, const __m512 (&largest)[R]) {
-    for (int r = 0; r < R; ++r) {
-        c.begin[row + r] = c.used;
-        c.count[row + r] = 0;
+// Sixteen entries of a row from key j on: M_0, and the largest so far.
+template <bool FIRST, bool WHOLE, class Bias>
+GSB_AVX512_INLINE void finish_keys(const Scores& s, const int32_t* p, char* masks, int j, __m512 factor,
+                                   const Bias& bias, __m512& largest) {
+    const __mmask16 lanes = WHOLE ? static_cast<__mmask16>(0xFFFF) : lanes_of(j, s.tokens);
+    const __m512 half = _mm512_set1_ps(s.half_scale);
+    const __m512 e = FIRST ? bias.first_keys(lanes) : bias.keys(j, lanes);
+    const __m512 a = _mm512_add_ps(_mm512_mul_ps(_mm512_loadu_ps(p + j), factor), e);
+    const uint16_t bits =
+        WHOLE ? _mm512_cmp_ps_mask(a, half, _CMP_GT_OQ) : _mm512_mask_cmp_ps_mask(lanes, a, half, _CMP_GT_OQ);
+    std::memcpy(masks + j / 8, &bits, sizeof(bits));
+    largest = WHOLE ? _mm512_max_ps(largest, a) : _mm512_mask_max_ps(largest, lanes, largest, a);
+}
+
+// A row from its exponentials p to its mask; returns the largest entries, lane by lane.
+template <class Bias>
+GSB_AVX512_INLINE __m512 finish(const Scores& s, int row, const int32_t* p, __m512 factor, const Bias& bias) {
+    char* masks = reinterpret_cast<char*>(s.masks + row * s.mask_stride);
+    __m512 largest = _mm512_set1_ps(-__builtin_inff());
+    if (s.tokens < 16) {
+        finish_keys<true, false>(s, p, masks, 0, factor, bias, largest);
+        return largest;
+    }
+    finish_keys<true, true>(s, p, masks, 0, factor, bias, largest);
+    int j = 16;
+#pragma GCC unroll 13
+    for (; j + 16 <= s.tokens; j += 16) finish_keys<false, true>(s, p, masks, j, factor, bias, largest);
+    if (j < s.tokens) finish_keys<false, false>(s, p, masks, j, factor, bias, largest);
+    return largest;
+}
+
+// Rows `row` … `end` − 1, at most kScoreRows: step by step, as each step's results come late and many can be under way.
+template <int WORDS, class Bias>
+GSB_AVX512_INLINE void score_some(const Scores& given, const Scores& s, int row, int end) {
+    Range ranges[kScoreRows];
+    __m512 factor[kScoreRows];
+    const int rows = end - row;
+    int32_t* z = s.distances;
+    int span = 0;
+    for (int r = 0; r < rows; ++r) {
+        ranges[r] = distances<WORDS>(s, row + r, z + r * s.key_stride);
+        span = ranges[r].span > span ? ranges[r].span : span;
+    }
+    // By the widest of them: branches on each row's own span would be mispredicted too often.
+    for (int r = 0; r < rows; ++r) {
+        int32_t* here = z + r * s.key_stride;
+        factor[r] = span < 32   ? exponentials<Narrow>(s, ranges[r].smallest, here)
+                    : span < 64 ? exponentials<Wide>(s, ranges[r].smallest, here)
+                                : exponentials<Gathered>(s, ranges[r].smallest, here);
+    }
+    for (int r = 0; r < rows; ++r) factor[r] = _mm512_set1_ps(1.0f / fold16(factor[r]));
+    for (int r = 0; r < rows; ++r) {
+        const int32_t* p = z + r * s.key_stride;
+        const Bias bias(s, row + r);
+        const __m512 largest = finish(s, row + r, p, factor[r], bias);
+        if (!s.candidates) continue;
+        // Most rows have no candidates: one without an entry above the limit and the maximum so far changes nothing.
+        Candidates& c = *s.candidates;
+        const int at = row + r - s.first;
+        c.begin[at] = c.used;
+        c.count[at] = 0;
         const float limit = c.fixed ? c.limit : c.ratio * c.maximum, bound = limit < c.maximum ? limit : c.maximum;
-        if (_mm512_cmp_ps_mask(largest[r], _mm512_set1_ps(bound), _CMP_GT_OQ)) {
-            collect(c, row + r, s, p + r * s.key_stride, factor[r], bias[r], _mm512_reduce_max_ps(largest[r]));
+        if (_mm512_cmp_ps_mask(largest, _mm512_set1_ps(bound), _CMP_GT_OQ)) {
+            collect(c, at, given, p, factor[r], Bias(given, row + r), _mm512_reduce_max_ps(largest));
         }
     }
 }
 
-// Sixteen entries of R rows from key j on: M_0, and the largest so far.
-template <bool FIRST, bool WHOLE, int R, class Bias>
-GSB_AVX512_INLINE void finish_keys(const Scores& s, const int32_t* p, char* masks, int j, const __m512 (&factor)[R],
-                                   const Bias* bias, __m512 (&largest)[R]) {
-    const __mmask16 lanes = WHOLE ? static_cast<__mmask16>(0xFFFF) : lanes_of(j, s.tokens);
-    const __m512 half = _mm512_set1_ps(s.half_scale);
-    for (int r = 0; r < R; ++r) {
-        const __m512 e = FIRST ? bias[r].first_keys(lanes) : bias[r].keys(j, lanes);
-        const __m512 a = _mm512_add_ps(_mm512_mul_ps(_mm512_loadu_ps(p + r * s.key_stride + j), factor[r]), e);
-        const uint16_t bits =
-            WHOLE ? _mm512_cmp_ps_mask(a, half, _CMP_GT_OQ) : _mm512_mask_cmp_ps_mask(lanes, a, half, _CMP_GT_OQ);
-        std::memcpy(masks + r * s.mask_stride * sizeof(*s.masks) + j / 8, &bits, sizeof(bits));
-        largest[r] = WHOLE ? _mm512_max_ps(largest[r], a) : _mm512_mask_max_ps(largest[r], lanes, largest[r], a);
+// TOKENS: how many, or 0 where that is known when it runs.
+template <int WORDS, int TOKENS, class Bias>
+GSB_AVX512_APART void score_rows(const Scores& given) {
+    Scores s = given;  // a copy of its own, which the stores cannot be thought to change
+    if (TOKENS) {
+        s.tokens = TOKENS;
+        s.key_stride = (TOKENS + 63) / 64 * 64;
     }
-}
-
-// R rows from their exponentials p to masks and candidates.
-template <int R, class Bias>
-GSB_AVX512_APART void finish_rows(const Scores& given, int row, const int32_t* p, const __m512 (&sums)[R]) {
-    const Scores s = given;
-    __m512 factor[R], largest[R];
-    for (int r = 0; r < R; ++r) {
-        factor[r] = _mm512_set1_ps(1.0f / fold16(sums[r]));
-        largest[r] = _mm512_set1_ps(-__builtin_inff());
+    for (int row = s.first; row < s.last; row += kScoreRows) {
+        score_some<WORDS, Bias>(given, s, row, s.last - row < kScoreRows ? s.last : row + kScoreRows);
     }
-    const Bias bias[4] = {Bias(s, row), Bias(s, row + (R > 1)), Bias(s, row + (R > 2) * 2), Bias(s, row + (R > 3) * 3)};
-    char* masks = reinterpret_cast<char*>(s.masks + row * s.mask_stride);
-    if (s.tokens < 16) {
-        finish_keys<true, false>(s, p, masks, 0, factor, bias, largest);
-    } else {
-        finish_keys<true, true>(s, p, masks, 0, factor, bias, largest);
-        int j = 16;
-        for (; j + 16 <= s.tokens; j += 16) finish_keys<false, true>(s, p, masks, j, factor, bias, largest);
-        if (j < s.tokens) finish_keys<false, false>(s, p, masks, j, factor, bias, largest);
-    }
-    if (s.candidates) collect_rows(*s.candidates, row - s.first, s, p, factor, bias, largest);
-}
-
-template <int R, int WORDS, class Bias>
-GSB_AVX512_INLINE void score_some(const Scores& s, int row) {
-    Range ranges[R];
-    __m512 sums[R];
-    distances<R, WORDS>(s, row, ranges);
-    int span = 0;
-    for (int r = 0; r < R; ++r) {
-        const int here = ranges[r].largest - ranges[r].smallest;
-        span = here > span ? here : span;
-    }
-    if (span < 32) {
-        exponentials<Narrow>(s, ranges, s.distances, sums);
-    } else if (span < 64) {
-        exponentials<Wide>(s, ranges, s.distances, sums);
-    } else {
-        exponentials<Gathered>(s, ranges, s.distances, sums);
-    }
-    finish_rows<R, Bias>(s, row, s.distances, sums);
-}
-
-template <int WORDS, class Bias>
-GSB_AVX512_INLINE void score_rows(const Scores& s) {
-    int row = s.first;
-    for (; row + kScoreRows <= s.last; row += kScoreRows) score_some<kScoreRows, WORDS, Bias>(s, row);
-    for (; row < s.last; ++row) score_some<1, WORDS, Bias>(s, row);
 }
 
 template <class Bias>
 GSB_AVX512_INLINE void score_words(const Scores& s) {
+    // The shapes that most models have, 64 channels a head and 196 patches, as constants: loops unroll.
+    if (s.words == 2 && s.tokens == 197) return score_rows<2, 197, Bias>(s);
+    if (s.words == 2 && s.tokens == 198) return score_rows<2, 198, Bias>(s);
     switch (s.words) {
         case 1:
-            return score_rows<1, Bias>(s);
+            return score_rows<1, 0, Bias>(s);
         case 2:
-            return score_rows<2, Bias>(s);
+            return score_rows<2, 0, Bias>(s);
         case 3:
-            return score_rows<3, Bias>(s);
+            return score_rows<3, 0, Bias>(s);
         default:
-            return score_rows<0, Bias>(s);
+            return score_rows<0, 0, Bias>(s);
     }
 }
 

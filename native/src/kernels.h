@@ -23,10 +23,17 @@ constexpr int kExpCyclic32 = 0, kExpCyclic64 = 64, kExpTable = 192;
 
 // How a backend wants its one-bit weights.
 enum class WeightLayout {
-    rows,    // (channels, stride): a row of words a channel, stride even
-    lanes,   // blocks of 64 channels, the last one narrower: (block, depth, lanes)
-    triples  // as lanes, words x0 x1 x2 of each whole triple stored as (x0, x0^x1, x0^x1^x2), in both operands
+    rows,     // (channels, stride): a row of words a channel, stride even
+    lanes,    // blocks of 64 channels, the last one narrower: (block, depth, lanes)
+    triples,  // as lanes, words x0 x1 x2 of each whole triple stored as (x0, x0^x1, x0^x1^x2), in both operands
+    running   // as lanes, each word stored as the xor of all up to it, but the last of an even depth; in both operands
 };
+
+// Is word k of `depth` stored as the xor of itself and the stored word before it?
+inline bool is_running(WeightLayout layout, int k, int depth) {
+    if (layout == WeightLayout::triples) return k % 3 != 0 && k - k % 3 + 2 < depth;
+    return layout == WeightLayout::running && k != 0 && (k % 2 == 0 || k + 1 < depth);
+}
 
 // How it wants the int8 weights of the patch embedding; `area` is the pixels a colour, padded to 4.
 enum class PatchLayout {

@@ -248,7 +248,7 @@ GSB_AVX2_APART void value_piece(const ValuePlanes& v, int plane, int first) {
         g.high = load256(v.high + (plane - 1) * v.channels + first);
     }
     const ByteCounts once(1);
-    __m256i ones[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}, triple[2] = {};
+    __m256i ones[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}, kept[2] = {};
     for (int k = 0; k < depth; ++k) {
         __m256i half[2];
         for (int h = 0; h < 2; ++h) {
@@ -256,16 +256,15 @@ GSB_AVX2_APART void value_piece(const ValuePlanes& v, int plane, int first) {
             half[h] = sixteen_tokens(g, counts + static_cast<size_t>(token) * kCountGroup, v.tokens - token,
                                      bytes ? bytes + token * v.byte_stride : nullptr, v.byte_stride);
         }
-        // Words of whole triples are kept as running xors, see kernels_avx512.cpp.
-        const bool running = k % 3 != 0 && k - k % 3 + 2 < depth;
+        const bool running = is_running(WeightLayout::triples, k, depth);
         for (int part = 0; part < 2; ++part) {
             const __m128i early = part ? _mm256_extracti128_si256(half[0], 1) : _mm256_castsi256_si128(half[0]);
             const __m128i late = part ? _mm256_extracti128_si256(half[1], 1) : _mm256_castsi256_si128(half[1]);
             const __m256i word =
                 _mm256_or_si256(_mm256_cvtepu16_epi32(early), _mm256_slli_epi32(_mm256_cvtepu16_epi32(late), 16));
             ones[part] = _mm256_add_epi32(ones[part], sum_bytes(once.added(_mm256_setzero_si256(), word)));
-            triple[part] = running ? _mm256_xor_si256(triple[part], word) : word;
-            store256(bits + static_cast<size_t>(k) * lanes + 8 * part, triple[part]);
+            kept[part] = running ? _mm256_xor_si256(kept[part], word) : word;
+            store256(bits + static_cast<size_t>(k) * lanes + 8 * part, kept[part]);
         }
     }
     for (int part = 0; part < 2; ++part) {

@@ -166,7 +166,7 @@ GSB_AVX512 void dot_bytes(const int8_t* x, const int8_t* weights, int depth, int
 
 const Kernels kAvx512Kernels = {
     "avx512",
-    WeightLayout::triples,
+    WeightLayout::running,
     PatchLayout::quads,
     prepare_rows_avx512,
     product_threshold_avx512,

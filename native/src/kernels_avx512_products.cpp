@@ -1,9 +1,9 @@
 // AVX-512 kernels: products of bits.
 //
-// Contract: kernels.h. Layout: lane weights in triples, one output channel a 32-bit lane; operand rows in triples, too.
-// With a triple of words (x0, x1, x2) stored as (x0, d = x0^x1, s = x0^x1^x2) in both operands, one xor each gives the
-// same three functions of the products' differences: s is the sum bit of a carry-save adder, and its carry is
-// d ? ¬s : x0. Cost of three words: three xors, one ternary operation, two popcounts, two additions.
+// Contract: kernels.h. Layout: lane weights, one output channel a 32-bit lane, and operand rows as running xors: with
+// P_k = x_0 ^ … ^ x_k in both operands, one xor each gives P_k of the products' differences. P_2i is the sum bit of the
+// carry-save adder that takes P_2i−2 and the words 2i − 1 and 2i, and its carry is P_2i−1 ? ¬P_2i : P_2i−2. Cost of two
+// words: two xors, one ternary operation, one popcount, one addition; only the last sum is counted.
 //
 // Up to kResidentWords words deep, sixteen channels' weights stay in registers while all rows stream past as broadcast
 // operands; deeper products go through tiles of rows by registers, whose weights come from the first-level cache.
@@ -16,7 +16,7 @@ namespace gsb {
 
 namespace {
 
-constexpr int kCarry = 0x3A;  // d ? ¬s : x0, as the truth table of (d, s, x0)
+constexpr int kCarry = 0x3A;  // d ? ¬s : a, as the truth table of (d, s, a)
 constexpr int kResidentWords = 12;
 
 // Accumulators change in place and weights stay in registers: left to itself GCC copies and spills the former and loads
@@ -30,31 +30,23 @@ GSB_AVX512_INLINE __m512i load_kept(const void* from) {
     return x;
 }
 
-// Adds three words of R rows by W registers to the sums, or, where FIRST, sets them.
-template <int R, int W, bool FIRST>
-GSB_AVX512_INLINE void triple(const uint32_t* rows, size_t stride, const uint32_t* weights, __m512i (&sums)[R][W],
-                              __m512i (&carries)[R][W]) {
-    constexpr int kLanes = 16 * W;
-    __m512i x0[R], x1[R], x2[R];
+// Two words further: sums from P_2i to P_2i+2 of R rows by W registers, and the carries' counts. Two arrays of sums
+// take turns, or every sum would be copied.
+template <int R, int W>
+GSB_AVX512_INLINE void two_words(const uint32_t* rows, size_t stride, const uint32_t* weights,
+                                 const __m512i (&before)[R][W], __m512i (&after)[R][W], __m512i (&carries)[R][W]) {
+    __m512i x0[R], x1[R];
     for (int r = 0; r < R; ++r) {
         x0[r] = broadcast(rows + r * stride);
         x1[r] = broadcast(rows + r * stride + 1);
-        x2[r] = broadcast(rows + r * stride + 2);
     }
     for (int w = 0; w < W; ++w) {
-        const __m512i w0 = load_kept(weights + 16 * w), w1 = load_kept(weights + kLanes + 16 * w);
-        const __m512i w2 = load_kept(weights + 2 * kLanes + 16 * w);
+        const __m512i w0 = load_kept(weights + 16 * w), w1 = load_kept(weights + 16 * W + 16 * w);
         for (int r = 0; r < R; ++r) {
-            const __m512i first = _mm512_xor_si512(x0[r], w0), sum = _mm512_xor_si512(x2[r], w2);
-            __m512i carry = _mm512_xor_si512(x1[r], w1);
-            carry = _mm512_ternarylogic_epi32(carry, sum, first, kCarry);
-            if (FIRST) {
-                sums[r][w] = _mm512_popcnt_epi32(sum);
-                carries[r][w] = _mm512_popcnt_epi32(carry);
-            } else {
-                accumulate(sums[r][w], _mm512_popcnt_epi32(sum));
-                accumulate(carries[r][w], _mm512_popcnt_epi32(carry));
-            }
+            after[r][w] = _mm512_xor_si512(x1[r], w1);
+            const __m512i middle = _mm512_xor_si512(x0[r], w0);
+            const __m512i carry = _mm512_ternarylogic_epi32(middle, after[r][w], before[r][w], kCarry);
+            accumulate(carries[r][w], _mm512_popcnt_epi32(carry));
         }
     }
 }
@@ -63,25 +55,32 @@ GSB_AVX512_INLINE void triple(const uint32_t* rows, size_t stride, const uint32_
 template <int R, int W, class Sink>
 GSB_AVX512_INLINE void tile(const uint32_t* rows, size_t stride, const uint32_t* weights, int depth, const Sink& sink) {
     constexpr int kLanes = 16 * W;
-    __m512i sums[R][W], carries[R][W];
-    int k = 0;
-    if (depth >= 3) {
-        triple<R, W, true>(rows, stride, weights, sums, carries);
-        for (k = 3; k + 3 <= depth; k += 3) {
-            triple<R, W, false>(rows + k, stride, weights + static_cast<size_t>(k) * kLanes, sums, carries);
-        }
-    } else {
+    __m512i sums[R][W], others[R][W], carries[R][W];
+    for (int w = 0; w < W; ++w) {
+        const __m512i word = load_kept(weights + 16 * w);
         for (int r = 0; r < R; ++r) {
-            for (int w = 0; w < W; ++w) sums[r][w] = carries[r][w] = _mm512_setzero_si512();
+            sums[r][w] = _mm512_xor_si512(broadcast(rows + r * stride), word);
+            carries[r][w] = _mm512_setzero_si512();
         }
     }
-    for (; k < depth; ++k) {
-        for (int w = 0; w < W; ++w) {
-            const __m512i word = load_kept(weights + static_cast<size_t>(k) * kLanes + 16 * w);
-            for (int r = 0; r < R; ++r) {
-                const __m512i differing = _mm512_xor_si512(broadcast(rows + r * stride + k), word);
-                accumulate(sums[r][w], _mm512_popcnt_epi32(differing));
-            }
+    int k = 1;
+    const auto from = [&](int word) GSB_AVX512 { return weights + static_cast<size_t>(word) * kLanes; };
+    for (; k + 4 <= depth; k += 4) {
+        two_words<R, W>(rows + k, stride, from(k), sums, others, carries);
+        two_words<R, W>(rows + k + 2, stride, from(k + 2), others, sums, carries);
+    }
+    if (k + 2 <= depth) {
+        two_words<R, W>(rows + k, stride, from(k), sums, others, carries);
+        std::memcpy(sums, others, sizeof(sums));
+        k += 2;
+    }
+    for (int w = 0; w < W; ++w) {
+        for (int r = 0; r < R; ++r) sums[r][w] = _mm512_popcnt_epi32(sums[r][w]);
+        if (k == depth) continue;
+        const __m512i word = load_kept(weights + static_cast<size_t>(k) * kLanes + 16 * w);
+        for (int r = 0; r < R; ++r) {
+            const __m512i differing = _mm512_xor_si512(broadcast(rows + r * stride + k), word);
+            accumulate(sums[r][w], _mm512_popcnt_epi32(differing));
         }
     }
     for (int r = 0; r < R; ++r) {
@@ -134,7 +133,7 @@ GSB_AVX512_INLINE __m512i xor_broadcast(__m512i weights, const uint32_t* word) {
 // Every row by every channel, DEPTH words deep.
 template <int DEPTH, class Epilogue>
 GSB_AVX512_INLINE void resident(const Product& p, const Epilogue& epilogue) {
-    constexpr int kWhole = DEPTH / 3 * 3;
+    constexpr int kRunning = (DEPTH - 1) / 2 * 2;  // the last running xor
     for (int first = 0; first < p.channels; first += 16) {
         const int block = first / kBlock * kBlock, lanes = p.channels - block < kBlock ? p.channels - block : kBlock;
         const uint32_t* from = p.weights + static_cast<size_t>(block) * DEPTH + (first - block);
@@ -145,23 +144,23 @@ GSB_AVX512_INLINE void resident(const Product& p, const Epilogue& epilogue) {
         const __m512i two = _mm512_set1_epi32(2);
         const uint32_t* x = p.rows;
         for (int row = 0; row < p.count; ++row, x += p.stride) {
-            __m512i sums = _mm512_setzero_si512(), carries = sums;
+            __m512i sum = xor_broadcast(weights[0], x), carries = _mm512_setzero_si512();
 #pragma GCC unroll 12
-            for (int k = 0; k < kWhole; k += 3) {
-                const __m512i low = xor_broadcast(weights[k], x + k), sum = xor_broadcast(weights[k + 2], x + k + 2);
-                __m512i carry = xor_broadcast(weights[k + 1], x + k + 1);
-                carry = _mm512_ternarylogic_epi32(carry, sum, low, kCarry);
-                sums = k == 0 ? _mm512_popcnt_epi32(sum) : _mm512_add_epi32(sums, _mm512_popcnt_epi32(sum));
-                carries = k == 0 ? _mm512_popcnt_epi32(carry) : _mm512_add_epi32(carries, _mm512_popcnt_epi32(carry));
+            for (int k = 1; k < kRunning; k += 2) {
+                const __m512i before = sum;
+                sum = xor_broadcast(weights[k + 1], x + k + 1);
+                const __m512i carry = _mm512_popcnt_epi32(
+                    _mm512_ternarylogic_epi32(xor_broadcast(weights[k], x + k), sum, before, kCarry));
+                carries = k == 1 ? carry : _mm512_add_epi32(carries, carry);
             }
-#pragma GCC unroll 2
-            for (int k = kWhole; k < DEPTH; ++k) {
-                const __m512i count = _mm512_popcnt_epi32(xor_broadcast(weights[k], x + k));
-                sums = k == 0 ? count : _mm512_add_epi32(sums, count);
+            __m512i counts = _mm512_popcnt_epi32(sum);
+            if (kRunning + 1 < DEPTH) {
+                const __m512i last = xor_broadcast(weights[DEPTH - 1], x + DEPTH - 1);
+                counts = _mm512_add_epi32(counts, _mm512_popcnt_epi32(last));
             }
-            // At most 4·32 carries: they fit the lowest byte of their lane.
-            if (kWhole > 0) sums = _mm512_dpbusd_epi32(sums, carries, two);
-            finish(row, sums);
+            // At most 5·32 carries: they fit the lowest byte of their lane.
+            if (kRunning > 0) counts = _mm512_dpbusd_epi32(counts, carries, two);
+            finish(row, counts);
         }
     }
 }
@@ -325,23 +324,26 @@ GSB_AVX512 void product_residual_avx512(const Product& p, const int32_t* base, i
     product(p, Residual{base, _mm_cvtsi32_si128(shift), scale, bias, x, x_stride});
 }
 
-// Words k … k + 11 of a row: each whole triple (x0, x1, x2) becomes (x0, x0^x1, x0^x1^x2).
+// Running xors of a row, sixteen words at a time; the last word of an even depth stays as it is.
 GSB_AVX512 void prepare_rows_avx512(const uint32_t* bits, size_t bit_stride, int count, int depth, uint32_t* rows,
                                     size_t stride) {
-    constexpr int kStep = 12;
-    const __m512i one_back = _mm512_setr_epi32(0, 0, 1, 0, 3, 4, 0, 6, 7, 0, 9, 10, 0, 0, 0, 0);
-    const __m512i two_back = _mm512_setr_epi32(0, 0, 0, 0, 0, 3, 0, 0, 6, 0, 0, 9, 0, 0, 0, 0);
-    const int whole = depth / 3 * 3, words = (depth + 1) / 2 * 2;
+    const __m512i zero = _mm512_setzero_si512(), top = _mm512_set1_epi32(15);
+    const int words = (depth + 1) / 2 * 2, running = (depth - 1) / 2 * 2 + 1;
     for (int row = 0; row < count; ++row) {
         const uint32_t* from = bits + row * bit_stride;
         uint32_t* to = rows + row * stride;
-        for (int k = 0; k < words; k += kStep) {
-            const int here = words - k < kStep ? words - k : kStep, inside = whole - k < 0 ? 0 : whole - k;
-            const __mmask16 mask = first_lanes(here), triples = first_lanes(inside < kStep ? inside : kStep);
+        __m512i before = zero;
+        for (int k = 0; k < words; k += 16) {
+            const int here = words - k, inside = running - k;
+            const __mmask16 mask = here < 16 ? first_lanes(here) : 0xFFFF;
+            const __mmask16 plain = inside < 16 ? static_cast<__mmask16>(~first_lanes(inside)) : 0;
             const __m512i x = _mm512_maskz_loadu_epi32(mask, from + k);
-            const __m512i first = _mm512_maskz_permutexvar_epi32(triples & 0x0DB6, one_back, x);
-            const __m512i second = _mm512_maskz_permutexvar_epi32(triples & 0x0924, two_back, x);
-            _mm512_mask_storeu_epi32(to + k, mask, _mm512_ternarylogic_epi32(x, first, second, 0x96));
+            __m512i sum = _mm512_xor_si512(x, _mm512_alignr_epi32(x, zero, 15));
+            sum = _mm512_xor_si512(sum, _mm512_alignr_epi32(sum, zero, 14));
+            sum = _mm512_xor_si512(sum, _mm512_alignr_epi32(sum, zero, 12));
+            sum = _mm512_ternarylogic_epi32(sum, _mm512_alignr_epi32(sum, zero, 8), before, 0x96);
+            before = _mm512_permutexvar_epi32(top, sum);
+            _mm512_mask_storeu_epi32(to + k, mask, _mm512_mask_mov_epi32(sum, plain, x));
         }
     }
 }

@@ -57,7 +57,7 @@ GSB_AVX512_APART void value_group(const ValuePlanes& v, int plane, int first) {
         g.low = load(v.low + (plane - 1) * v.channels + first);
         g.high = load(v.high + (plane - 1) * v.channels + first);
     }
-    __m512i ones[2] = {}, triple[2] = {};
+    __m512i ones[2] = {}, kept[2] = {};
     for (int k = 0; k < depth; ++k) {
         __m512i half[2];
         for (int h = 0; h < 2; ++h) {
@@ -65,16 +65,15 @@ GSB_AVX512_APART void value_group(const ValuePlanes& v, int plane, int first) {
             half[h] = sixteen_tokens(g, counts + static_cast<size_t>(token) * kCountGroup, v.tokens - token,
                                      bytes ? bytes + token * v.byte_stride : nullptr, v.byte_stride);
         }
-        // Words of whole triples are kept as running xors, see kernels_avx512.cpp.
-        const bool running = k % 3 != 0 && k - k % 3 + 2 < depth;
+        const bool running = is_running(WeightLayout::running, k, depth);
         for (int part = 0; part < 2; ++part) {
             const auto pick = [part](__m512i x) GSB_AVX512 {
                 return _mm512_cvtepu16_epi32(part ? _mm512_extracti64x4_epi64(x, 1) : _mm512_castsi512_si256(x));
             };
             const __m512i word = _mm512_or_si512(pick(half[0]), _mm512_slli_epi32(pick(half[1]), 16));
             ones[part] = _mm512_add_epi32(ones[part], _mm512_popcnt_epi32(word));
-            triple[part] = running ? _mm512_xor_si512(triple[part], word) : word;
-            _mm512_storeu_si512(bits[part] + static_cast<size_t>(k) * lanes, triple[part]);
+            kept[part] = running ? _mm512_xor_si512(kept[part], word) : word;
+            _mm512_storeu_si512(bits[part] + static_cast<size_t>(k) * lanes, kept[part]);
         }
     }
     for (int part = 0; part < 2; ++part) {

@@ -100,7 +100,7 @@ void pack_weights(WeightLayout layout, const uint32_t* rows, size_t stride, int 
         for (int lane = 0; lane < lanes; ++lane) {
             const uint32_t* row = rows + (first + lane) * stride;
             for (int k = 0; k < depth; ++k) {
-                const bool running = layout == WeightLayout::triples && k % 3 != 0 && k - k % 3 + 2 < depth;
+                const bool running = is_running(layout, k, depth);
                 block[static_cast<size_t>(k) * lanes + lane] =
                     row[k] ^ (running ? block[static_cast<size_t>(k - 1) * lanes + lane] : 0);
             }

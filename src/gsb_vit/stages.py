@@ -20,7 +20,7 @@ from gsb_vit.peers.session import batches
 # One-bit products that a vector instruction of the product kernels is worth at most: bits of a register × words that a
 # round of the inner loop takes, over the instructions of that round (docs/performance.md, "The ceiling").
 BITS_PER_INSTRUCTION = {
-    "avx512": 3 * 512 / 8,  # 3 xor, carry, 2 counts, 2 additions for three words
+    "avx512": 2 * 512 / 5,  # 2 xor, carry, count, addition for two words
     "avx2": 3 * 256 / 20,  # 3 xor, 3 for the carry, 2 counts of 7 for three words
 }
 

@@ -13,47 +13,51 @@ namespace {
 // One plane of 32 channels: bits of 32 tokens a word and lane, and bytes.
 struct PlaneGroup {
     __m512i threshold, low, high;
-    bool upper;  // plane 1 and above
 
     GSB_AVX512_INLINE __mmask32 sign(__m512i counts) const { return _mm512_cmple_epi16_mask(counts, threshold); }
+    // Of plane 1 and above.
     GSB_AVX512_INLINE __mmask32 member(__m512i counts) const {
-        return upper ? _mm512_cmple_epi16_mask(counts, low) | _mm512_cmpge_epi16_mask(counts, high) : ~__mmask32{0};
+        return _mm512_cmple_epi16_mask(counts, low) | _mm512_cmpge_epi16_mask(counts, high);
     }
 };
 
-// Shifts one bit for each of up to 16 tokens into the 16-bit lanes of 32 channels, the first token lowest.
+// One bit for each of up to 16 tokens in the 16-bit lanes of 32 channels, the first token lowest. The loop must unroll:
+// its constants are then registers or operands in memory.
+template <bool UPPER>
 GSB_AVX512_INLINE __m512i sixteen_tokens(const PlaneGroup& g, const uint16_t* counts, int tokens, int8_t* bytes,
                                          size_t byte_stride) {
-    const __m512i top = _mm512_set1_epi16(static_cast<short>(0x8000));
     const __m256i plus = _mm256_set1_epi8(1), minus = _mm256_set1_epi8(-1);
     __m512i bits = _mm512_setzero_si512();
+#pragma GCC unroll 16
     for (int t = 0; t < 16; ++t) {
-        bits = _mm512_srli_epi16(bits, 1);
-        if (t >= tokens) continue;
+        if (t >= tokens) break;
         const __m512i count = load(counts + t * kCountGroup);
-        const __mmask32 sign = g.sign(count), member = g.member(count);
-        bits = _mm512_mask_mov_epi16(bits, ~(sign ^ member), _mm512_or_si512(bits, top));
+        const __mmask32 sign = g.sign(count), member = UPPER ? g.member(count) : ~__mmask32{0};
+        const __m512i bit = _mm512_set1_epi16(static_cast<short>(1u << t));
+        bits = _mm512_mask_add_epi16(bits, UPPER ? _kxnor_mask32(sign, member) : sign, bits, bit);
         if (!bytes) continue;
-        const __m256i value = _mm256_maskz_mov_epi8(member, _mm256_mask_blend_epi8(sign, minus, plus));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + t * byte_stride), value);
+        const __m256i either = _mm256_mask_blend_epi8(sign, minus, plus);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + t * byte_stride),
+                            UPPER ? _mm256_maskz_mov_epi8(member, either) : either);
     }
     return bits;
 }
 
+template <bool UPPER>
 GSB_AVX512_APART void value_group(const ValuePlanes& v, int plane, int first) {
     // Plane 0 is one piece in blocks of 64 lanes, the upper planes are pieces of sixteen.
-    const int block = plane == 0 ? first / kBlock * kBlock : first;
-    const int lanes = plane > 0 ? kPiece : v.channels - block < kBlock ? v.channels - block : kBlock;
+    const int block = UPPER ? first : first / kBlock * kBlock;
+    const int lanes = UPPER ? kPiece : v.channels - block < kBlock ? v.channels - block : kBlock;
     const int depth = (v.tokens + 31) / 32;
     const uint16_t* counts = v.counts + static_cast<size_t>(first) * v.tokens;
     uint32_t* bits[2];
     for (int part = 0; part < 2; ++part) {
         bits[part] = v.bits + plane * v.plane_words + static_cast<size_t>(block) * depth + (first - block) +
-                     part * static_cast<size_t>(plane == 0 ? kPiece : kPiece * depth);
+                     part * static_cast<size_t>(UPPER ? kPiece * depth : kPiece);
     }
     int8_t* bytes = v.bytes ? v.bytes + plane * (v.tokens * v.byte_stride) + first : nullptr;
-    PlaneGroup g{load(v.threshold + first), _mm512_setzero_si512(), _mm512_setzero_si512(), plane > 0};
-    if (g.upper) {
+    PlaneGroup g{load(v.threshold + first), _mm512_setzero_si512(), _mm512_setzero_si512()};
+    if (UPPER) {
         g.low = load(v.low + (plane - 1) * v.channels + first);
         g.high = load(v.high + (plane - 1) * v.channels + first);
     }
@@ -62,8 +66,8 @@ GSB_AVX512_APART void value_group(const ValuePlanes& v, int plane, int first) {
         __m512i half[2];
         for (int h = 0; h < 2; ++h) {
             const int token = 32 * k + 16 * h;
-            half[h] = sixteen_tokens(g, counts + static_cast<size_t>(token) * kCountGroup, v.tokens - token,
-                                     bytes ? bytes + token * v.byte_stride : nullptr, v.byte_stride);
+            half[h] = sixteen_tokens<UPPER>(g, counts + static_cast<size_t>(token) * kCountGroup, v.tokens - token,
+                                            bytes ? bytes + token * v.byte_stride : nullptr, v.byte_stride);
         }
         const bool running = is_running(WeightLayout::running, k, depth);
         for (int part = 0; part < 2; ++part) {
@@ -190,7 +194,7 @@ GSB_AVX512 void value_planes_avx512(const ValuePlanes& v) {
         for (int piece = 0; piece < v.channels / kPiece; ++piece) any |= active[piece] != 0;
         for (int first = 0; any && first < v.channels; first += kCountGroup) {
             if (active[first / kPiece] || active[first / kPiece + 1]) {
-                value_group(v, plane, first);
+                plane > 0 ? value_group<true>(v, plane, first) : value_group<false>(v, plane, first);
             } else if (v.bytes) {
                 clear_bytes(v, plane, first);
             }

@@ -17,7 +17,7 @@ from gsb_vit.errors import InputError
 from gsb_vit.packed import write
 from gsb_vit.peers import engines, timing
 from gsb_vit.peers.against import measure_against
-from gsb_vit.peers.engines import PEERS, Engine, choose
+from gsb_vit.peers.engines import PEERS, Engine, choose, precisions_of
 from gsb_vit.peers.isa import ISAS, environment, hold_onnxruntime
 from gsb_vit.peers.prepare import ERROR_LIMITS, prepare, smooth_pictures
 from gsb_vit.peers.session import batches
@@ -26,7 +26,7 @@ from gsb_vit.peers.twin import Twin
 from gsb_vit.peers.worker import Setting, Worker, WorkerError
 
 TWIN = Twin((32, 24), (8, 8), 64, 2, 2, 256, 2, 7)
-PAIRS = [(engine, precision) for engine, (precisions, _) in PEERS.items() for precision in precisions]
+PAIRS = [(engine, precision) for engine in PEERS for precision in precisions_of(engine)]
 HAS_AVX2 = "avx2" in (Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else [])
 linux_x86 = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64" or not HAS_AVX2, reason="needs an x86-64 CPU with AVX2"
@@ -121,6 +121,8 @@ def test_peer_says_what_the_twin_says(prepared, pair, tmp_path):
     assert logits.shape == expected.shape == (16, 7) and logits.dtype == np.float32
     error, top1 = similarity(logits, expected)
     assert error <= ERROR_LIMITS[pair[1]] and top1 >= 0.75
+    if pair[1] == "int8+fp32":
+        assert worker.precision == "int8+fp32"
     assert (error > 1e-5) == (pair[1] != "fp32")  # a narrow type that changes nothing was not used
     assert answer["ms"] and min(answer["ms"]) > 0
 
@@ -265,7 +267,8 @@ def test_choose(monkeypatch):
     assert choose("torch") == [("torch", "fp32"), ("torch", "bf16")]
     assert choose("openvino:int8+bf16, torch:bf16") == [("openvino", "int8+bf16"), ("torch", "bf16")]
     assert choose(["torch", "torch:fp32"]) == choose("torch")
-    assert set(choose(",".join(PEERS))) == set(PAIRS)
+    assert set(choose(",".join(PEERS))) == set(PAIRS) - {("openvino", "int8+fp32")}
+    assert choose("openvino:int8+fp32") == [("openvino", "int8+fp32")]
     with pytest.raises(InputError, match="'tensorflow' is unknown: use torch, onnxruntime, openvino"):
         choose("tensorflow")
     with pytest.raises(InputError, match="torch has no precision 'int4': use fp32, bf16"):

@@ -24,6 +24,8 @@ PEERS = {
     ),
     "openvino": (("fp32", "bf16", "int8+bf16"), ("torch", "timm", "openvino", "nncf")),
 }
+# Precisions that only a request by name gets: what an engine computes anyway where the CPU lacks another's instructions.
+BY_NAME = {"openvino": ("int8+fp32",)}
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,15 @@ class Engine:
         return sum(file.stat().st_size for file in files) / 1e6
 
 
+def precisions_of(engine: str) -> tuple[str, ...]:
+    """Return every precision that a peer can be asked for."""
+    return (*PEERS[engine][0], *BY_NAME.get(engine, ()))
+
+
 def choose(against: str | Sequence[str]) -> list[tuple[str, str]]:
     """Return (engine, precision) for ``"torch,openvino"`` or ``"openvino:int8+bf16"``; an engine alone means all.
+
+    Both names of OpenVINO's int8 are taken, that of a CPU with bfloat16 instructions and that of one without.
 
     Raises:
         InputError: for an unknown engine or precision, or an engine that is not installed.
@@ -58,8 +67,8 @@ def choose(against: str | Sequence[str]) -> list[tuple[str, str]]:
         if engine not in PEERS:
             raise InputError(f"engine {engine!r} is unknown: use {', '.join(PEERS)}")
         precisions, packages = PEERS[engine]
-        if precision and precision not in precisions:
-            raise InputError(f"{engine} has no precision {precision!r}: use {', '.join(precisions)}")
+        if precision and precision not in precisions_of(engine):
+            raise InputError(f"{engine} has no precision {precision!r}: use {', '.join(precisions_of(engine))}")
         missing = [package for package in packages if find_spec(package) is None]
         if missing:
             raise InputError(f"{engine} cannot run without {', '.join(missing)}: pip install 'gsb-vit[bench]'")
@@ -121,7 +130,7 @@ def _openvino(precision: str, path: str, threads: int, batch: int) -> tuple[Forw
     core = openvino.Core()
     model = core.read_model(path)
     model.reshape([batch, *list(model.inputs[0].partial_shape)[1:]])
-    hint = "f32" if precision == "fp32" else "bf16"
+    hint = "f32" if precision.endswith("fp32") else "bf16"
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",

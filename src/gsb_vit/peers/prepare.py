@@ -19,7 +19,8 @@ from gsb_vit.peers.worker import WorkerError
 CALIBRATION_PICTURES, CHECK_PICTURES = 128, 16
 # How far the logits may be from PyTorch's in float32, relative to their size: rounding errors of a sound conversion
 # stay well below, one that quantizes what it should not (a LayerNorm, say) does not.
-ERROR_LIMITS = {"fp32": 1e-3, "bf16": 0.1, "int8-dynamic": 0.25, "int8-static": 0.25, "int8+bf16": 0.25}
+_INT8 = ("int8-dynamic", "int8-static", "int8+bf16", "int8+fp32")
+ERROR_LIMITS = {"fp32": 1e-3, "bf16": 0.1, **dict.fromkeys(_INT8, 0.25)}
 _FILES = {
     ("torch", "fp32"): "torch_fp32.safetensors",
     ("torch", "bf16"): "torch_bf16.safetensors",
@@ -29,6 +30,7 @@ _FILES = {
     ("openvino", "fp32"): "fp32.xml",
     ("openvino", "bf16"): "fp32.xml",
     ("openvino", "int8+bf16"): "int8.xml",
+    ("openvino", "int8+fp32"): "int8.xml",
 }
 
 
@@ -60,7 +62,7 @@ def prepare(
         WorkerError: where a library fails to convert the twin.
     """
     for engine, precision in chosen:
-        if engine not in PEERS or precision not in PEERS[engine][0]:
+        if (engine, precision) not in _FILES:
             raise InputError(f"there is no peer {engine} {precision}: use {', '.join(PEERS)} with their precisions")
     if pictures is None:
         pictures = smooth_pictures(CHECK_PICTURES, twin.image_size)

@@ -16,6 +16,7 @@ pytest.importorskip("timm")
 
 from gsb_vit.errors import InputError
 from gsb_vit.train.data import load_data, stratified_split
+from gsb_vit.train.datasets import read_flowers102
 from gsb_vit.train.recipe import DataRecipe
 
 torchvision = pytest.importorskip("torchvision")
@@ -151,6 +152,28 @@ def test_flowers_follow_the_paper() -> None:
     assert set(np.bincount(data.train.labels)) == {20}
     twenty = load_data(f"flowers102:{FLOWERS}", dataclasses.replace(OPTIONS, classes="most-test:20"))
     assert len(twenty.train) + len(twenty.validation) == 400 and len(twenty.test) == 2661
+
+
+@pytest.mark.parametrize("given", ["", "flowers-102", "flowers-102/.", "flowers-102/flowers-102"])
+def test_flowers_may_be_given_by_either_folder(tmp_path: Path, monkeypatch, given: str) -> None:
+    """The folder above flowers-102/ is read, be it given or the folder itself, by any name that leads there."""
+    (tmp_path / "flowers-102").mkdir()
+    if given.endswith("flowers-102/flowers-102"):  # a folder of that name that holds the data in another one
+        (tmp_path / given).mkdir()
+        given = "flowers-102"
+        expected = tmp_path / given
+    else:
+        expected = tmp_path
+    asked = []
+
+    class Flowers102:
+        def __init__(self, root, split, download):
+            asked.append(Path(root))
+            self._image_files, self._labels = [Path("a.jpg")], [0]
+
+    monkeypatch.setattr(torchvision.datasets, "Flowers102", Flowers102)
+    read_flowers102(tmp_path / given)
+    assert asked == 3 * [expected]
 
 
 def test_unusable_data_is_named(tmp_path: Path) -> None:

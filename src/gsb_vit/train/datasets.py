@@ -109,17 +109,22 @@ def read_digits() -> RawData:
 
 
 def read_flowers102(root: Path) -> RawData:
-    """Oxford Flowers-102 with train and val (2,040 pictures) for training and test (6,149) for testing."""
+    """Oxford Flowers-102 with train and val (2,040 pictures) for training and test (6,149) for testing.
+
+    ``root`` is the folder flowers-102 or the one that holds it.
+    """
     from torchvision.datasets import Flowers102
 
+    if not _is_folder(root / "flowers-102") and root.absolute().name == "flowers-102":
+        root = root.absolute().parent
     parts: dict[str, LabelledPictures] = {}
     for split in ("train", "val", "test"):
         try:
             data = Flowers102(root, split=split, download=False)
         except (RuntimeError, OSError) as error:
             raise InputError(
-                f"no Flowers-102 under {root} ({error}); give the folder that holds flowers-102/ with jpg/, "
-                "imagelabels.mat and setid.mat"
+                f"no Flowers-102 under {root} ({error}); give the folder flowers-102 with jpg/, "
+                "imagelabels.mat and setid.mat, or the one that holds it"
             ) from error
         paths = tuple(Path(p) for p in data._image_files)
         parts[split] = LabelledPictures(paths, np.asarray(data._labels, dtype=np.int64))

@@ -24,7 +24,7 @@ PEERS = {
     ),
     "openvino": (("fp32", "bf16", "int8+bf16"), ("torch", "timm", "openvino", "nncf")),
 }
-# Precisions that only a request by name gets: what an engine computes anyway where the CPU lacks another's instructions.
+# Precisions that only a request by name gets: what an engine computes where the CPU lacks another's instructions.
 BY_NAME = {"openvino": ("int8+fp32",)}
 
 

@@ -39,6 +39,7 @@ def main() -> None:
         "pictures": count,
         "disagreements": wrong,
         "near_ties": sum(part.near_ties for part in parts),
+        "equal_logits": sum(part.equal for part in parts),
         "top1_agreement": 1 - wrong / count,
         "max_logit_difference": max(part.max_logit_difference for part in parts),
         "kept": 1 - wrong / count >= TOP1_AGREEMENT,
@@ -47,7 +48,10 @@ def main() -> None:
         print(json.dumps(found, indent=2))
         return
     print(f"the same answer on {found['top1_agreement']:.3%} of {count:,} test pictures ({wrong} differ, of these")
-    print(f"{found['near_ties']} near ties); logits within {found['max_logit_difference']:.2g}")
+    print(
+        f"{found['near_ties']} near ties); logits equal to the last bit on {found['equal_logits']:,} of them and within"
+    )
+    print(f"{found['max_logit_difference']:.2g} on all")
 
 
 if __name__ == "__main__":

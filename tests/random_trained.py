@@ -6,7 +6,7 @@ from random_packed import random_pictures
 from timm.models.vision_transformer import VisionTransformer
 
 import gsb_vit.models  # noqa: F401 (registers the models)
-from gsb_vit.convert import Quantization, binarize, calibrate_thresholds, initialize_scales
+from gsb_vit.convert import Quantization, binarize, calibrate_thresholds, initialize_scales, set_pixel_scaling
 from gsb_vit.parity import normalize
 from gsb_vit.preprocess import Preprocessing
 
@@ -44,6 +44,7 @@ def random_trained(seed=0, *, plain=False, switches=None, **shape):
                 parameter *= 0.8 + 0.4 * torch.rand_like(parameter)
     if quantization.threshold_scope == "fixed":
         calibrate_thresholds(model, [images])
+    set_pixel_scaling(model, preprocessing)
     return model.eval(), preprocessing, pictures
 
 

@@ -138,7 +138,7 @@ def test_training_and_evaluation_compute_the_same(switches):
             results.append([y.detach(), a.grad, *(p.grad.clone() for p in attention.parameters())])
         for trained, evaluated in zip(*results, strict=True):
             # Eight-bit softmax hardly feels a shift of all keys: that gradient is rounding noise.
-            torch.testing.assert_close(trained, evaluated, rtol=0, atol=1e-6 + 1e-3 * float(evaluated.abs().max()))
+            torch.testing.assert_close(trained, evaluated, rtol=0, atol=2e-6 + 1e-3 * float(evaluated.abs().max()))
         for layer, width in ((block.attn.qkv, 48), (block.mlp.fc1, 48), (block.mlp.fc2, 192)):
             x = torch.randn(3, 5, width, generator=generator)
             with torch.no_grad():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from . import fused
+from . import fused, numerics
 from .attention_bias import FullAttentionBias, RelativeAttentionBias
 from .errors import InputError
 from .fused_attention import CoreSettings, fused_attention
@@ -217,7 +217,8 @@ class GSBAttention(nn.Module):
     In eval mode A_b V_b is the sum of integer plane products times S_ab = s_Aa·s_Vb, in the order of
     docs/numerics.md; in training mode one product of the superposed tensors. Without quantizers (all four None) q, k,
     v and A stay in floating point. ``query_key`` makes the quantizers of q and k; without ``softmax`` the attention
-    quantizer gets the scores plus E. GSB, https://arxiv.org/abs/2305.07931; other quantizers: ``schemes``.
+    quantizer gets the scores plus E. ``ordered`` attention evaluates as docs/numerics.md says: ``numerics``. GSB,
+    https://arxiv.org/abs/2305.07931; other quantizers: ``schemes``.
 
     Raises InputError when called with an attention mask or causal, which one-bit attention does not have, and for
     attention dropout without softmax, where a dropped score of 0 would not drop its entry.
@@ -226,6 +227,7 @@ class GSBAttention(nn.Module):
     q_shift: nn.Parameter | None
     k_shift: nn.Parameter | None
     v_shift: nn.Parameter | None
+    ordered = False  # convert.binarize sets it where the model can be packed
 
     def __init__(
         self,
@@ -265,9 +267,26 @@ class GSBAttention(nn.Module):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the shifted queries, keys and values (B, h, N, d), before their quantizers."""
         B, N, _ = x.shape
-        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
+        one_sum = self._runs_ordered(x)
+        qkv = self.qkv(x, output_shift=self.output_shift()) if one_sum else self.qkv(x)
+        q, k, v = qkv.reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        if one_sum:
+            return q, k, v
         return _shifted(q, self.q_shift), _shifted(k, self.k_shift), _shifted(v, self.v_shift)
+
+    def output_shift(self) -> Tensor:
+        """Return the shifts of queries, keys and values as one (3C,), in the order of qkv's outputs."""
+        return torch.cat([shift.flatten() for shift in self._shifts()])
+
+    def _runs_ordered(self, x: Tensor) -> bool:
+        """Whether evaluation of x follows docs/numerics.md: in models that can be packed, once all scales are set."""
+        quantizers = (self.query_quantizer, self.key_quantizer, self.attention_quantizer, self.value_quantizer)
+        return (
+            self.ordered
+            and not self.training
+            and numerics.applies(x)
+            and all(cast(Quantizer, part).is_ready for part in quantizers)
+        )
 
     def _scores(self, q: Tensor, k: Tensor) -> Tensor:
         """(B, h, N, N): products of queries and keys, scaled."""
@@ -285,6 +304,20 @@ class GSBAttention(nn.Module):
 
     def attention_matrix(self, q: Tensor, k: Tensor) -> Tensor:
         """Return A (B, h, N, N) before its quantizer: softmax, plus the bias, through dropout."""
+        if self._runs_ordered(q):
+            return numerics.in_order(self._ordered_matrix(q, k), lambda: self._matrix(q, k))
+        return self._matrix(q, k)
+
+    @torch.no_grad()
+    def _ordered_matrix(self, q: Tensor, k: Tensor) -> Tensor:
+        """A in the order of docs/numerics.md."""
+        (q,), query_scale = cast(Quantizer, self.query_quantizer).quantize(q)
+        (k,), key_scale = cast(Quantizer, self.key_quantizer).quantize(k)
+        table = numerics.exp_table(query_scale * key_scale, self.head_dim)
+        A = numerics.softmax(q @ k.transpose(-2, -1), table)
+        return A if self.attention_bias is None else A.add_(self.attention_bias.stored())
+
+    def _matrix(self, q: Tensor, k: Tensor) -> Tensor:
         A = self._scores(q, k)
         if self.softmax:
             A = A.softmax(-1)

@@ -14,6 +14,10 @@ class FullAttentionBias(nn.Module):
     def forward(self) -> Tensor:
         return self.bias
 
+    def stored(self) -> Tensor:
+        """Return (h, N, N) as a packed file holds it: rounded to float16."""
+        return self.bias.half().to(self.bias.dtype)
+
 
 def relative_index(grid_size: tuple[int, int], prefix_tokens: int) -> Tensor:
     """Return the (N, N) indices into the relative table of T = (2gh-1)(2gw-1) + P² + 2P entries.
@@ -51,3 +55,7 @@ class RelativeAttentionBias(nn.Module):
 
     def forward(self) -> Tensor:
         return self.table.index_select(1, self.index).view(-1, self.num_tokens, self.num_tokens)
+
+    def stored(self) -> Tensor:
+        """Return (h, N, N) as a packed file holds it: in float32."""
+        return self()

@@ -197,11 +197,11 @@ def export(
     from gsb_vit.train.pack import export_run
 
     _, parity = export_run(run, output, data_spec=data, engine=engine, most=most)
-    flipped = ", ".join(f"{kind} {share:.1e}" for kind, share in parity.flipped.items())
+    flipped = ", ".join(f"{kind} {share:.1e}" for kind, share in parity.flipped.items() if share) or "none"
     print(f"{output}: {output.stat().st_size / 1e6:.3f} MB")
     print(
-        f"same answer as the trained model on {parity.top1_agreement:.2%} of {parity.n} pictures, logits within "
-        f"{parity.max_logit_difference:.2g}; share of flipped bits on {parity.traced} of them: {flipped}"
+        f"same answer as the trained model on {parity.top1_agreement:.2%} of {parity.n} pictures, "
+        f"{parity.logits_line}; share of flipped bits on {parity.traced} of them: {flipped}"
     )
 
 

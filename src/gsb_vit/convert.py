@@ -14,10 +14,20 @@ from .attention_bias import FullAttentionBias, RelativeAttentionBias
 from .errors import InputError
 from .layers import BinaryLinear, InitializedOnce, QuantizedConv2d, QuantizedLinear
 from .mlp import BinaryMlp
+from .numerics import PIXEL_MODELS, OrderedNorm, PixelInputs, order_norm
+from .preprocess import Preprocessing
 from .quantization import PRESETS, Quantization
 from .schemes import Scheme, scheme_of
 
-__all__ = ["PRESETS", "Quantization", "binarize", "calibrate_thresholds", "initialize_scales", "quantize_heads"]
+__all__ = [
+    "PRESETS",
+    "Quantization",
+    "binarize",
+    "calibrate_thresholds",
+    "initialize_scales",
+    "quantize_heads",
+    "set_pixel_scaling",
+]
 
 MLP_CLIP = 10.0
 
@@ -51,8 +61,43 @@ def binarize(vit: VisionTransformer, quantization: Quantization | dict[str, Any]
         quantize_heads(vit)
     if quantization.patch_norm:
         vit.patch_embed.norm = TokenBatchNorm(vit.embed_dim).to(vit.patch_embed.proj.weight.device)
+    if quantization.packable:
+        _order(vit)
     setattr(vit, "quantization", quantization)  # noqa: B010 (timm's class declares no such attribute)
     return vit
+
+
+def _order(vit: Any) -> None:
+    """Make evaluation follow docs/numerics.md, so that the model answers as its packed file will."""
+    for block in vit.blocks:
+        block.attn.ordered = True
+        order_norm(block.norm1, block.attn.qkv)
+        order_norm(block.norm2, block.mlp.fc1)
+    order_norm(vit.norm, *_quantized_heads(vit))
+    vit.__class__ = PIXEL_MODELS.get(type(vit), type(vit))
+
+
+def set_pixel_scaling(model: nn.Module, preprocessing: Preprocessing) -> None:
+    """Tell a model how its pictures come about, (u/255 − mean)/std of whole pixels u.
+
+    Where the model can be packed, evaluation then embeds such pictures as the packed model does. Other models, and
+    pictures that are not of whole pixels, are treated as ever.
+    """
+    embed = getattr(model, "patch_embed", None)
+    conv = getattr(embed, "proj", None)
+    if (
+        isinstance(model, PixelInputs)
+        and isinstance(conv, QuantizedConv2d)
+        and conv.reads_patches
+        and isinstance(getattr(embed, "norm", None), nn.Identity)
+        and not getattr(model, "dynamic_img_size", False)
+    ):
+        conv.pixel_scaling = (tuple(preprocessing.mean), tuple(preprocessing.std))
+
+
+def _quantized_heads(vit: nn.Module) -> list[QuantizedLinear]:
+    heads = [getattr(vit, name, None) for name in ("head", "head_dist")]
+    return [head for head in heads if isinstance(head, QuantizedLinear)]
 
 
 def quantize_heads(vit: VisionTransformer) -> None:
@@ -61,6 +106,8 @@ def quantize_heads(vit: VisionTransformer) -> None:
         head = getattr(vit, name, None)
         if type(head) is nn.Linear:
             setattr(vit, name, QuantizedLinear.from_linear(head))
+    if isinstance(vit.norm, OrderedNorm):
+        order_norm(vit.norm, *_quantized_heads(vit))
 
 
 def _check_model(vit: nn.Module, quantization: Quantization) -> None:

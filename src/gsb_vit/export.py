@@ -15,17 +15,13 @@ from numpy.typing import NDArray
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
-from gsb_vit import bitpack, packed
+from gsb_vit import bitpack, numerics, packed
 from gsb_vit.errors import InputError
 from gsb_vit.export_checks import check_exportable
 from gsb_vit.layers import BinaryLinear, QuantizedConv2d, Quantizer
 from gsb_vit.packed import Architecture, PackedModel
 from gsb_vit.preprocess import Preprocessing
 from gsb_vit.quantizers import SCALE_MIN
-
-# Entries of the exp table below this are stored as 0: products with them would be subnormal numbers, which processors
-# handle slowly, and no sum that contains a 1 notices them.
-SMALLEST_EXP = 1e-30
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -109,25 +105,13 @@ def architecture_of(model: Any) -> Architecture:
 def _embedding(model: Any, preprocessing: Preprocessing) -> Arrays:
     """Patch embedding with the normalisation of the pixels folded in, in float64, rounded once."""
     conv: QuantizedConv2d = model.patch_embed.proj
-    weight, scale = (part.double().numpy() for part in conv.quantized_weight())
-    mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
-    bias = np.zeros(len(scale)) if conv.bias is None else conv.bias.double().numpy()
-    offset = bias - scale * (weight.sum(axis=(2, 3)) @ (mean / std))
-    tokens = [model.cls_token[0]]
-    if isinstance(model, VisionTransformerDistilled):
-        tokens.append(model.dist_token[0])
-    prefixes = torch.cat(tokens).double().numpy()
-    patches = model.patch_embed.num_patches
-    position = np.zeros((patches, len(scale)))
-    if model.pos_embed is not None:
-        position = model.pos_embed[0].double().numpy()
-        if not model.no_embed_class:
-            prefixes, position = prefixes + position[: len(prefixes)], position[len(prefixes) :]
+    weight, scale = conv.quantized_weight()
+    prefixes, position = numerics.stored_tokens(model, (preprocessing.mean, preprocessing.std))
     return {
-        "patch_embed.weight": weight.astype(np.int8),
-        "patch_embed.scale": (scale[:, None] / (255 * std)).astype(np.float32),
-        "patch_embed.position": (position + offset).astype(np.float32),
-        "prefix_tokens": prefixes.astype(np.float32),
+        "patch_embed.weight": weight.numpy().astype(np.int8),
+        "patch_embed.scale": _array(numerics.pixel_scale(scale, preprocessing.std)),
+        "patch_embed.position": _array(position),
+        "prefix_tokens": _array(prefixes),
     }
 
 
@@ -162,18 +146,15 @@ def _block(index: int, block: Any) -> Arrays:
 
 def _attention(attention: Any) -> Arrays:
     qkv, proj, width = attention.qkv, attention.proj, attention.attn_dim
-    shift = torch.cat([s.reshape(-1) for s in (attention.q_shift, attention.k_shift, attention.v_shift)])
-    value_shift = attention.v_shift.reshape(-1)
+    shift = attention.output_shift()
     attention_scales, value_scales = _scale(attention.attention_quantizer), _scale(attention.value_quantizer)
-    query_key = (_scale(attention.query_quantizer) * _scale(attention.key_quantizer)).double()
-    steps = torch.arange(attention.head_dim + 1, dtype=torch.float64)
-    table = torch.exp(-2 * steps * query_key / attention.head_dim**0.5)
+    query_key = _scale(attention.query_quantizer) * _scale(attention.key_quantizer)
     arrays: Arrays = {
         "qkv.weight": _bits(qkv),
-        "qkv.threshold": _thresholds(_every_output(qkv) + shift >= 0),
+        "qkv.threshold": _thresholds(_every_output(qkv, output_shift=shift) >= 0),
         "v_scale": _array(_product_scale(qkv).expand(3 * width)[2 * width :]),
-        "v_bias": _array(torch.from_numpy(_bias(qkv)[2 * width :]) + value_shift),
-        "exp_table": _array(torch.where(table < SMALLEST_EXP, 0.0, table)),
+        "v_bias": _array(qkv.output_bias(shift)[2 * width :]),
+        "exp_table": _array(numerics.exp_table(query_key, attention.head_dim)),
         "attention_half_scale": _array(0.5 * attention_scales[:1]),
         "product_scale": _array(attention_scales[:, None] * value_scales[None, :]),
         "proj.weight": _bits(proj),
@@ -184,19 +165,22 @@ def _attention(attention: Any) -> Arrays:
     bias = attention.attention_bias
     if bias is not None:
         relative = hasattr(bias, "table")
-        arrays["bias"] = _array(bias.table) if relative else bias().numpy().astype(np.float16)
+        arrays["bias"] = _array(bias.table) if relative else bias.stored().numpy().astype(np.float16)
     if attention.attention_quantizer.threshold_scope == "fixed":
         arrays["attention_limits"] = _array(attention.attention_quantizer.fixed_limits().reshape(-1))
         arrays["value_limits"] = _array(attention.value_quantizer.fixed_limits().reshape(-1, 2))
     return arrays
 
 
-def _every_output(layer: BinaryLinear, dtype: torch.dtype = torch.float32) -> Tensor:
+def _every_output(
+    layer: BinaryLinear, dtype: torch.dtype = torch.float32, output_shift: Tensor | None = None
+) -> Tensor:
     """Return what the layer gives for popcounts 0 … k of the XOR of its operands: (k + 1, out)."""
     depth = layer.in_features
     dots = depth - 2 * torch.arange(depth + 1, dtype=dtype)
     y = dots[:, None] * _product_scale(layer).to(dtype)
-    return y if layer.bias is None else y + layer.bias.to(dtype)
+    bias = layer.output_bias(output_shift)
+    return y if bias is None else y + bias.to(dtype)
 
 
 def _thresholds(bits: Tensor) -> NDArray[np.int16]:
@@ -263,10 +247,31 @@ def _bits(layer: BinaryLinear) -> NDArray[np.uint64]:
 
 
 def _norm(norm: nn.LayerNorm, following: BinaryLinear | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Weight and bias, the input shift of the layer that follows added to the bias."""
+    """Weight and bias; where a one-bit layer follows, the bias with which y ≥ 0 is that layer's input bit."""
     weight = torch.ones(norm.normalized_shape) if norm.weight is None else norm.weight
     bias = torch.zeros(norm.normalized_shape) if norm.bias is None else norm.bias
-    return _array(weight), _array(bias if following is None else bias + following.shift)
+    return _array(weight), _array(bias if following is None else _folded(bias, following.shift))
+
+
+def _folded(bias: Tensor, shift: Tensor) -> Tensor:
+    """Return b with t + b ≥ 0 exactly where (t + bias) + shift ≥ 0, for every float32 t, each sum rounded.
+
+    The right side grows with t, so there is a smallest such t, and b = −t. It is found by halving the interval of all
+    float32 numbers; it is near bias + shift, but not always that sum as rounded.
+    """
+    high = torch.full(bias.shape, 0x7F7FFFFF, dtype=torch.int64)
+    low = -high
+    while bool((low < high).any()):
+        middle = (low + high) // 2
+        inside = (_float(middle) + bias) + shift >= 0
+        low, high = torch.where(inside, low, middle + 1), torch.where(inside, middle, high)
+    return 0.0 - _float(low)
+
+
+def _float(number: Tensor) -> Tensor:
+    """The float32 number so many steps above 0, or below it where negative."""
+    size = number.abs().to(torch.int32).view(torch.float32)
+    return torch.where(number < 0, -size, size)
 
 
 def _bias(layer: nn.Linear) -> NDArray[Any]:

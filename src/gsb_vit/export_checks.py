@@ -12,18 +12,19 @@ from torch import nn
 from gsb_vit.attention import GSBAttention
 from gsb_vit.errors import InputError
 from gsb_vit.layers import BinaryLinear, InitializedOnce, QuantizedConv2d, QuantizedLinear
+from gsb_vit.quantization import PACKED_VALUES
 
-# Switch, the values a packed file can hold, the way out.
-_SWITCHES: tuple[tuple[str, tuple[Any, ...], str], ...] = (
-    ("scheme", ("gsb", "bit"), "the runtime runs scheme = gsb or bit; this one is for comparison only"),
-    ("weight_bits", (1,), "the runtime multiplies one-bit weights; train with weight_bits = 1"),
-    ("activation_bits", (1,), "the runtime multiplies one-bit activations; train stage 2 with activation_bits = 1"),
-    ("weights", ("all",), "train stage 2 with weights = all"),
-    ("activations", ("binary",), "export the last stage, trained with activations = binary"),
-    ("edge_bits", (8,), "train stage 2 with edge_bits = 8"),
-    ("threshold_scope", ("sample", "fixed"), "a batch is unknown on the device; train with sample or fixed"),
-    ("patch_norm", (False,), "train stage 2 with patch_norm = false"),
-)
+# Switch → the way out of a value that a packed file cannot hold.
+_WAYS_OUT = {
+    "scheme": "the runtime runs scheme = gsb or bit; this one is for comparison only",
+    "weight_bits": "the runtime multiplies one-bit weights; train with weight_bits = 1",
+    "activation_bits": "the runtime multiplies one-bit activations; train stage 2 with activation_bits = 1",
+    "weights": "train stage 2 with weights = all",
+    "activations": "export the last stage, trained with activations = binary",
+    "edge_bits": "train stage 2 with edge_bits = 8",
+    "threshold_scope": "a batch is unknown on the device; train with sample or fixed",
+    "patch_norm": "train stage 2 with patch_norm = false",
+}
 
 
 def check_exportable(model: nn.Module) -> None:
@@ -37,10 +38,10 @@ def check_exportable(model: nn.Module) -> None:
     quantization = getattr(model, "quantization", None)
     if quantization is None:
         raise InputError("the model is not binarized; call gsb_vit.binarize and train it, or export a run")
-    for name, allowed, way_out in _SWITCHES:
+    for name, allowed in PACKED_VALUES.items():
         value = getattr(quantization, name)
         if value not in allowed:
-            raise InputError(f"a packed model cannot have {name} = {value!r}; {way_out}")
+            raise InputError(f"a packed model cannot have {name} = {value!r}; {_WAYS_OUT[name]}")
     for what, way_out in _misfits(model):
         raise InputError(f"a packed model cannot have {what}; {way_out}")
     for name, module in model.named_modules():

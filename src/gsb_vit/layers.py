@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from . import fused
+from . import fused, numerics
 from .errors import InputError
 from .fused_linear import InputSettings, fused_linear
 from .input_quantizers import ElasticInteger, ElasticSign, ElasticStep, InitializedOnce, Planes, Quantizer
@@ -115,9 +115,16 @@ class BinaryLinear(nn.Linear):
             raise InputError("this layer has full-precision weights; only weights='binary' ones have a plane")
         return self.weight_quantizer.quantize(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self._fused(x) if self.runs_fused(x) else self._product(self._shifted(x))
+    def forward(self, x: Tensor, *, output_shift: Tensor | None = None) -> Tensor:
+        """Return y (..., out); in evaluation ``output_shift`` (out,) may be given, which is added to b first."""
+        y = self._fused(x) if self.runs_fused(x) else self._product(self._shifted(x), output_shift)
         return y if self.output is None else self.output(y)
+
+    def output_bias(self, output_shift: Tensor | None = None) -> Tensor | None:
+        """Return the bias b (out,), or None, with ``output_shift`` (out,) added if given."""
+        if output_shift is None or self.bias is None:
+            return self.bias if output_shift is None else output_shift
+        return self.bias + output_shift
 
     def _shifted(self, x: Tensor) -> Tensor:
         if self.clip is not None:
@@ -150,7 +157,7 @@ class BinaryLinear(nn.Linear):
         settings = InputSettings(not self.signed, math.inf if self.clip is None else self.clip)
         return fused_linear(x, *self.fused_inputs(), settings, cast(torch.dtype, fused.compute_dtype(x)))
 
-    def _product(self, x: Tensor) -> Tensor:
+    def _product(self, x: Tensor, output_shift: Tensor | None) -> Tensor:
         inputs, weights = self.input_quantizer, self.weight_quantizer
         if inputs is None or (self.training and not self.factored):
             weight = self.weight if weights is None else weights(self.weight)
@@ -161,7 +168,8 @@ class BinaryLinear(nn.Linear):
         scale = scale if weight_scale is None else scale * weight_scale.squeeze(1)
         # The scale follows the product's dtype, so that under autocast the output is as narrow as nn.Linear's.
         y = y * scale.to(y.dtype)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        bias = self.output_bias(output_shift)
+        return y if bias is None else y + bias.to(y.dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, weights={self.weights}, activations={self.activations}, signed={self.signed}"
@@ -209,7 +217,18 @@ class QuantizedWeight(InitializedOnce):
 
 
 class QuantizedConv2d(QuantizedWeight, nn.Conv2d):
-    """Convolution with 8-bit weights, a scale per output channel; inputs stay in floating point."""
+    """Convolution with 8-bit weights, a scale per output channel; inputs stay in floating point.
+
+    Where ``pixel_scaling`` says what a picture's pixels were scaled with (``convert.set_pixel_scaling``), evaluation
+    gives the sums of docs/numerics.md over whole pixels, to which ``numerics.PixelInputs`` adds the rest.
+    """
+
+    pixel_scaling: numerics.Scaling | None = None
+
+    @property
+    def reads_patches(self) -> bool:
+        """Whether this is the projection of three-channel patches that lie side by side."""
+        return self.in_channels == 3 and self.stride == self.kernel_size
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d) -> "QuantizedConv2d":
@@ -237,6 +256,15 @@ class QuantizedConv2d(QuantizedWeight, nn.Conv2d):
         return layer.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.pixel_scaling is not None and self.is_ready and not self.training and numerics.applies(x):
+            pixels = numerics.grey_levels(x, self.pixel_scaling)
+            if pixels is not None:
+                weight, scale = (part.detach() for part in self.quantized_weight())
+                sums = numerics.patch_sums(pixels, weight, numerics.pixel_scale(scale, self.pixel_scaling[1]))
+                return numerics.in_order(sums.double(), lambda: self._convolve(x).double())
+        return self._convolve(x)
+
+    def _convolve(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.dequantized_weight(), self.bias, self.stride)
 
 

@@ -13,11 +13,12 @@ from timm.models.deit import VisionTransformerDistilled
 
 from .convert import Quantization, binarize, quantize_heads
 from .errors import InputError
+from .numerics import PixelInputs
 
 LAYER_NORM_EPS = 1e-12
 
 
-class GSBVisionTransformer(VisionTransformerDistilled):
+class GSBVisionTransformer(PixelInputs, VisionTransformerDistilled):
     """timm's distilled vision transformer, binarized as ``quantization`` says.
 
     ``quantization`` is a Quantization, a dict of its switches, a preset's name (``"stage1"``, ``"full_precision"``

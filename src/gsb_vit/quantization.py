@@ -8,6 +8,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from .errors import InputError
 
 DEFAULT_THRESHOLDS = (0.7, 0.9)
+# The values of the switches that a packed file can hold.
+PACKED_VALUES: dict[str, tuple[Any, ...]] = {
+    "scheme": ("gsb", "bit"),
+    "weight_bits": (1,),
+    "activation_bits": (1,),
+    "weights": ("all",),
+    "activations": ("binary",),
+    "edge_bits": (8,),
+    "threshold_scope": ("sample", "fixed"),
+    "patch_norm": (False,),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +138,11 @@ class Quantization:
     def changes_blocks(self) -> bool:
         """Whether the transformer blocks differ from timm's at all."""
         return (self.weights, self.activations, self.attention_bias) != ("none", "full", "none")
+
+    @property
+    def packable(self) -> bool:
+        """Whether a packed file can hold such a model."""
+        return all(getattr(self, name) in allowed for name, allowed in PACKED_VALUES.items())
 
 
 PRESETS = ("full_precision", "stage1", "stage2", "authors_stage1", "authors_stage2")

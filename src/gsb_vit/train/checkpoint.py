@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ..convert import set_pixel_scaling
 from ..errors import InputError
 from ..preprocess import Preprocessing
 from .build import ModelInfo, build_model
@@ -106,6 +107,7 @@ def load_model(path_or_run: str | Path) -> TrainedModel:
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise InputError(f"the weights in {path} do not fit {info.architecture}: {first}") from error
+    set_pixel_scaling(model, info.preprocessing)
     return TrainedModel(model.eval(), info.class_names, info.preprocessing, info)
 
 

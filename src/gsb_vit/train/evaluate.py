@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..convert import set_pixel_scaling
 from ..evaluation import held_out_pictures, require_same_classes
 from ..metrics import classification_metrics
 from .augment import EvaluationPictures, normalise
@@ -28,6 +29,7 @@ def model_logits(model: nn.Module, pictures: EvaluationPictures, accelerator: Ac
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     device = next(model.parameters()).device
     training = model.training
+    set_pixel_scaling(model, pictures.preprocessing)
     model.eval()
     parts: list[tuple[int, np.ndarray]] = []
     with torch.inference_mode():

@@ -63,8 +63,8 @@ def quickstart(
 
 def _parity_line(parity: Parity) -> str:
     return (
-        f"same answer as the trained model on {parity.top1_agreement:.2%} of {parity.n} validation pictures, logits "
-        f"within {parity.max_logit_difference:.2g}"
+        f"same answer as the trained model on {parity.top1_agreement:.2%} of {parity.n} validation pictures, "
+        f"{parity.logits_line}"
     )
 
 

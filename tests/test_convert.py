@@ -122,7 +122,7 @@ def test_stage1_state_fits_stage2_and_a_teachers_fits_both():
         assert not result.unexpected_keys
     result = stage2.load_state_dict(stage1.state_dict(), strict=False)
     assert not result.unexpected_keys
-    # Stage 1 quantizes no activation, no edge, and of the weights the MLPs' only: what belongs to the rest starts fresh.
+    # Stage 1 quantizes the weights of the MLPs, no activation, no edge: what belongs to the rest starts fresh.
     fresh = (".scale", ".initialized", ".weight_scale", "head.shift", "qkv.shift", "proj.shift")
     assert all(key.endswith(fresh) for key in result.missing_keys)
 

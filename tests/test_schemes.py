@@ -20,7 +20,7 @@ from gsb_vit.input_quantizers import ElasticInteger
 from gsb_vit.layers import RPReLU
 from gsb_vit.preprocess import Preprocessing
 from gsb_vit.reference import ReferenceModel
-from gsb_vit.schemes import BooleanScores, MeanSign, MeanStep, PlainSign, UnitSign, scheme_of
+from gsb_vit.schemes import BooleanScores, MeanSign, MeanStep, PlainSign, StepFromMean, UnitSign, scheme_of
 
 SCHEMES = {
     "gsb": {},
@@ -297,11 +297,19 @@ def test_initial_scales_match_numpy():
     for quantizer, expected in (
         (UnitSign(), np.abs(x.numpy()).mean()),
         (BooleanScores(), 1 / (x.numpy() >= 0).sum(-1).mean()),
+        (StepFromMean(), 2 * np.abs(x.numpy()).mean()),
     ):
         quantizer(x)
         np.testing.assert_allclose(quantizer.scale.item(), expected, rtol=1e-6)
     quantizer = BooleanScores()
     assert torch.isfinite(quantizer(-torch.ones(1, 1, 2, 2))).all()
+
+
+def test_a_flat_attention_matrix_is_not_all_out_at_the_start_of_reactnet():
+    matrix = torch.softmax(0.1 * torch.randn(2, 2, 66, 66, generator=torch.Generator().manual_seed(3)), -1)
+    (plane,), scale = small({"scheme": "reactnet"}).blocks[0].attn.attention_quantizer.quantize(matrix)
+    assert 0.4 < plane.mean() < 0.6
+    assert 0.95 < (scale * plane).sum(-1).mean() < 1.05
 
 
 def test_schemes_put_their_parts_in_place():

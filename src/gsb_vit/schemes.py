@@ -91,6 +91,17 @@ class UnitSign(Quantizer):
         return [unit_sign(x, self.quadratic)], scale_ste(self.scale, (x.numel() * processes()) ** -0.5)
 
 
+class StepFromMean(ElasticStep):
+    """The elastic step for an attention matrix near 1/N everywhere: y = s·1[x > s/2], initial s = 2·mean|x|.
+
+    It begins with a threshold at the mean, under which rows sum to about 1 as those of softmax do; at BiT's 4·mean|x|
+    nothing of such a matrix is in, and all behind it is 0. Gradients: ``quantizers.elastic_step``, k = 1/√n.
+    """
+
+    def initial_scale(self, x: Tensor) -> Tensor:
+        return 2 * x.abs().mean(dtype=torch.float32)
+
+
 class PlainSign(Planes):
     """Sign without a scale, y = sign(x), sign(0) = +1; grad_x = g·1[|x| ≤ 1]. No state."""
 
@@ -156,14 +167,15 @@ def _reactnet(q: Quantization) -> Scheme:
 
     RPReLU takes the place of GELU and follows proj and fc2; behind qkv, where signs come next, the learned shifts do
     its work. Departures: no BatchNorm, so signs have a learned scale per layer, which leaves the gradient's width at
-    1; the attention matrix, which ReActNet does not have, gets BiT's elastic step (https://arxiv.org/abs/2205.13016).
+    1; the attention matrix, which ReActNet does not have, gets BiT's elastic step (https://arxiv.org/abs/2205.13016)
+    from half its initial scale, because these narrow queries and keys leave the matrix flat (``StepFromMean``).
     """
     rsign = partial(UnitSign, quadratic=True)
     return Scheme(
         linear=rsign,
         hidden=rsign,
         query_key=rsign,
-        attention=lambda: AttentionSuperposition(()),
+        attention=StepFromMean,
         value=rsign,
         activation=RPReLU,
     )

@@ -26,7 +26,7 @@ from torch.nn import functional
 import gsb_vit.models  # noqa: F401  (registers the models)
 from gsb_vit import fused
 from gsb_vit.convert import initialize_scales
-from gsb_vit.products import plane_product
+from gsb_vit.products import fast_attention, plane_product
 
 SHAPES = {
     "small64": (32, {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3}),
@@ -81,7 +81,7 @@ class Training:
 
     def loss(self) -> Tensor:
         """Forward pass and loss of the batch."""
-        with self.autocast:
+        with self.autocast, fast_attention([self.model]):
             heads = self.model(self.images)
         first, second = (functional.cross_entropy(logits.float(), self.labels) for logits in heads)
         return (first + second) / 2

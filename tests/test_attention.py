@@ -1,12 +1,14 @@
 import pytest
 import torch
 from goldens import assert_close
+from timm.layers import Attention
 from torch import nn
 
 from gsb_vit.attention import AttentionSuperposition, GSBAttention, ValueSuperposition
 from gsb_vit.attention_bias import FullAttentionBias, RelativeAttentionBias, relative_index
 from gsb_vit.errors import InputError
 from gsb_vit.layers import BinaryLinear
+from gsb_vit.products import fast_attention
 
 
 def attention(binary: bool = True, bias: nn.Module | None = None, **options) -> GSBAttention:
@@ -64,6 +66,20 @@ def test_full_precision_attention_is_softmax_plus_bias(with_bias):
         A = A + module.attention_bias()
     assert_close(module.attention_matrix(q, k), A.detach())
     assert_close(module(x), module.proj((A @ v).transpose(1, 2).reshape(2, 6, 24)).detach())
+
+
+def test_attention_in_bfloat16_on_a_cpu_is_written_out_within_the_step_only():
+    module, theirs = attention(binary=False, bias=FullAttentionBias(3, 6)), Attention(24, 3)
+    x = torch.randn(2, 6, 24)
+    for part in (module, theirs):
+        expected = part(x)
+        with fast_attention([part]):
+            assert part.fused_attn
+        with pytest.raises(KeyError), torch.autocast("cpu", torch.bfloat16), fast_attention([part]):
+            assert not part.fused_attn
+            torch.testing.assert_close(part(x).float(), expected, rtol=0.03, atol=0.03)
+            raise KeyError
+        assert part.fused_attn and torch.equal(part(x), expected)
 
 
 def test_dropout_reaches_the_attention_matrix_before_its_quantizer():

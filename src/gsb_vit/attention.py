@@ -228,6 +228,7 @@ class GSBAttention(nn.Module):
     k_shift: nn.Parameter | None
     v_shift: nn.Parameter | None
     ordered = False  # convert.binarize sets it where the model can be packed
+    fused_attn = True  # timm's switch: products.fast_attention
 
     def __init__(
         self,
@@ -326,7 +327,7 @@ class GSBAttention(nn.Module):
         return self.attn_drop(A)
 
     def _full_precision_product(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.training and self.attn_drop.p > 0:
+        if not self.fused_attn or (self.training and self.attn_drop.p > 0):
             return self.attention_matrix(q, k) @ v
         y = F.scaled_dot_product_attention(q, k, v)
         return y if self.attention_bias is None else y + self.attention_bias() @ v

@@ -70,6 +70,11 @@ class DistillationTask(nn.Module):
         if callable(enable := getattr(student, "set_distilled_training", None)):
             enable(True)
 
+    @property
+    def models(self) -> list[nn.Module]:
+        """The student and, where it is asked, the teacher."""
+        return [self.student, *self._teacher]
+
     def lesson(self, images: Tensor) -> Lesson | None:
         """What the teacher says of the images, or None without one."""
         if not self._teacher:

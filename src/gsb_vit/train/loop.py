@@ -14,6 +14,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..products import fast_attention
 from . import checkpoint
 from .augment import EvaluationPictures, Mixing, TrainingPictures
 from .build import ModelInfo
@@ -167,7 +168,7 @@ class StageRun:
             waited += time.perf_counter() - asked
             self.schedule.step_update(epoch * self.steps + step)
             images, targets = self.mix(images, labels)
-            with accelerator.autocast():
+            with accelerator.autocast(), fast_attention(self.task.models):
                 out = task(images, targets, self.task.lesson(images))
             if step % check_every == 0:
                 check_loss(out["loss"].detach(), self.model, images, f"{setting.name}, epoch {epoch + 1}")

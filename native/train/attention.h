@@ -44,7 +44,7 @@ void attend(const Shape&, const float* P, const float* E, const Groups& attentio
             int threads);
 
 struct AttentionGradients {
-    Tensor qkv;     // (B, N, 3, h, d)
+    Tensor qkv;     // (B, N, 3, h, d); may lie where the heads' qkv does, which is then overwritten
     float* work;    // (B, h, N, N)
     float* bias;    // (h, N, N) or nullptr
     float* shifts;  // (B, h, 3, d)

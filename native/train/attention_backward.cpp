@@ -227,11 +227,14 @@ void queries_and_keys_backward(const Heads& heads, int task, const float* work, 
     const Shape& s = heads.shape;
     const float scales[2] = {heads.query_scale, heads.key_scale};
     const float root = 1.0f / __builtin_sqrtf(static_cast<float>(s.channels));
+    const int picture = task / s.heads, head = task % s.heads;
+    float* planes[2] = {scratch.grad.data(), scratch.left.data()};  // both before `out`, which may be qkv, is written
     for (int part = 0; part < 2; ++part) {
-        const int picture = task / s.heads, head = task % s.heads;
-        plane_of<T>(heads, part_of(heads, picture, head, 1 - part), scales[1 - part] * root, scratch.left.data());
+        plane_of<T>(heads, part_of(heads, picture, head, part), scales[part] * root, planes[part]);
+    }
+    for (int part = 0; part < 2; ++part) {
         const size_t row = part == 0 ? s.tokens : 1, k = part == 0 ? 1 : s.tokens;
-        product_by_plane(s, {work, row, k}, scratch.left.data(), scratch.right.data());
+        product_by_plane(s, {work, row, k}, planes[1 - part], scratch.right.data());
         sums.scales[part] = signs_backward<T>(heads, part_of(heads, picture, head, part), scales[part],
                                               scratch.right.data(), out, sums.shifts + part * s.channels);
     }

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from . import fused
-from .fused_linear import SIGN, PackedWeight, forward_product, linear_backward, new_code, rescale
+from .fused_linear import SIGN, LinearBackward, PackedWeight, forward_product, new_code, rescale
 from .quantizers import SCALE_MIN, processes, whole_batch_counts
 
 LimitsOf = Callable[[Tensor], Tensor]
@@ -88,13 +88,19 @@ class _Core:
         return y
 
     def backward(
-        self, grad: Tensor, bias: Tensor | None, limits: Tensor, value_limits: Tensor, aligned: bool
+        self,
+        grad: Tensor,
+        bias: Tensor | None,
+        limits: Tensor,
+        value_limits: Tensor,
+        aligned: bool,
+        in_place: bool,
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """Gradients from that of y: of qkv, and of shifts, scales and bias in their order."""
+        """Gradients from that of y: of qkv, where qkv is if ``in_place``, and of shifts, scales and bias in order."""
         batch, _, heads, channels = self.shape
         P, V = self.probabilities(), self.values(value_limits)
         sizes = [1, 1, len(self.attention_scale), len(self.value_scale)]
-        grad_qkv, work = torch.empty_like(self.qkv), torch.empty_like(P)
+        grad_qkv, work = self.qkv if in_place else torch.empty_like(self.qkv), torch.empty_like(P)
         grad_bias = None if bias is None else torch.empty_like(bias)
         shift_sums = torch.empty(batch, heads, 3, 1, channels)
         scale_sums = torch.empty(batch * heads, sum(sizes))
@@ -152,8 +158,8 @@ class LayerInputs:
         """Gradients of x, and of weight, bias, shift, scale and row_scale."""
         code, _, _, _, used, *packed = kept
         grad = grad.view(-1, grad.shape[-1])
-        g = linear_backward(grad, code, used, SIGN, PackedWeight.restore(packed, self.weight_shape), self.has)
-        return g.x.view(self.x_shape).to(self.x_dtype), [g.weight, g.bias, g.shift, g.scale, None]
+        layer = LinearBackward(used, SIGN, PackedWeight.restore(packed, self.weight_shape), self.has)
+        return layer.rows(grad, code).view(self.x_shape).to(self.x_dtype), layer.sum()
 
 
 class _FusedAttention(Function):
@@ -185,7 +191,10 @@ class _FusedAttention(Function):
         shifts, scales, kept = tuple(rest[:3]), rest[3:7], rest[7:]
         qkv = kept[0] if ctx.layer is None else ctx.layer.again(kept)
         core = _Core(qkv, ctx.settings.heads, shifts, scales)
-        grad_qkv, grads = core.backward(grad.contiguous(), bias, limits, value_limits, ctx.settings.aligned)
+        made_again = ctx.layer is not None
+        grad_qkv, grads = core.backward(
+            grad.contiguous(), bias, limits, value_limits, ctx.settings.aligned, in_place=made_again
+        )
         if ctx.layer is None:
             return grad_qkv, None, None, *[None] * LAYER_TENSORS, *grads
         grad_x, layer_grads = ctx.layer.backward(grad_qkv, kept)

@@ -7,7 +7,7 @@ plane, and x/s to 1e-7 inside the clip region, which only the gradient of the sc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -123,27 +123,32 @@ def inputs_backward(
     return dequantized, shift_grad, scale_grad
 
 
-@dataclass(frozen=True)
-class LinearGradients:
-    """The gradients of one layer: inputs (M, in), weight, bias, shift and scale."""
+class LinearBackward:
+    """The gradients of one layer, over blocks of its rows one after the other; ``has`` a bias, a shift."""
 
-    x: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    shift: Tensor | None
-    scale: Tensor
+    def __init__(self, scale: Tensor, settings: InputSettings, packed: PackedWeight, has: tuple[bool, bool]) -> None:
+        self.scale, self.settings, self.packed, self.has = scale, settings, packed, has
+        self.sums: list[Tensor | None] = []
+        self.inputs = 0
 
+    def rows(self, grad: Tensor, code: Tensor) -> Tensor:
+        """Add a block's share, from its code (m, in, 3) and its gradient of y (m, out); return that of x (m, in)."""
+        grad_x = matmul(grad, self.packed.expand(grad.dtype))
+        dequantized, grad_shift, grad_scale = inputs_backward(grad_x, code, self.scale, self.settings, self.has[1])
+        grad_weight = matmul(grad.t(), dequantized).float()
+        grad_bias = grad.sum(0, dtype=torch.float32) if self.has[0] else None
+        self.inputs += code.numel() // CODE_BYTES
+        block = [grad_weight, grad_bias, grad_shift, torch.tensor(grad_scale)]
+        for total, part in zip(self.sums, block, strict=False):
+            if total is not None and part is not None:
+                total += part
+        self.sums = self.sums or block
+        return grad_x
 
-def linear_backward(
-    grad: Tensor, code: Tensor, scale: Tensor, settings: InputSettings, packed: PackedWeight, has: tuple[bool, bool]
-) -> LinearGradients:
-    """Gradients from that of y (M, out); ``has`` tells whether there is a bias, a shift."""
-    grad_x = matmul(grad, packed.expand(grad.dtype))
-    dequantized, grad_shift, grad_scale = inputs_backward(grad_x, code, scale, settings, has[1])
-    grad_weight = matmul(grad.t(), dequantized).float()
-    grad_bias = grad.sum(0, dtype=torch.float32) if has[0] else None
-    factor = (code.numel() // CODE_BYTES * processes()) ** -0.5
-    return LinearGradients(grad_x, grad_weight, grad_bias, grad_shift, torch.tensor(grad_scale * factor))
+    def sum(self) -> list[Tensor | None]:
+        """The gradients of weight, bias, shift and scale, and None for the scale of the rows, which is a constant."""
+        weight, bias, shift, scale = self.sums
+        return [weight, bias, shift, cast(Tensor, scale) * (self.inputs * processes()) ** -0.5, None]
 
 
 def new_code(rows: Tensor) -> Tensor:
@@ -179,9 +184,10 @@ class _FusedLinear(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         code, scale, *packed = ctx.saved_tensors
         grad = grad.contiguous().view(-1, ctx.weight_shape[0])
-        g = linear_backward(grad, code, scale, ctx.settings, PackedWeight.restore(packed, ctx.weight_shape), ctx.has)
-        grad_x = g.x.view(ctx.x_shape).to(ctx.x_dtype)
-        return grad_x, g.weight, g.bias, g.shift, g.scale, None, None, None
+        weight = PackedWeight.restore(packed, ctx.weight_shape)
+        layer = LinearBackward(scale, ctx.settings, weight, ctx.has)
+        grad_x = layer.rows(grad, code).view(ctx.x_shape).to(ctx.x_dtype)
+        return grad_x, *layer.sum(), None, None
 
 
 def fused_linear(

@@ -10,9 +10,11 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
 from . import fused
-from .fused_linear import SIGN, InputSettings, PackedWeight, forward_product, linear_backward, new_code, rescale
+from .fused_linear import SIGN, InputSettings, LinearBackward, PackedWeight, forward_product, new_code, rescale
 from .layers import BinaryLinear
 from .quantizers import SCALE_MIN
+
+BLOCK_BYTES = 5 << 18  # of what fc1 gives, in the backward pass: what is made again there stays small, and in the cache
 
 
 class _FusedMlp(Function):
@@ -42,17 +44,22 @@ class _FusedMlp(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
         code, integers, scales, bias1, shift2, used1, used2, *packed = ctx.saved_tensors
-        hidden = rescale(integers, scales, bias1, ctx.dtype)
-        code2 = new_code(hidden)
-        forward_product(F.gelu(hidden), shift2, used2, ctx.second, code=code2)
-        grad = grad.contiguous().view(len(hidden), -1)
         weight1, weight2 = (PackedWeight.restore(packed[3 * i : 3 * i + 3], ctx.shapes[i]) for i in range(2))
-        two = linear_backward(grad, code2, used2, ctx.second, weight2, ctx.has[1])
-        grad = torch.ops.aten.gelu_backward.grad_input(two.x, hidden, grad_input=two.x)
-        del hidden, code2
-        one = linear_backward(grad, code, used1, SIGN, weight1, ctx.has[0])
-        layers = [part for g in (one, two) for part in (g.weight, g.bias, g.shift, g.scale, None)]
-        return one.x.view(ctx.x_shape).to(ctx.x_dtype), None, None, *layers
+        grad = grad.contiguous().view(len(code), -1)
+        one = LinearBackward(used1, SIGN, weight1, ctx.has[0])
+        two = LinearBackward(used2, ctx.second, weight2, ctx.has[1])
+        grad_x = torch.empty(ctx.x_shape, dtype=ctx.x_dtype)
+        count = math.ceil(integers.numel() * ctx.dtype.itemsize / BLOCK_BYTES)
+        blocks = (part.tensor_split(count) for part in (grad, code, integers, grad_x.view(len(code), -1)))
+        for block, block_code, block_integers, out in zip(*blocks, strict=True):
+            hidden = rescale(block_integers, scales, bias1, ctx.dtype)
+            code2 = new_code(hidden)
+            forward_product(F.gelu(hidden), shift2, used2, ctx.second, code=code2)
+            inner = two.rows(block, code2)
+            torch.ops.aten.gelu_backward.grad_input(inner, hidden, grad_input=inner)
+            del hidden, code2
+            out.copy_(one.rows(inner, block_code))
+        return grad_x, None, None, *one.sum(), *two.sum()
 
 
 class BinaryMlp(Mlp):

@@ -8,6 +8,7 @@ from goldens import relative_error
 from torch import Tensor, nn
 
 from gsb_vit import fused, fused_attention, fused_linear
+from gsb_vit import mlp as mlp_module
 from gsb_vit.attention import AttentionSuperposition, GSBAttention, ValueSuperposition
 from gsb_vit.attention_bias import FullAttentionBias
 from gsb_vit.layers import BinaryLinear, ElasticSign, ElasticStep
@@ -94,8 +95,11 @@ def test_what_the_kernels_cannot_do_runs_in_pytorch(monkeypatch):
     assert not count
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_mlp(both_ways, autocast, monkeypatch):
+@pytest.mark.parametrize(("autocast", "blocks"), [(False, 1), (True, 1), (False, 4), (True, 4)])
+def test_mlp(both_ways, autocast, blocks, monkeypatch):
+    bytes_of_hidden = 2 * 19 * 100 * (2 if autocast else 4)
+    monkeypatch.setattr(mlp_module, "BLOCK_BYTES", bytes_of_hidden // blocks)
+    count = calls(monkeypatch, mlp_module, "rescale")
     torch.manual_seed(1)
     mlp = BinaryMlp(48, 100)
     mlp.fc1, mlp.fc2 = linear(True, 48, 100), linear(False, 100, 48, clip=10.0)
@@ -103,6 +107,7 @@ def test_mlp(both_ways, autocast, monkeypatch):
         both_ways(mlp, torch.randn(2, 19, 48), tolerance=0.1, same=0.05, autocast=True)
     else:
         both_ways(mlp, torch.randn(2, 19, 48))
+    assert len(count) == 1 + blocks
 
 
 def attention(head_dim: int, tokens: int, bias: bool = True, **options) -> GSBAttention:

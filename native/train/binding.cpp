@@ -27,13 +27,6 @@ Inputs inputs(int rows, int width, Address shift, float clip, Address scale, boo
     return {rows, width, at<const float>(shift), clip, std::fmax(*at<const float>(scale), kSmallestScale), step};
 }
 
-// All coarse ones, then all fine ones.
-Codes codes(Address address, int rows, int width) {
-    if (!address) return {nullptr, nullptr};
-    const size_t count = static_cast<size_t>(rows) * width;
-    return {at<int16_t>(address), at<uint8_t>(address) + 2 * count};
-}
-
 Groups groups(int count, Address scales, Address limits, int limit_batch) {
     return {count, at<const float>(scales), at<const float>(limits), limit_batch};
 }
@@ -147,7 +140,7 @@ NB_MODULE(_train, m) {
             linear_forward(inputs(rows, width, shift, clip, scale, step), tensor(x, x_half),
                            {at<const uint64_t>(packed), at<const int32_t>(sums), channels, at<const float>(out_scale),
                             at<const float>(bias)},
-                           tensor(y, y_half), at<int16_t>(integers), codes(code, rows, width), threads);
+                           tensor(y, y_half), at<int16_t>(integers), at<uint8_t>(code), threads);
         },
         free);
     m.def(
@@ -161,7 +154,7 @@ NB_MODULE(_train, m) {
         "inputs_backward",
         [](Address code, int rows, int width, Address scale, bool step, Address grad, Address dequantized, bool half,
            Address shift_grad, int threads) {
-            return inputs_backward(inputs(rows, width, 0, INFINITY, scale, step), codes(code, rows, width),
+            return inputs_backward(inputs(rows, width, 0, INFINITY, scale, step), at<const uint8_t>(code),
                                    tensor(grad, half), tensor(dequantized, half), at<float>(shift_grad), threads);
         },
         free);

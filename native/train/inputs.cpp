@@ -22,7 +22,7 @@ GSB_TRAIN_INLINE Code encode(__m512 t, __mmask16 plane, __mmask16 inside, __mmas
 }
 
 template <class T>
-GSB_TRAIN_TARGET void quantize_rows(const Inputs& in, const T* x, int first, int last, uint64_t* bits, Codes code) {
+GSB_TRAIN_TARGET void quantize_rows(const Inputs& in, const T* x, int first, int last, uint64_t* bits, uint8_t* code) {
     const int words = words_of(in.width);
     const __m512 scale = _mm512_set1_ps(in.scale), half = _mm512_set1_ps(0.5f * in.scale);
     const __m512 clip = _mm512_set1_ps(in.clip), lowest = _mm512_set1_ps(-in.clip);
@@ -30,7 +30,8 @@ GSB_TRAIN_TARGET void quantize_rows(const Inputs& in, const T* x, int first, int
     for (int row = first; row < last; ++row) {
         const T* from = x + static_cast<size_t>(row) * in.width;
         uint16_t* out = reinterpret_cast<uint16_t*>(bits + static_cast<size_t>(row) * words);
-        const size_t begin = static_cast<size_t>(row) * in.width;
+        uint8_t* coarse = code ? code + static_cast<size_t>(row) * in.width * kCodeBytes : nullptr;
+        uint8_t* fine = code ? coarse + 2 * in.width : nullptr;
         int column = 0;
         for (; column < in.width; column += 16) {
             const __mmask16 lanes = lanes_from(column, in.width);
@@ -40,31 +41,33 @@ GSB_TRAIN_TARGET void quantize_rows(const Inputs& in, const T* x, int first, int
             const __mmask16 plane =
                 in.step ? _mm512_cmp_ps_mask(t, half, _CMP_GT_OQ) : _mm512_cmp_ps_mask(t, zero, _CMP_GE_OQ);
             *out++ = plane & lanes;
-            if (!code.coarse) continue;
+            if (!code) continue;
             const __mmask16 inside = _mm512_cmp_ps_mask(in.step ? t : magnitude(t), scale, _CMP_LE_OQ) &
                                      (in.step ? _mm512_cmp_ps_mask(t, zero, _CMP_GE_OQ) : 0xFFFF);
             const __mmask16 clipped = _mm512_cmp_ps_mask(magnitude(raw), clip, _CMP_GT_OQ);
             const Code q = encode(t, plane, inside, clipped, unit);
-            _mm256_mask_storeu_epi16(code.coarse + begin + column, lanes, _mm512_cvtepi32_epi16(q.coarse));
-            _mm_mask_storeu_epi8(code.fine + begin + column, lanes, _mm512_cvtepi32_epi8(q.fine));
+            _mm256_mask_storeu_epi16(coarse + 2 * column, lanes, _mm512_cvtepi32_epi16(q.coarse));
+            _mm_mask_storeu_epi8(fine + column, lanes, _mm512_cvtepi32_epi8(q.fine));
         }
         for (; column < words * 64; column += 16) *out++ = 0;
     }
 }
 
 template <class T>
-GSB_TRAIN_TARGET float backward_rows(const Inputs& in, Codes code, T* grad, T* dequantized, int first, int last,
-                                     float* shift_grad) {
+GSB_TRAIN_TARGET float backward_rows(const Inputs& in, const uint8_t* code, T* grad, T* dequantized, int first,
+                                     int last, float* shift_grad) {
     const __m512i clip = _mm512_set1_epi32(kClipped), outside = _mm512_set1_epi32(kOutside);
     const __m512 ratio = _mm512_set1_ps(1.0f / kUnit), one = _mm512_set1_ps(1.0f), zero = _mm512_setzero_ps();
     const __m512 scale = _mm512_set1_ps(in.scale);
     __m512 scale_grad = zero;
     for (int row = first; row < last; ++row) {
         const size_t begin = static_cast<size_t>(row) * in.width;
+        const uint8_t* coarse = code + begin * kCodeBytes;
+        const uint8_t* fine_parts = coarse + 2 * in.width;
         for (int column = 0; column < in.width; column += 16) {
             const __mmask16 lanes = lanes_from(column, in.width);
-            const __m512i q = _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(lanes, code.coarse + begin + column));
-            const __m512i fine = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, code.fine + begin + column));
+            const __m512i q = _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(lanes, coarse + 2 * column));
+            const __m512i fine = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, fine_parts + column));
             const __m512i size = _mm512_abs_epi32(q);
             const __mmask16 inside = _mm512_cmp_epi32_mask(size, outside, _MM_CMPINT_NE);
             const __mmask16 clipped = _mm512_mask_cmp_epi32_mask(inside, size, clip, _MM_CMPINT_NLE);
@@ -94,18 +97,19 @@ GSB_TRAIN_TARGET float backward_rows(const Inputs& in, Codes code, T* grad, T* d
 }  // namespace
 
 template <class T>
-void quantize(const Inputs& in, const T* x, int first, int last, uint64_t* bits, Codes code) {
+void quantize(const Inputs& in, const T* x, int first, int last, uint64_t* bits, uint8_t* code) {
     quantize_rows(in, x, first, last, bits, code);
 }
 
 template <class T>
-float quantize_backward(const Inputs& in, Codes code, T* grad, T* dequantized, int first, int last, float* shift_grad) {
+float quantize_backward(const Inputs& in, const uint8_t* code, T* grad, T* dequantized, int first, int last,
+                        float* shift_grad) {
     return backward_rows(in, code, grad, dequantized, first, last, shift_grad);
 }
 
-template void quantize(const Inputs&, const float*, int, int, uint64_t*, Codes);
-template void quantize(const Inputs&, const Half*, int, int, uint64_t*, Codes);
-template float quantize_backward(const Inputs&, Codes, float*, float*, int, int, float*);
-template float quantize_backward(const Inputs&, Codes, Half*, Half*, int, int, float*);
+template void quantize(const Inputs&, const float*, int, int, uint64_t*, uint8_t*);
+template void quantize(const Inputs&, const Half*, int, int, uint64_t*, uint8_t*);
+template float quantize_backward(const Inputs&, const uint8_t*, float*, float*, int, int, float*);
+template float quantize_backward(const Inputs&, const uint8_t*, Half*, Half*, int, int, float*);
 
 }  // namespace gsb::train

@@ -16,19 +16,17 @@ struct Inputs {
     bool step;
 };
 
-// (rows, width) each; nullptr where not wanted.
-struct Codes {
-    int16_t* coarse;
-    uint8_t* fine;
-};
+// Three bytes an input, row behind row; in a row all coarse parts, two bytes each, then all fine ones.
+constexpr int kCodeBytes = 3;
 
-// Rows first … last − 1: bits (rows, words_of(width)), set where B is +1 or 1; pad bits are zero.
+// Rows first … last − 1: bits (rows, words_of(width)), set where B is +1 or 1; pad bits are zero. code: or nullptr.
 template <class T>
-void quantize(const Inputs&, const T* x, int first, int last, uint64_t* bits, Codes code);
+void quantize(const Inputs&, const T* x, int first, int last, uint64_t* bits, uint8_t* code);
 
 // From the gradient G of s·B, in place, to that of x. Adds ΣG·1[inside] to shift_grad (width) and returns
 // ΣG·(B − 1[inside]·t/s). Writes s·B to dequantized (rows, width).
 template <class T>
-float quantize_backward(const Inputs&, Codes code, T* grad, T* dequantized, int first, int last, float* shift_grad);
+float quantize_backward(const Inputs&, const uint8_t* code, T* grad, T* dequantized, int first, int last,
+                        float* shift_grad);
 
 }  // namespace gsb::train

@@ -39,7 +39,7 @@ void expand_weight(const uint64_t* packed, int channels, int width, const float*
     });
 }
 
-void linear_forward(const Inputs& in, Tensor x, const Layer& layer, Tensor y, int16_t* integers, Codes code,
+void linear_forward(const Inputs& in, Tensor x, const Layer& layer, Tensor y, int16_t* integers, uint8_t* code,
                     int threads) {
     const std::vector<int32_t> base = layer.packed ? bases(in, layer) : std::vector<int32_t>();
     const Product product{layer.packed, base.data(), in.step ? 1 : 2, layer.channels, in.width};
@@ -61,7 +61,8 @@ void rescale_integers(const int16_t* integers, int rows, int channels, const flo
     });
 }
 
-float inputs_backward(const Inputs& in, Codes code, Tensor grad, Tensor dequantized, float* shift_grad, int threads) {
+float inputs_backward(const Inputs& in, const uint8_t* code, Tensor grad, Tensor dequantized, float* shift_grad,
+                      int threads) {
     const int tasks = row_tasks(in.rows);
     std::vector<float> scale_sums(tasks), shift_sums(shift_grad ? static_cast<size_t>(tasks) * in.width : 0);
     with_type(grad, [&](auto* g) {

@@ -38,13 +38,14 @@ struct Layer {
 };
 
 // Quantizes x and multiplies: y (rows, channels) where given, the integers where given, code where given.
-void linear_forward(const Inputs&, Tensor x, const Layer&, Tensor y, int16_t* integers, Codes code, int threads);
+void linear_forward(const Inputs&, Tensor x, const Layer&, Tensor y, int16_t* integers, uint8_t* code, int threads);
 
 // y = integers·scale + bias (rows, channels).
 void rescale_integers(const int16_t* integers, int rows, int channels, const float* scale, const float* bias, Tensor y,
                       int threads);
 
 // See quantize_backward; shift_grad (width) is overwritten. Sums are added in the order of the rows' blocks.
-float inputs_backward(const Inputs&, Codes code, Tensor grad, Tensor dequantized, float* shift_grad, int threads);
+float inputs_backward(const Inputs&, const uint8_t* code, Tensor grad, Tensor dequantized, float* shift_grad,
+                      int threads);
 
 }  // namespace gsb::train

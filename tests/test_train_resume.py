@@ -13,6 +13,8 @@ import pytest
 pytest.importorskip("accelerate")
 
 from gsb_vit.train import checkpoint
+from gsb_vit.train import folder as run_folder
+from gsb_vit.train.recipe import Recipe
 
 SCRIPT = Path(__file__).with_name("resume_script.py")
 SOURCE = Path(__file__).parents[1] / "src"
@@ -92,3 +94,14 @@ def test_a_state_of_another_version_is_refused(whole: Path, tmp_path: Path) -> N
     refused = launch(folder, "resume")
     assert refused.returncode != 0
     assert "was written by another version of gsb-vit" in refused.stderr
+
+
+def test_a_run_names_every_commit_that_went_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, recipe = tmp_path / "run", Recipe()
+    for name, status in (("first", "running"), ("first", "running"), ("second", "running"), ("third", "finished")):
+        monkeypatch.setattr(run_folder, "commit", lambda name=name: name)
+        if folder.exists():
+            run = json.loads((folder / "run.json").read_text())
+            run_folder.write_json(folder / "run.json", {**run, "status": status})
+        run_folder.prepare_folder(folder, recipe, "digits", resume=True)
+    assert json.loads((folder / "run.json").read_text())["commit"] == "first, second"

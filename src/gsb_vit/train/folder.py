@@ -23,7 +23,10 @@ from .recipe_io import dump_recipe, load_recipe
 
 
 def prepare_folder(folder: Path, recipe: Recipe, data_spec: str, resume: bool) -> None:
-    """Create a run folder, or check that an existing one may be continued. Raises InputError where it may not."""
+    """Create a run folder, or check that an existing one may be continued. Raises InputError where it may not.
+
+    A run that another commit goes on with names both in run.json, the first one first.
+    """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not resume)):
         raise InputError(
             f"{folder} exists and is not empty; add --resume to go on with that run, or give another folder"
@@ -36,9 +39,13 @@ def prepare_folder(folder: Path, recipe: Recipe, data_spec: str, resume: bool) -
     if recipe_path.is_file() and run_path.is_file():
         if load_recipe(recipe_path) != recipe:
             raise InputError(f"{recipe_path} differs from the recipe given; resume with the run's own recipe")
-        spec = json.loads(run_path.read_text(encoding="utf-8"))["data"]
-        if spec != data_spec:
-            raise InputError(f"the run in {folder} was trained on {spec!r}, not {data_spec!r}; give its own data")
+        run = json.loads(run_path.read_text(encoding="utf-8"))
+        if run["data"] != data_spec:
+            raise InputError(
+                f"the run in {folder} was trained on {run['data']!r}, not {data_spec!r}; give its own data"
+            )
+        if run["status"] != "finished" and commit() not in run["commit"].split(", "):
+            write_json(run_path, {**run, "commit": f"{run['commit']}, {commit()}"})
         return
     checkpoint.write_atomically(recipe_path, dump_recipe(recipe).encode())
     versions = {

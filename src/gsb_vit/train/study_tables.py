@@ -132,11 +132,12 @@ def _note(study: Study, groups: Sequence[Group]) -> str:
 
 
 def _origin(group: Group) -> str:
-    made = {key: sorted({str(row[key]) for row in group.rows}) for key in ("command", "commit", "threads")}
+    made = {key: sorted({str(row[key]) for row in group.rows}) for key in ("command", "threads")}
+    commits = sorted({part for row in group.rows for part in str(row["commit"]).split(", ")})
     machines = sorted({" + ".join(filter(None, (row["cpu"], row["gpu"]))) or "unknown" for row in group.rows})
     threads = ", ".join(made["threads"])
     return (
-        f"`{made['command'][0]}`; commit {', '.join(made['commit'])}; {', '.join(machines)}, {threads} "
+        f"`{made['command'][0]}`; commit {', '.join(commits)}; {', '.join(machines)}, {threads} "
         f"thread{'' if threads == '1' else 's'} a run"
     )
 

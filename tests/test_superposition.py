@@ -222,3 +222,16 @@ def test_every_output_is_a_sum_of_scales(x, count):
     assert bool(((y >= 0) == (x >= 0)).all())
     planes, used = value.quantize(x)
     torch.testing.assert_close(sum(p * s for p, s in zip(planes, used, strict=True)), y)
+
+
+def test_a_single_group_never_begins_with_nothing_in():
+    generator = torch.Generator().manual_seed(4)
+    flat, peaked = (torch.softmax(f * torch.randn(2, 2, 20, 20, generator=generator), -1) for f in (0.01, 3.0))
+    for matrix, expected in ((flat, flat.max()), (peaked, 4 * peaked.mean())):
+        module = AttentionSuperposition(())
+        (plane,), scale = module.quantize(matrix)
+        assert_close(scale, expected.view(1))
+        assert plane.sum() > 0
+    groups = AttentionSuperposition()
+    groups.initialize(flat)
+    assert_close(groups.scale[0], 4 * flat.mean())

@@ -136,10 +136,16 @@ class Superposition(Quantizer):
 class AttentionSuperposition(Superposition):
     """Superposition of the attention matrix A (B, h, N, N): A_b = s_1·1[A > s_1/2] + Σ s_g·1[A > ratio_g·max A].
 
-    Gradients and ties: ``superposition.attention_superposition``. Initial levels: ``superposition.attention_levels``.
+    Gradients and ties: ``superposition.attention_superposition``. Initial levels: ``superposition.attention_levels``;
+    of a single group that would leave everything out (a flat matrix, max A ≤ 2·mean|A|), s_1 = max A instead, because
+    behind a matrix of zeros nothing learns. Further groups always have a member.
     """
 
     extremes_count = 1
+
+    def initial_scale(self, x: Tensor) -> Tensor:
+        scale, largest = super().initial_scale(x), x.amax().float()
+        return scale if self.thresholds else torch.where(largest > scale / 2, scale, largest)
 
     def extremes(self, x: Tensor) -> Tensor:
         return x.amax((1, 2, 3), keepdim=True).unsqueeze(0)

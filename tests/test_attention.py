@@ -4,11 +4,12 @@ from goldens import assert_close
 from timm.layers import Attention
 from torch import nn
 
-from gsb_vit.attention import AttentionSuperposition, GSBAttention, ValueSuperposition
+from gsb_vit.attention import GSBAttention
 from gsb_vit.attention_bias import FullAttentionBias, RelativeAttentionBias, relative_index
 from gsb_vit.errors import InputError
 from gsb_vit.layers import BinaryLinear
 from gsb_vit.products import fast_attention
+from gsb_vit.superposition_quantizers import AttentionSuperposition, ValueSuperposition
 
 
 def attention(binary: bool = True, bias: nn.Module | None = None, **options) -> GSBAttention:

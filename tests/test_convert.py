@@ -9,11 +9,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import gsb_vit.models  # noqa: F401 (registers the models)
-from gsb_vit.attention import GSBAttention, Superposition
+from gsb_vit.attention import GSBAttention
 from gsb_vit.attention_bias import FullAttentionBias, RelativeAttentionBias
 from gsb_vit.convert import PRESETS, Quantization, binarize, calibrate_thresholds, initialize_scales
 from gsb_vit.errors import InputError
 from gsb_vit.layers import BinaryLinear, QuantizedConv2d, QuantizedLinear, Quantizer
+from gsb_vit.superposition_quantizers import Superposition
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}
 

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from gsb_vit import fused, fused_attention, fused_linear
 from gsb_vit import mlp as mlp_module
-from gsb_vit.attention import AttentionSuperposition, GSBAttention, ValueSuperposition
+from gsb_vit.attention import GSBAttention
 from gsb_vit.attention_bias import FullAttentionBias
 from gsb_vit.layers import BinaryLinear, ElasticSign, ElasticStep
 from gsb_vit.mlp import BinaryMlp
+from gsb_vit.superposition_quantizers import AttentionSuperposition, ValueSuperposition
 
 pytestmark = pytest.mark.skipif(fused.kernels() is None, reason="this build or processor has no fused kernels")
 

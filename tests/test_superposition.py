@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gsb_vit import superposition
-from gsb_vit.attention import AttentionSuperposition, ValueSuperposition
 from gsb_vit.quantizers import scale_ste
+from gsb_vit.superposition_quantizers import AttentionSuperposition, ValueSuperposition
 
 MODULES = {"attention": AttentionSuperposition, "value": ValueSuperposition}
 

@@ -9,7 +9,7 @@ from timm.layers import Mlp, PatchEmbed
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 
-from .attention import GSBAttention, Superposition
+from .attention import GSBAttention
 from .attention_bias import FullAttentionBias, RelativeAttentionBias
 from .errors import InputError
 from .layers import BinaryLinear, InitializedOnce, QuantizedConv2d, QuantizedLinear
@@ -18,6 +18,7 @@ from .numerics import PIXEL_MODELS, OrderedNorm, PixelInputs, order_norm
 from .preprocess import Preprocessing
 from .quantization import PRESETS, Quantization
 from .schemes import Scheme, scheme_of
+from .superposition_quantizers import Superposition
 
 __all__ = [
     "PRESETS",

@@ -191,9 +191,8 @@ class _FusedAttention(Function):
         shifts, scales, kept = tuple(rest[:3]), rest[3:7], rest[7:]
         qkv = kept[0] if ctx.layer is None else ctx.layer.again(kept)
         core = _Core(qkv, ctx.settings.heads, shifts, scales)
-        made_again = ctx.layer is not None
-        grad_qkv, grads = core.backward(
-            grad.contiguous(), bias, limits, value_limits, ctx.settings.aligned, in_place=made_again
+        grad_qkv, grads = core.backward(  # in place where qkv was made again and nobody else has it
+            grad.contiguous(), bias, limits, value_limits, ctx.settings.aligned, in_place=ctx.layer is not None
         )
         if ctx.layer is None:
             return grad_qkv, None, None, *[None] * LAYER_TENSORS, *grads

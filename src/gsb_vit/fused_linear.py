@@ -17,7 +17,7 @@ from . import fused
 from .products import matmul
 from .quantizers import SCALE_MIN, processes
 
-CODE_BYTES = 3
+CODE_BYTES = 3  # of an input; native/train/inputs.h says how they lie in a row
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def forward_product(
     integers: Tensor | None = None,
     code: Tensor | None = None,
 ) -> None:
-    """Quantize x (M, in), multiply, and write what is given: out and integers (M, out), code (M, in, 3)."""
+    """Quantize x (M, in), multiply, and write what is given: out and integers (M, out), code (M, 3·in)."""
     a = fused.address
     rows, width = x.shape
     words, sums, channels = (0, 0, 0) if weight is None else (a(weight.words), a(weight.sums), weight.shape[0])
@@ -113,7 +113,7 @@ def inputs_backward(
     grad: Tensor, code: Tensor, scale: Tensor, settings: InputSettings, with_shift: bool
 ) -> tuple[Tensor, Tensor | None, float]:
     """From the gradient of s·B (M, in), which becomes that of x in place: s·B, the gradients of shift and scale."""
-    rows, width, _ = code.shape
+    rows, width = grad.shape
     dequantized = torch.empty_like(grad)
     shift_grad = torch.empty(width) if with_shift else None
     scale_grad = fused.native().inputs_backward(
@@ -132,17 +132,19 @@ class LinearBackward:
         self.inputs = 0
 
     def rows(self, grad: Tensor, code: Tensor) -> Tensor:
-        """Add a block's share, from its code (m, in, 3) and its gradient of y (m, out); return that of x (m, in)."""
+        """Add a block's share, from its code (m, 3·in) and its gradient of y (m, out); return that of x (m, in)."""
         grad_x = matmul(grad, self.packed.expand(grad.dtype))
         dequantized, grad_shift, grad_scale = inputs_backward(grad_x, code, self.scale, self.settings, self.has[1])
         grad_weight = matmul(grad.t(), dequantized).float()
         grad_bias = grad.sum(0, dtype=torch.float32) if self.has[0] else None
-        self.inputs += code.numel() // CODE_BYTES
+        self.inputs += grad_x.numel()
         block = [grad_weight, grad_bias, grad_shift, torch.tensor(grad_scale)]
-        for total, part in zip(self.sums, block, strict=False):
+        if not self.sums:
+            self.sums = block
+            return grad_x
+        for total, part in zip(self.sums, block, strict=True):
             if total is not None and part is not None:
                 total += part
-        self.sums = self.sums or block
         return grad_x
 
     def sum(self) -> list[Tensor | None]:
@@ -152,8 +154,8 @@ class LinearBackward:
 
 
 def new_code(rows: Tensor) -> Tensor:
-    """Return room for the codes of inputs (M, in)."""
-    return torch.empty((*rows.shape, CODE_BYTES), dtype=torch.uint8)
+    """Return room for the codes of inputs (M, in): (M, 3·in), so that blocks of rows are slices."""
+    return torch.empty((len(rows), CODE_BYTES * rows.shape[1]), dtype=torch.uint8)
 
 
 class _FusedLinear(Function):

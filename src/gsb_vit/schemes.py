@@ -12,11 +12,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .attention import AttentionSuperposition, ValueSuperposition
 from .input_quantizers import ElasticInteger, ElasticSign, ElasticStep, Planes, Quantizer
 from .layers import RPReLU
 from .quantization import Quantization
 from .quantizers import SCALE_MIN, processes, scale_ste, unit_sign, unit_step
+from .superposition_quantizers import AttentionSuperposition, ValueSuperposition
 
 
 @dataclass(frozen=True)

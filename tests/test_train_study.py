@@ -99,7 +99,7 @@ def run_here(monkeypatch, file: Path, out: Path, **options) -> tuple[dict[str, s
     here = InThisProcess()
     monkeypatch.setattr(study_command, "make_executor", lambda *_: here)
     monkeypatch.setattr(study_run, "POLL_SECONDS", 0.0)
-    return run_study(file, out, jobs=2, console=quiet(), **options), here.started
+    return run_study(file, out, **{"jobs": 2, "console": quiet(), **options}), here.started
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,27 @@ def test_what_is_finished_is_not_run_again(done, monkeypatch) -> None:
     text = document.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith("after\n") and "\nold\n" not in text and "| GSB |" in text
     assert (out / "images" / "study-tiny.svg").is_file()
+
+
+def test_recorded_rows_outlive_the_runs_as_long_as_the_recipe_is_theirs(done, tmp_path: Path, monkeypatch) -> None:
+    file, out, _ = done
+    document = tmp_path / "doc.md"
+    document.write_text("<!-- study tiny -->\n<!-- /study tiny -->\n", encoding="utf-8")
+    assert run_here(monkeypatch, file, out, jobs=0, document=document) == ({}, [])
+    first, kept = document.read_text(encoding="utf-8"), tmp_path / "studies" / "tiny.json"
+    recorded = kept.read_text(encoding="utf-8")
+    assert run_here(monkeypatch, file, tmp_path / "nothing", document=document) == ({}, [])
+    assert document.read_text(encoding="utf-8") == first and kept.read_text(encoding="utf-8") == recorded
+    assert (tmp_path / "nothing" / "results.csv").read_bytes() == (out / "results.csv").read_bytes()
+
+    changed = write_study(tmp_path, STUDY.replace('scheme = "bit"', 'scheme = "xnor"'))
+    errors, started = run_here(monkeypatch, changed, tmp_path / "new", document=document)
+    assert errors == {} and sorted(name.split("-")[0] for name in started) == ["bit", "stage1", "teacher"]
+    assert '"scheme": "xnor"' not in recorded and '"stage2.quantization.scheme": "xnor"' in kept.read_text("utf-8")
+
+    kept.write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"cannot read the rows in .*tiny\.json .*; restore that file, or delete it"):
+        run_here(monkeypatch, file, out, document=document)
 
 
 def test_a_moved_study_stays_finished_and_a_changed_one_is_refused(done, tmp_path: Path, monkeypatch) -> None:

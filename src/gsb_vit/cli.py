@@ -130,7 +130,8 @@ def study(
         str | None, typer.Option("--data", metavar="SPEC", help="The data, as for train (default: the study's).")
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, metavar="N", help="Runs at a time (default: one a core).")
+        int | None,
+        typer.Option("--jobs", min=0, metavar="N", help="Runs at a time (default: one a core; 0: tables only)."),
     ] = None,
     executor: Annotated[
         str, typer.Option("--executor", metavar="local|submitit", help="Where runs go: this machine, or a cluster.")
@@ -140,7 +141,8 @@ def study(
         typer.Option("--cluster-set", metavar="KEY=VALUE", help="A parameter of submitit, as in timeout_min=600."),
     ] = None,
     write: Annotated[
-        Path | None, typer.Option("--write", metavar="FILE.md", help="Put the table between this study's markers.")
+        Path | None,
+        typer.Option("--write", metavar="FILE.md", help="Put the table between its markers; keep its rows."),
     ] = None,
     latency: Annotated[bool, typer.Option("--latency", help="Time the packed models when all runs are done.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the study, list its runs, start none.")] = False,

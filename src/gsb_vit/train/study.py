@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,17 @@ class Plan:
 
     jobs: tuple[Job, ...]
     of_cell: Mapping[str, tuple[str, str | None]]
+
+    def without(self, cells: Container[str]) -> Plan:
+        """Only the jobs that other cells than these need."""
+        wanted = {student for name, (student, _) in self.of_cell.items() if name not in cells}
+        kept: list[Job] = []
+        for job in reversed(self.jobs):
+            if job.name in wanted:
+                kept.append(job)
+                if job.needs is not None:
+                    wanted.add(job.needs)
+        return dataclasses.replace(self, jobs=tuple(reversed(kept)))
 
 
 def load_study(path: str | Path) -> Study:

@@ -22,7 +22,8 @@ from .recipe_io import toml_value
 from .run import require_models, require_validation
 from .study import Job, Plan, Study, is_finished, load_study, plan, run_folder
 from .study_plots import plot_svg
-from .study_results import SIZE_FILE, aggregate, collect
+from .study_records import read_records, records_file, records_text
+from .study_results import SIZE_FILE, Row, aggregate, collect
 from .study_run import Executor, LocalExecutor, SubmititExecutor, locked, run_jobs
 from .study_tables import csv_text, markdown, replace_between_markers, study_command
 
@@ -44,9 +45,10 @@ def run_study(
 
     Args:
         data: instead of the study's own data SPEC.
-        jobs: how many runs at a time; None for one a core of this process.
+        jobs: how many runs at a time; None for one a core of this process, 0 to run none and write what there is.
         executor: ``local``, ``submitit``, or ``submitit:CLUSTER`` (``local``, ``debug``).
-        document: a Markdown file whose part between this study's markers becomes the table.
+        document: a Markdown file whose part between this study's markers becomes the table. All rows are kept beside
+            it, in ``studies/NAME.json``; what is kept there, of the same recipe, is not run again.
         latency: time the packed models at the end (one thread, one picture); only what is not timed yet.
         dry_run: check everything and list the runs.
 
@@ -58,14 +60,16 @@ def run_study(
     spec = data or study.data
     if not isinstance(spec, str):
         raise InputError(f"{file} names no data; give it as --data SPEC")
+    recorded: dict[str, list[Row]] = {}
     if document is not None:
         replace_between_markers(document, study.name, "")
+        recorded = read_records(records_file(document, study), study)
     _check_data(study, spec)
-    planned = plan(study, out)
+    planned = plan(study, out).without(recorded)
     unfinished = [job for job in planned.jobs if not is_finished(job, out)]
     console.print(
-        f"{study.name}: {len(study.cells)} cells, {len(planned.jobs)} runs, {len(unfinished)} to do, "
-        f"{sum(job.epochs for job in unfinished)} epochs",
+        f"{study.name}: {len(study.cells)} cells, {len(recorded)} of them recorded, {len(planned.jobs)} runs, "
+        f"{len(unfinished)} to do, {sum(job.epochs for job in unfinished)} epochs",
         highlight=False,
     )
     if dry_run:
@@ -77,7 +81,10 @@ def run_study(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot create {out} ({error.strerror}); give a folder you may write to") from error
-    results = _Results(study, planned, out, study_command(file, spec))
+    results = _Results(study, planned, out, study_command(file, spec), recorded)
+    if jobs == 0:
+        results.write(document)
+        return {}
     with locked(out):
         write_atomically(out / "study.toml", file.read_bytes())
         results.write()
@@ -143,8 +150,10 @@ def _check_data(study: Study, spec: str) -> None:
 
 
 class _Results:
-    def __init__(self, study: Study, planned: Plan, out: Path, command: str) -> None:
-        self.study, self.planned, self.out, self.command = study, planned, out, command
+    def __init__(
+        self, study: Study, planned: Plan, out: Path, command: str, recorded: Mapping[str, Sequence[Row]]
+    ) -> None:
+        self.study, self.planned, self.out, self.command, self.recorded = study, planned, out, command, recorded
         self.final_jobs = {planned.of_cell[cell.name][0] for cell in study.cells}
 
     def finished(self, job: Job) -> None:
@@ -155,7 +164,7 @@ class _Results:
 
     def write(self, document: Path | None = None) -> None:
         """Write table, CSV and picture of what is finished, each atomically."""
-        rows = collect(self.study, self.planned, self.out, self.command)
+        rows = collect(self.study, self.planned, self.out, self.command, self.recorded)
         groups = aggregate(self.study, rows)
         write_atomically(self.out / "results.csv", csv_text(self.study, rows).encode())
         picture = plot_svg(self.study, groups)
@@ -169,12 +178,16 @@ class _Results:
         if picture is not None:
             place.parent.mkdir(exist_ok=True)
             write_atomically(place, picture.encode())
+        records = records_file(document, self.study)
+        records.parent.mkdir(exist_ok=True)
+        write_atomically(records, records_text(self.study, rows).encode())
         text = markdown(self.study, groups, f"images/{place.name}" if picture else None)
         write_atomically(document, replace_between_markers(document, self.study.name, text).encode())
 
     def time_packed(self, console: Console) -> None:
         """Time each variant's first finished run that the runtime can run."""
-        seen: set[Any] = set()
+        known = [row for rows in self.recorded.values() for row in rows if row["latency_ms"] is not None]
+        seen = {(row["variant"], tuple((axis, row[axis]) for axis in self.study.axes)) for row in known}
         for cell in self.study.cells:
             job, _ = self.planned.of_cell[cell.name]
             folder, key = run_folder(self.out, job), (cell.variant, cell.point)

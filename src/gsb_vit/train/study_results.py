@@ -66,12 +66,18 @@ class Group:
     rows: tuple[Row, ...]
 
 
-def collect(study: Study, plan: Plan, out: Path, command: str) -> list[Row]:
-    """One row a cell and stage, of the cells whose run is finished; a shared teacher is in every cell it teaches."""
-    rows = []
+def collect(
+    study: Study, plan: Plan, out: Path, command: str, recorded: Mapping[str, Sequence[Row]] | None = None
+) -> list[Row]:
+    """One row a cell and stage, of the cells whose run is finished; a shared teacher is in every cell it teaches.
+
+    ``recorded`` has the rows of cells that are recorded elsewhere; those of a run that is here go before them.
+    """
+    rows: list[Row] = []
     for cell in study.cells:
         job, teacher = plan.of_cell[cell.name]
         if (own := _summary(run_folder(out, job))) is None:
+            rows += (recorded or {}).get(cell.name, ())
             continue
         runs = {stage: (job, result) for stage, result in own["stages"].items()}
         if teacher is not None and (taught := _summary(run_folder(out, teacher))) is not None:

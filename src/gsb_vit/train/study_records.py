@@ -1,0 +1,82 @@
+"""A study's rows in a file beside the document that shows them: they outlive runs and machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .recipe import Recipe
+from .recipe_io import build_recipe, dump_recipe, overlay, parse_toml
+from .study import Cell, Study, flatten
+from .study_results import Row
+
+
+def records_file(document: Path, study: Study) -> Path:
+    """``studies/NAME.json`` beside the document."""
+    return document.parent / "studies" / f"{study.name}.json"
+
+
+def read_records(path: Path, study: Study) -> dict[str, list[Row]]:
+    """Rows by cell, of the study's cells whose recipe is the recorded one; nothing where there is no file.
+
+    A key that a recipe has gained since counts with its default.
+
+    Raises:
+        InputError: the file is not what ``records_text`` writes.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        shared, cells = found["recipe"], found["cells"]
+        known = {cell.name: cell for cell in study.cells}
+        return {
+            name: [row | _shown(known[name]) for row in cell["rows"]]
+            for name, cell in cells.items()
+            if name in known and _recipe({**shared, **cell["recipe"]}) == known[name].recipe
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"cannot read the rows in {path} ({error!r}); restore that file, or delete it") from error
+
+
+def records_text(study: Study, rows: Sequence[Row]) -> str:
+    """The rows as JSON, a line a cell; its recipe as what differs from the first cell's (null: no such key)."""
+    by_cell: dict[str, list[Row]] = {}
+    names = {(cell.variant, cell.point, cell.seed): cell for cell in study.cells}
+    for row in rows:
+        cell = names[row["variant"], tuple((axis, row[axis]) for axis in study.axes), row["seed"]]
+        by_cell.setdefault(cell.name, []).append(row)
+    recipes = {cell.name: _values(cell.recipe) for cell in study.cells if cell.name in by_cell}
+    shared = next(iter(recipes.values()), {})
+    lines = [
+        f"  {json.dumps(name)}: " + json.dumps({"recipe": _changes(shared, recipes[name]), "rows": own})
+        for name, own in by_cell.items()
+    ]
+    return f'{{"recipe": {json.dumps(shared)},\n "cells": {{\n' + ",\n".join(lines) + "\n}}\n"
+
+
+def _shown(cell: Cell) -> Row:
+    """What the study says of a cell today."""
+    return {"title": cell.title}
+
+
+def _values(recipe: Recipe) -> dict[str, Any]:
+    return flatten(parse_toml(dump_recipe(recipe), "recipe"))
+
+
+def _changes(shared: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    changed = {key: value for key, value in values.items() if key not in shared or shared[key] != value}
+    return changed | dict.fromkeys(shared.keys() - values.keys())
+
+
+def _recipe(values: Mapping[str, Any]) -> Recipe | None:
+    """The recipe of flat values, or None where it is none any more."""
+    nested: dict[str, Any] = {}
+    try:
+        overlay(nested, {key: value for key, value in values.items() if value is not None})
+        return build_recipe(nested)
+    except InputError:
+        return None

@@ -104,6 +104,11 @@ def test_no_module_imports_itself_in_a_circle():
     graphlib.TopologicalSorter({name: found - {name} for name, found in arrows.items()}).prepare()
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "train").glob("*.py")), ids=lambda path: path.name)
+def test_training_knows_no_studies(path):
+    assert "study" not in rooms(imports(path, at_import_time=False))
+
+
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_the_package_imports_no_recipes_benches_or_tests(path):
     found = {name.split(".")[0] for name in imports(path, at_import_time=False)}

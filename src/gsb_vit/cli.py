@@ -149,7 +149,7 @@ def study(
 ) -> None:
     """Train a grid of recipes and seeds, and write its table, CSV and plot."""
     _require_training("a study")
-    from gsb_vit.train.study_command import parse_options, run_study
+    from gsb_vit.study.command import parse_options, run_study
 
     options = parse_options(cluster_set or [])
     errors = run_study(

@@ -9,8 +9,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from .study import Study
-from .study_results import Group, Spread, file_bytes
+from .plan import Study
+from .results import Group, Spread, file_bytes
 
 COLOURS = ("#178a6d", "#c4622d", "#4f6bc4", "#a8479c", "#8a7a1f", "#5b6573", "#c43d4f", "#2f93b5")
 TEACHER = "#8a94a6"

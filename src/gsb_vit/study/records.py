@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .recipe import Recipe
-from .recipe_io import build_recipe, dump_recipe, overlay, parse_toml
-from .study import Cell, Study, flatten
-from .study_results import Row
+from ..train.recipe import Recipe
+from ..train.recipe_io import build_recipe, dump_recipe, overlay, parse_toml
+from .plan import Cell, Study, flatten
+from .results import Row
 
 
 def records_file(document: Path, study: Study) -> Path:

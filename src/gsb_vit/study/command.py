@@ -15,17 +15,17 @@ from rich.console import Console
 from ..errors import InputError
 from ..export import export_model
 from ..footprint import footprint
-from .checkpoint import load_model, write_atomically
-from .data import load_data
-from .folder import write_json
-from .recipe_io import toml_value
-from .run import require_models, require_validation
-from .study import Job, Plan, Study, is_finished, load_study, plan, run_folder
-from .study_plots import plot_svg
-from .study_records import read_records, records_file, records_text
-from .study_results import SIZE_FILE, Row, aggregate, collect
-from .study_run import Executor, LocalExecutor, SubmititExecutor, locked, run_jobs
-from .study_tables import csv_text, markdown, replace_between_markers, study_command
+from ..train.checkpoint import load_model, write_atomically
+from ..train.data import load_data
+from ..train.folder import write_json
+from ..train.recipe_io import toml_value
+from ..train.run import require_models, require_validation
+from .jobs import Executor, LocalExecutor, SubmititExecutor, locked, run_jobs
+from .plan import Job, Plan, Study, is_finished, load_study, plan, run_folder
+from .plots import plot_svg
+from .records import read_records, records_file, records_text
+from .results import SIZE_FILE, Row, aggregate, collect
+from .tables import csv_text, markdown, replace_between_markers, study_command
 
 
 def run_study(

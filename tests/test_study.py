@@ -18,13 +18,14 @@ pytest.importorskip("accelerate")
 
 from gsb_vit.cli import main
 from gsb_vit.errors import InputError
-from gsb_vit.train import checkpoint, study_command, study_run
+from gsb_vit.study import command, jobs
+from gsb_vit.study.command import make_executor, measure_size, parse_options, run_study
+from gsb_vit.study.jobs import LocalExecutor, SubmititExecutor
+from gsb_vit.study.plan import is_finished, load_study, plan, run_folder
+from gsb_vit.train import checkpoint
 from gsb_vit.train.build import build_model, model_args
 from gsb_vit.train.recipe_io import dump_recipe, load_recipe
 from gsb_vit.train.run import train
-from gsb_vit.train.study import is_finished, load_study, plan, run_folder
-from gsb_vit.train.study_command import measure_size, run_study
-from gsb_vit.train.study_run import LocalExecutor, SubmititExecutor
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
@@ -97,8 +98,8 @@ def write_study(folder: Path, text: str = STUDY, epochs: int = 1) -> Path:
 
 def run_here(monkeypatch, file: Path, out: Path, **options) -> tuple[dict[str, str], list[str]]:
     here = InThisProcess()
-    monkeypatch.setattr(study_command, "make_executor", lambda *_: here)
-    monkeypatch.setattr(study_run, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(command, "make_executor", lambda *_: here)
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.0)
     return run_study(file, out, **{"jobs": 2, "console": quiet(), **options}), here.started
 
 
@@ -207,7 +208,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path: Path, monke
 
 def test_no_two_studies_fill_one_folder(done, monkeypatch) -> None:
     file, out, _ = done
-    with study_run.locked(out), pytest.raises(InputError, match="another gsb-vit study is at work"):
+    with jobs.locked(out), pytest.raises(InputError, match="another gsb-vit study is at work"):
         run_here(monkeypatch, file, out)
 
 
@@ -320,8 +321,8 @@ def test_a_bad_study_is_refused_in_one_line_before_anything_runs(old, new, words
 def test_executors_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     for name, options in (("slurm", {}), ("local", {"timeout_min": 3}), ("submitit:", {})):
         with pytest.raises(InputError, match="--executor"):
-            study_command.make_executor(name, tmp_path, options)
-    assert study_command.parse_options(["timeout_min=5", "slurm_partition=gpu"]) == {
+            make_executor(name, tmp_path, options)
+    assert parse_options(["timeout_min=5", "slurm_partition=gpu"]) == {
         "timeout_min": 5,
         "slurm_partition": "gpu",
     }

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .recipe import DistillationRecipe, Recipe, StageRecipe
-from .recipe_io import build_recipe, dump_recipe, load_recipe, overlay, parse_toml, read_values
+from ..train.recipe import DistillationRecipe, Recipe, StageRecipe
+from ..train.recipe_io import build_recipe, dump_recipe, load_recipe, overlay, parse_toml, read_values
 
 KEYS = ("title", "data", "recipe", "seeds", "seeded", "reference", "set", "variants", "grid", "plot")
 PLOT_KEYS = ("x", "log")

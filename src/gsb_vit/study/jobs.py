@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ..errors import InputError
-from .checkpoint import write_atomically
-from .recipe_io import dump_recipe
-from .study import Job, is_finished, run_folder
+from ..train.checkpoint import write_atomically
+from ..train.recipe_io import dump_recipe
+from .plan import Job, is_finished, run_folder
 
 POLL_SECONDS = 0.5
 

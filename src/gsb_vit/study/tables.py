@@ -12,8 +12,8 @@ from typing import Any
 
 from ..errors import InputError
 from ..metrics import METRIC_NAMES
-from .study import Study
-from .study_results import Group, Row, Spread, file_bytes, public_spec
+from .plan import Study
+from .results import Group, Row, Spread, file_bytes, public_spec
 
 
 def study_command(study_file: Path, data: str) -> str:

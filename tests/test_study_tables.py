@@ -8,11 +8,11 @@ pytest.importorskip("accelerate")
 
 from gsb_vit.errors import InputError
 from gsb_vit.metrics import METRIC_NAMES
+from gsb_vit.study.plan import Cell, Study
+from gsb_vit.study.plots import plot_svg
+from gsb_vit.study.results import Row, Spread, aggregate, public_spec
+from gsb_vit.study.tables import csv_text, interval, markdown, percent, replace_between_markers
 from gsb_vit.train.recipe import Recipe
-from gsb_vit.train.study import Cell, Study
-from gsb_vit.train.study_plots import plot_svg
-from gsb_vit.train.study_results import Row, Spread, aggregate, public_spec
-from gsb_vit.train.study_tables import csv_text, interval, markdown, percent, replace_between_markers
 
 TOP1 = {("a", 0): 0.50, ("a", 1): 0.52, ("a", 2): 0.54, ("b", 0): 0.47, ("b", 1): 0.50, ("b", 2): 0.50}
 

@@ -13,8 +13,8 @@ import numpy as np
 from scipy import stats
 
 from ..metrics import METRIC_NAMES
-from .recipe import STAGES
-from .study import Cell, Plan, Study, run_folder
+from ..train.recipe import STAGES
+from .plan import Cell, Plan, Study, run_folder
 
 SIZE_FILE = "size.json"
 Row = dict[str, Any]

@@ -99,6 +99,17 @@ def test_scales_of_another_number_of_groups_start_fresh() -> None:
     assert not second.blocks[0].attn.attention_quantizer.is_ready
 
 
+def test_scales_of_other_bits_start_fresh() -> None:
+    first, second = make(Quantization(activation_bits=8, weight_bits=8)), make(Quantization(weight_scale="learned_row"))
+    initialize_scales(first, torch.randn(4, 3, 16, 16))
+    carried, fresh = checkpoint.start_from(second, first)
+    layer = "blocks.0.mlp.fc1"
+    assert {f"{layer}.weight", f"{layer}.shift", f"{layer}.bias"} <= set(carried)
+    assert {f"{layer}.input_quantizer.scale", f"{layer}.weight_quantizer.weight_scale"} <= set(fresh)
+    edges = {name for name in carried if name.endswith("initialized")}
+    assert edges and all(name.startswith(("patch_embed", "head")) for name in edges)
+
+
 def test_the_optimiser_goes_on_as_if_never_stopped() -> None:
     def steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
         for _ in range(count):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..convert import set_pixel_scaling
 from ..errors import InputError
+from ..input_quantizers import InitializedOnce
 from ..preprocess import Preprocessing
 from .build import ModelInfo, build_model
 
@@ -114,13 +115,27 @@ def load_model(path_or_run: str | Path) -> TrainedModel:
 def start_from(model: nn.Module, source: nn.Module) -> tuple[list[str], list[str]]:
     """Copy what has the same name and shape from ``source``; return (carried names, names that start fresh).
 
-    A scale that is carried keeps its ``initialized`` flag, one that starts fresh stays to be initialised.
+    A scale that is carried keeps its ``initialized`` flag, one that starts fresh stays to be initialised. The scales of
+    a quantizer of another kind or of other bits start fresh: a step of eight bits is far too small for one.
     """
     own, other = model.state_dict(), source.state_dict()
-    carried = [name for name in own if name in other and other[name].shape == own[name].shape]
+    changed = _scales_of_other_quantizers(model, source)
+    carried = [name for name in own if name in other and other[name].shape == own[name].shape and name not in changed]
     carried = [name for name in carried if not _flag_without_scale(name, carried)]
     model.load_state_dict({name: other[name] for name in carried}, strict=False)
     return carried, [name for name in own if name not in carried]
+
+
+def _scales_of_other_quantizers(model: nn.Module, source: nn.Module) -> set[str]:
+    others = dict(source.named_modules())
+    changed = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, InitializedOnce)
+        and (type(module), getattr(module, "bits", None))
+        != (type(others.get(name)), getattr(others.get(name), "bits", None))
+    ]
+    return {f"{name}.{state}" for name in changed for state in ("scale", "weight_scale", "initialized")}
 
 
 def _flag_without_scale(name: str, carried: list[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -66,12 +67,7 @@ def run_study(
         recorded = read_records(records_file(document, study), study)
     _check_data(study, spec)
     planned = plan(study, out).without(recorded)
-    unfinished = [job for job in planned.jobs if not is_finished(job, out)]
-    console.print(
-        f"{study.name}: {len(study.cells)} cells, {len(recorded)} of them recorded, {len(planned.jobs)} runs, "
-        f"{len(unfinished)} to do, {sum(job.epochs for job in unfinished)} epochs",
-        highlight=False,
-    )
+    unfinished = _announce(study, planned, recorded, out, console)
     if dry_run:
         for job in planned.jobs:
             state = "to do" if job in unfinished else "finished"
@@ -82,27 +78,40 @@ def run_study(
     except OSError as error:
         raise InputError(f"cannot create {out} ({error.strerror}); give a folder you may write to") from error
     results = _Results(study, planned, out, study_command(file, spec), recorded)
-    if jobs == 0:
-        results.write(document)
-        return {}
-    with locked(out):
+    errors: dict[str, str] = {}
+    with contextlib.nullcontext() if jobs == 0 else locked(out):
         write_atomically(out / "study.toml", file.read_bytes())
         results.write()
-        errors = run_jobs(
-            planned.jobs,
-            spec,
-            out,
-            make_executor(executor, out, cluster_options or {}),
-            jobs or usable_cores(),
-            console,
-            results.finished,
-            torch.cuda.device_count() if executor == "local" else 0,
-        )
+        if jobs != 0:
+            errors = run_jobs(
+                planned.jobs,
+                spec,
+                out,
+                make_executor(executor, out, cluster_options or {}),
+                jobs or usable_cores(),
+                console,
+                results.finished,
+                torch.cuda.device_count() if executor == "local" else 0,
+            )
         if latency:
             results.time_packed(console)
         results.write(document)
-    console.print(f"{len(planned.jobs) - len(errors)} of {len(planned.jobs)} runs finished; {out / 'table.md'}")
+    finished = sum(is_finished(job, out) for job in planned.jobs)
+    console.print(f"{finished} of {len(planned.jobs)} runs finished; {out / 'table.md'}", highlight=False)
     return errors
+
+
+def _announce(
+    study: Study, planned: Plan, recorded: Mapping[str, Sequence[Row]], out: Path, console: Console
+) -> list[Job]:
+    """Say how much there is to do; → the jobs that are not finished."""
+    unfinished = [job for job in planned.jobs if not is_finished(job, out)]
+    console.print(
+        f"{study.name}: {len(study.cells)} cells" + f", {len(recorded)} of them recorded" * bool(recorded) + ", "
+        f"{len(planned.jobs)} runs, {len(unfinished)} to do, {sum(job.epochs for job in unfinished)} epochs",
+        highlight=False,
+    )
+    return unfinished
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:

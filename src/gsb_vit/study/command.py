@@ -95,9 +95,8 @@ def run_study(
             )
         if latency:
             results.time_packed(console)
-        results.write(document)
-    finished = sum(is_finished(job, out) for job in planned.jobs)
-    console.print(f"{finished} of {len(planned.jobs)} runs finished; {out / 'table.md'}", highlight=False)
+        finished = results.write(document)
+    console.print(f"{finished} of {len(study.cells)} cells have their rows; {out / 'table.md'}", highlight=False)
     return errors
 
 
@@ -171,8 +170,8 @@ class _Results:
             measure_size(run_folder(self.out, job.name))
         self.write()
 
-    def write(self, document: Path | None = None) -> None:
-        """Write table, CSV and picture of what is finished, each atomically."""
+    def write(self, document: Path | None = None) -> int:
+        """Write table, CSV and picture of what is finished, each atomically; → the number of cells that are."""
         rows = collect(self.study, self.planned, self.out, self.command, self.recorded)
         groups = aggregate(self.study, rows)
         write_atomically(self.out / "results.csv", csv_text(self.study, rows).encode())
@@ -181,8 +180,9 @@ class _Results:
             write_atomically(self.out / "plot.svg", picture.encode())
         text = markdown(self.study, groups, "plot.svg" if picture else None)
         write_atomically(self.out / "table.md", text.encode())
+        finished = sum(row["final"] for row in rows)
         if document is None:
-            return
+            return finished
         place = document.parent / "images" / f"study-{self.study.name}.svg"
         if picture is not None:
             place.parent.mkdir(exist_ok=True)
@@ -192,6 +192,7 @@ class _Results:
         write_atomically(records, records_text(self.study, rows).encode())
         text = markdown(self.study, groups, f"images/{place.name}" if picture else None)
         write_atomically(document, replace_between_markers(document, self.study.name, text).encode())
+        return finished
 
     def time_packed(self, console: Console) -> None:
         """Time each variant's first finished run that the runtime can run."""

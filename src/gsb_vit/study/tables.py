@@ -124,8 +124,9 @@ def _note(study: Study, groups: Sequence[Group]) -> str:
     seeds = [seed for seed in study.seeds if any(seed in group.seeds for group in groups)]
     text = (
         f"Test top-1, top-5, macro precision, recall and F1 of the last stage in percent, {pictures} pictures; mean ± "
-        f"sample standard deviation over seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; the best top-1 in bold. Differences "
-        "are between runs of the same seed. Training: the time of teacher and stages, shared ones counted in each row."
+        f"sample standard deviation over seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; the best top-1 in "
+        "bold. Differences are between runs of the same seed. Training: the time of teacher and stages, shared ones "
+        "counted in each row."
     )
     if any(group.size for group in groups):
         text += " Sizes are of the packed file; * where the runtime does not run it: all numbers at their trained bits."

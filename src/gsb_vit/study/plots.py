@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from .plan import Study
 from .results import Group, Spread, file_bytes
@@ -104,6 +105,9 @@ def _pareto(groups: Sequence[Group]) -> Figure:
     if front:
         axes.plot(*zip(*front, strict=True), color=TEACHER, linewidth=0.8, linestyle=":", zorder=0)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
     axes.margins(x=0.2, y=0.15)
     axes.set(xlabel="bytes, thousands (circles: the packed file that the runtime runs)", ylabel="test top-1, %")
     return figure
@@ -125,5 +129,5 @@ def _dots(groups: Sequence[Group]) -> Figure:
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 1.0 + 0.5 / (0.32 * len(groups) + 1)))
     axes.set_yticks(range(len(groups)), names)
     axes.invert_yaxis()
-    axes.set(xlabel="test top-1, %: mean with 95 % confidence interval, and the seeds")
+    axes.set_xlabel("test top-1, %: mean with 95 % confidence interval, and the seeds", loc="right")
     return figure

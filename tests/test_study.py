@@ -173,7 +173,11 @@ def test_recorded_rows_outlive_the_runs_as_long_as_the_recipe_is_theirs(done, tm
     assert (tmp_path / "nothing" / "results.csv").read_bytes() == (out / "results.csv").read_bytes()
 
     changed = write_study(tmp_path, STUDY.replace('scheme = "bit"', 'scheme = "xnor"'))
-    errors, started = run_here(monkeypatch, changed, tmp_path / "new", document=document)
+    said = quiet()
+    errors, started = run_here(monkeypatch, changed, tmp_path / "new", document=document, console=said)
+    assert "tiny.json: the rows of bit-s0 will go: they are of another recipe" in said.file.getvalue().replace(
+        "\n", " "
+    )
     assert errors == {} and sorted(name.split("-")[0] for name in started) == ["bit", "stage1", "teacher"]
     assert '"scheme": "xnor"' not in recorded and '"stage2.quantization.scheme": "xnor"' in kept.read_text("utf-8")
 

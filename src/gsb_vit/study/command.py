@@ -64,7 +64,13 @@ def run_study(
     recorded: dict[str, list[Row]] = {}
     if document is not None:
         replace_between_markers(document, study.name, "")
-        recorded = read_records(records_file(document, study), study)
+        recorded, others = read_records(records_file(document, study), study)
+        if others:
+            console.print(
+                f"{records_file(document, study)}: the rows of {', '.join(others)} will go: they are of another "
+                "recipe, or of no cell of this study",
+                highlight=False,
+            )
     _check_data(study, spec)
     planned = plan(study, out).without(recorded)
     unfinished = _announce(study, planned, recorded, out, console)

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InputError
 from ..train.recipe import Recipe
 from ..train.recipe_io import build_recipe, dump_recipe, overlay, parse_toml
-from .plan import Cell, Study, flatten
+from .plan import Study, flatten
 from .results import Row
 
 
@@ -19,25 +19,26 @@ def records_file(document: Path, study: Study) -> Path:
     return document.parent / "studies" / f"{study.name}.json"
 
 
-def read_records(path: Path, study: Study) -> dict[str, list[Row]]:
-    """Rows by cell, of the study's cells whose recipe is the recorded one; nothing where there is no file.
+def read_records(path: Path, study: Study) -> tuple[dict[str, list[Row]], list[str]]:
+    """Rows by cell, of the study's cells whose recipe is the recorded one, and the names of the other recorded cells.
 
-    A key that a recipe has gained since counts with its default.
+    Nothing where there is no file. A key that a recipe has gained since counts with its default.
 
     Raises:
         InputError: the file is not what ``records_text`` writes.
     """
     if not path.is_file():
-        return {}
+        return {}, []
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         shared, cells = found["recipe"], found["cells"]
         known = {cell.name: cell for cell in study.cells}
-        return {
-            name: [row | _shown(known[name]) for row in cell["rows"]]
+        rows = {
+            name: [{**row, "title": known[name].title} for row in cell["rows"]]
             for name, cell in cells.items()
             if name in known and _recipe({**shared, **cell["recipe"]}) == known[name].recipe
         }
+        return rows, [name for name in cells if name not in rows]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"cannot read the rows in {path} ({error!r}); restore that file, or delete it") from error
 
@@ -56,11 +57,6 @@ def records_text(study: Study, rows: Sequence[Row]) -> str:
         for name, own in by_cell.items()
     ]
     return f'{{"recipe": {json.dumps(shared)},\n "cells": {{\n' + ",\n".join(lines) + "\n}}\n"
-
-
-def _shown(cell: Cell) -> Row:
-    """What the study says of a cell today."""
-    return {"title": cell.title}
 
 
 def _values(recipe: Recipe) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +62,7 @@ def run_study(
     spec = data or study.data
     if not isinstance(spec, str):
         raise InputError(f"{file} names no data; give it as --data SPEC")
-    recorded: dict[str, list[Row]] = {}
-    if document is not None:
-        replace_between_markers(document, study.name, "")
-        recorded, others = read_records(records_file(document, study), study)
-        if others:
-            console.print(
-                f"{records_file(document, study)}: the rows of {', '.join(others)} will go: they are of another "
-                "recipe, or of no cell of this study",
-                highlight=False,
-            )
+    recorded = _recorded(study, document, console) if document is not None else {}
     _check_data(study, spec)
     planned = plan(study, out).without(recorded)
     unfinished = _announce(study, planned, recorded, out, console)
@@ -104,6 +96,19 @@ def run_study(
         finished = results.write(document)
     console.print(f"{finished} of {len(study.cells)} cells have their rows; {out / 'table.md'}", highlight=False)
     return errors
+
+
+def _recorded(study: Study, document: Path, console: Console) -> dict[str, list[Row]]:
+    """The rows kept beside a document that has this study's markers; says which ones will go."""
+    replace_between_markers(document, study.name, "")
+    path = records_file(document, study)
+    rows, others = read_records(path, study)
+    if others:
+        console.print(
+            f"{path}: the rows of {', '.join(others)} will go: they are of another recipe, or of no cell of this study",
+            highlight=False,
+        )
+    return rows
 
 
 def _announce(
@@ -163,22 +168,31 @@ def _check_data(study: Study, spec: str) -> None:
             raise InputError(f"study {study.name}, {cell.name}: {error}") from error
 
 
+@dataclass(frozen=True)
 class _Results:
-    def __init__(
-        self, study: Study, planned: Plan, out: Path, command: str, recorded: Mapping[str, Sequence[Row]]
-    ) -> None:
-        self.study, self.planned, self.out, self.command, self.recorded = study, planned, out, command, recorded
-        self.final_jobs = {planned.of_cell[cell.name][0] for cell in study.cells}
+    study: Study
+    planned: Plan
+    out: Path
+    command: str
+    recorded: Mapping[str, Sequence[Row]]
 
     def finished(self, job: Job) -> None:
         """After a job that ended well."""
-        if job.name in self.final_jobs:
+        if job.name in {student for student, _ in self.planned.of_cell.values()}:
             measure_size(run_folder(self.out, job.name))
         self.write()
 
+    def collect(self) -> dict[str, Sequence[Row]]:
+        """The rows by cell of what is finished, here or elsewhere."""
+        return collect(self.study, self.planned, self.out, self.command, self.recorded)
+
     def write(self, document: Path | None = None) -> int:
-        """Write table, CSV and picture of what is finished, each atomically; → the number of cells that are."""
-        rows = collect(self.study, self.planned, self.out, self.command, self.recorded)
+        """Write table, CSV and picture of what is finished, each atomically; → the number of cells that are.
+
+        Where nothing is, the document stays as it is.
+        """
+        found = self.collect()
+        rows = [row for own in found.values() for row in own]
         groups = aggregate(self.study, rows)
         write_atomically(self.out / "results.csv", csv_text(self.study, rows).encode())
         picture = plot_svg(self.study, groups)
@@ -186,24 +200,21 @@ class _Results:
             write_atomically(self.out / "plot.svg", picture.encode())
         text = markdown(self.study, groups, "plot.svg" if picture else None)
         write_atomically(self.out / "table.md", text.encode())
-        finished = sum(row["final"] for row in rows)
-        if document is None:
-            return finished
-        place = document.parent / "images" / f"study-{self.study.name}.svg"
-        if picture is not None:
-            place.parent.mkdir(exist_ok=True)
-            write_atomically(place, picture.encode())
-        records = records_file(document, self.study)
-        records.parent.mkdir(exist_ok=True)
-        write_atomically(records, records_text(self.study, rows).encode())
-        text = markdown(self.study, groups, f"images/{place.name}" if picture else None)
-        write_atomically(document, replace_between_markers(document, self.study.name, text).encode())
-        return finished
+        if document is not None and picture is not None:
+            place = document.parent / "images" / f"study-{self.study.name}.svg"
+            records = records_file(document, self.study)
+            for path, content in ((place, picture), (records, records_text(self.study, found))):
+                path.parent.mkdir(exist_ok=True)
+                write_atomically(path, content.encode())
+            text = markdown(self.study, groups, f"images/{place.name}")
+            write_atomically(document, replace_between_markers(document, self.study.name, text).encode())
+        return len(found)
 
     def time_packed(self, console: Console) -> None:
         """Time each variant's first finished run that the runtime can run."""
-        known = [row for rows in self.recorded.values() for row in rows if row["latency_ms"] is not None]
-        seen = {(row["variant"], tuple((axis, row[axis]) for axis in self.study.axes)) for row in known}
+        found = self.collect()
+        timed = {name for name, own in found.items() if any(row["latency_ms"] is not None for row in own)}
+        seen = {(cell.variant, cell.point) for cell in self.study.cells if cell.name in timed}
         for cell in self.study.cells:
             job, _ = self.planned.of_cell[cell.name]
             folder, key = run_folder(self.out, job), (cell.variant, cell.point)
@@ -212,7 +223,7 @@ class _Results:
                 continue
             seen.add(key)
             size = json.loads(path.read_text(encoding="utf-8"))
-            if size["packed_bytes"] and size.get("latency_ms") is None:
+            if size["packed_bytes"]:
                 console.print(f"{job}: timing", highlight=False)
                 write_json(path, {**size, **_latency(folder)})
 

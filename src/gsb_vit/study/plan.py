@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..train.recipe import DistillationRecipe, Recipe, StageRecipe
-from ..train.recipe_io import build_recipe, dump_recipe, load_recipe, overlay, parse_toml, read_values
+from ..train.recipe_io import build_recipe, dump_recipe, flatten, load_recipe, overlay, parse_toml, read_values
 
 KEYS = ("title", "data", "recipe", "seeds", "seeded", "reference", "set", "variants", "grid", "plot")
 PLOT_KEYS = ("x", "log")
@@ -174,17 +174,6 @@ def _beside(path: Path, recipe: Any) -> str | None:
     if recipe is not None and not isinstance(recipe, str):
         raise InputError(f"study recipe = {recipe!r} must be a text: a TOML file or the name of a shipped recipe")
     return str(path.parent / recipe) if recipe is not None and recipe.endswith(".toml") else recipe
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one level of dotted keys; keys that are dotted already stay so."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _check_keys(values: Mapping[str, Any], known: Sequence[str], what: str, prefix: str = "") -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..errors import InputError
 from ..train.recipe import Recipe
-from ..train.recipe_io import build_recipe, dump_recipe, overlay, parse_toml
-from .plan import Study, flatten
+from ..train.recipe_io import build_recipe, dump_recipe, flatten, overlay, parse_toml
+from .plan import Study
 from .results import Row
 
 
@@ -43,18 +43,13 @@ def read_records(path: Path, study: Study) -> tuple[dict[str, list[Row]], list[s
         raise InputError(f"cannot read the rows in {path} ({error!r}); restore that file, or delete it") from error
 
 
-def records_text(study: Study, rows: Sequence[Row]) -> str:
-    """The rows as JSON, a line a cell; its recipe as what differs from the first cell's (null: no such key)."""
-    by_cell: dict[str, list[Row]] = {}
-    names = {(cell.variant, cell.point, cell.seed): cell for cell in study.cells}
-    for row in rows:
-        cell = names[row["variant"], tuple((axis, row[axis]) for axis in study.axes), row["seed"]]
-        by_cell.setdefault(cell.name, []).append(row)
-    recipes = {cell.name: _values(cell.recipe) for cell in study.cells if cell.name in by_cell}
+def records_text(study: Study, rows: Mapping[str, Sequence[Row]]) -> str:
+    """Rows by cell as JSON, a line a cell; its recipe as what differs from the first cell's (null: no such key)."""
+    recipes = {cell.name: _values(cell.recipe) for cell in study.cells if cell.name in rows}
     shared = next(iter(recipes.values()), {})
     lines = [
         f"  {json.dumps(name)}: " + json.dumps({"recipe": _changes(shared, recipes[name]), "rows": own})
-        for name, own in by_cell.items()
+        for name, own in rows.items()
     ]
     return f'{{"recipe": {json.dumps(shared)},\n "cells": {{\n' + ",\n".join(lines) + "\n}}\n"
 

@@ -67,24 +67,26 @@ class Group:
 
 
 def collect(
-    study: Study, plan: Plan, out: Path, command: str, recorded: Mapping[str, Sequence[Row]] | None = None
-) -> list[Row]:
-    """One row a cell and stage, of the cells whose run is finished; a shared teacher is in every cell it teaches.
+    study: Study, plan: Plan, out: Path, command: str, recorded: Mapping[str, Sequence[Row]]
+) -> dict[str, Sequence[Row]]:
+    """Rows by cell, one a stage, of the cells whose run is finished; a shared teacher is in every cell it teaches.
 
-    ``recorded`` has the rows of cells that are recorded elsewhere; those of a run that is here go before them.
+    ``recorded`` has the rows of cells whose runs are not here; those of a run that is here go before them.
     """
-    rows: list[Row] = []
+    found: dict[str, Sequence[Row]] = {}
     for cell in study.cells:
         job, teacher = plan.of_cell[cell.name]
         if (own := _summary(run_folder(out, job))) is None:
-            rows += (recorded or {}).get(cell.name, ())
+            if cell.name in recorded:
+                found[cell.name] = recorded[cell.name]
             continue
         runs = {stage: (job, result) for stage, result in own["stages"].items()}
         if teacher is not None and (taught := _summary(run_folder(out, teacher))) is not None:
             runs["teacher"] = (teacher, taught["stages"]["teacher"])
         final = own["final_stage"]
-        rows += [_row(cell, stage, *runs[stage], stage == final, out, command) for stage in STAGES if stage in runs]
-    return rows
+        stages = [stage for stage in STAGES if stage in runs]
+        found[cell.name] = [_row(cell, stage, *runs[stage], stage == final, out, command) for stage in stages]
+    return found
 
 
 def _summary(folder: Path) -> dict[str, Any] | None:

@@ -59,6 +59,17 @@ def overlay(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
         inner[last] = value
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one level of dotted keys; keys that are dotted already stay so."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def build_recipe(values: Mapping[str, Any]) -> Recipe:
     """Build a recipe from nested tables. Raises InputError as ``load_recipe`` does."""
     recipe = _build(Recipe(), values, "")

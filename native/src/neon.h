@@ -75,8 +75,10 @@ inline uint32x4_t sum_bytes(uint8x16_t x) {
     return vpaddlq_u16(vpaddlq_u8(x));
 }
 
-// kernels_neon_attention.cpp
+// kernels_neon_scores.cpp
 void scores_neon(const Scores&);
+
+// kernels_neon_values.cpp
 void count_extremes_neon(const uint16_t* counts, size_t group_stride, int channels, int first, int last,
                          uint16_t* smallest, uint16_t* largest);
 void value_planes_neon(const ValuePlanes&);

@@ -2,7 +2,9 @@
 
     python bench/train_step.py                      both shapes, one thread and two, float32 and bfloat16, eager
     python bench/train_step.py --mode compiled --shape small64 --threads 1 --precision fp32 --json step.json
-    python bench/train_step.py --device cuda        bfloat16 on a GPU
+    python bench/train_step.py --device cuda --mode eager compiled graphs --batch 64      bfloat16 on a GPU
+
+``graphs`` is torch.compile with CUDA graphs (mode reduce-overhead).
 
 A step is forward, loss, backward and AdamW (without the teacher's forward pass, on either side) on one batch of random
 pictures. The networks take turns, step by step, and the ratio is that of the medians. ``twin*`` is the twin with the
@@ -49,18 +51,18 @@ class Row:
     twin_ms: float
     ratio: float
     twin_onednn_ms: float | None
-    gsb_kept: int
-    twin_kept: int
-    kept_ratio: float
-    gsb_peak: int
-    twin_peak: int
+    gsb_kept: int | None
+    twin_kept: int | None
+    gsb_peak: int | None
+    twin_peak: int | None
 
 
 class Training:
     """A network, its optimiser and one batch."""
 
-    def __init__(self, shape: str, quantization: str, device: str, precision: str) -> None:
+    def __init__(self, shape: str, quantization: str, device: str, precision: str, batch_size: int | None = None):
         batch, options = SHAPES[shape]
+        batch = batch_size or batch
         torch.manual_seed(0)
         model = timm.create_model(
             "gsb_vit_small_patch16_224",
@@ -162,24 +164,28 @@ def alternate(steps: dict[str, Callable[[], None]], seconds: float, cuda: bool) 
 def measure(shape: str, precision: str, mode: str, threads: int, options: argparse.Namespace) -> Row:
     """Measure one line of the table."""
     torch.set_num_threads(threads)
-    networks = {name: Training(shape, preset, options.device, precision) for name, preset in PRESETS.items()}
-    compiled = mode == "compiled"
-    for network in networks.values() if compiled else ():
-        network.model.compile()
-    kept = {name: network.kept() for name, network in networks.items()}
-    peaks = {name: network.peak() for name, network in networks.items()}
-    if not compiled and options.device == "cpu" and precision == "fp32":
-        networks["twin*"] = Training(shape, "full_precision", options.device, precision)
+    networks = {
+        name: Training(shape, preset, options.device, precision, options.batch) for name, preset in PRESETS.items()
+    }
+    if mode != "eager":
+        for network in networks.values():
+            network.model.compile(mode=MODES[mode])
+    in_pools = mode == "graphs"  # CUDA graphs hold memory of their own for good
+    kept = {name: None if in_pools else network.kept() for name, network in networks.items()}
+    peaks = {name: None if in_pools else network.peak() for name, network in networks.items()}
+    if mode == "eager" and options.device == "cpu" and precision == "fp32":
+        networks["twin*"] = Training(shape, "full_precision", options.device, precision, options.batch)
         use_onednn(networks["twin*"].model)
     steps = {name: network.step for name, network in networks.items()}
     times = alternate(steps, options.seconds, options.device == "cuda")
     return Row(
         *(shape, options.device, precision, mode, threads),
         *(times["gsb"], times["twin"], times["gsb"] / times["twin"], times.get("twin*")),
-        *(kept["gsb"], kept["twin"], kept["gsb"] / kept["twin"], peaks["gsb"], peaks["twin"]),
+        *(kept["gsb"], kept["twin"], peaks["gsb"], peaks["twin"]),
     )
 
 
+MODES = {"eager": None, "compiled": None, "graphs": "reduce-overhead"}  # of torch.compile
 PRESETS = {"gsb": "stage2", "twin": "full_precision"}
 HEADER = (
     "shape       precision mode     threads |  GSB ms  twin ms  ratio  twin* ms | kept MB    of twin  peak MB   of twin"
@@ -189,10 +195,13 @@ HEADER = (
 def line(row: Row) -> str:
     """One line of the printed table."""
     onednn = "-" if row.twin_onednn_ms is None else f"{row.twin_onednn_ms:.0f}"
+    memory = [
+        f"{ours / 1e6:7.1f} {ours / twins:10.2f}" if ours and twins else f"{'-':>7} {'-':>10}"
+        for ours, twins in ((row.gsb_kept, row.twin_kept), (row.gsb_peak, row.twin_peak))
+    ]
     return (
         f"{row.shape:11} {row.precision:9} {row.mode:8} {row.threads:7} | {row.gsb_ms:7.1f} {row.twin_ms:8.1f} "
-        f"{row.ratio:6.2f} {onednn:>9} | {row.gsb_kept / 1e6:7.1f} {row.kept_ratio:10.2f} {row.gsb_peak / 1e6:8.1f} "
-        f"{row.gsb_peak / row.twin_peak:9.2f}"
+        f"{row.ratio:6.2f} {onednn:>9} | {memory[0]} {memory[1]}"
     )
 
 
@@ -201,9 +210,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["small64", "deit-small"])
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=None)
-    parser.add_argument("--mode", nargs="+", choices=["eager", "compiled"], default=["eager"])
+    parser.add_argument("--mode", nargs="+", choices=MODES, default=["eager"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--batch", type=int, help="pictures a step, instead of the shape's own")
     parser.add_argument("--seconds", type=float, default=10.0, help="of timing, a line")
     parser.add_argument("--json", help="write the rows, too")
     options = parser.parse_args()

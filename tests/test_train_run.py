@@ -16,7 +16,7 @@ pytest.importorskip("accelerate")
 
 from gsb_vit.convert import initialize_scales
 from gsb_vit.errors import InputError
-from gsb_vit.train import checkpoint
+from gsb_vit.train import checkpoint, loop
 from gsb_vit.train.augment import EvaluationPictures
 from gsb_vit.train.build import build_model, model_args
 from gsb_vit.train.data import load_data
@@ -179,6 +179,7 @@ def test_a_run_that_breaks_stops_with_its_last_checkpoint_good(
         return record
 
     monkeypatch.setattr(StageRun, "_epoch", breaking)
+    monkeypatch.setattr(loop, "SAVING_SHARE", math.inf)
     with pytest.raises(TrainingError, match=r"teacher, epoch 3: head\.weight is not finite"):
         train(quick(), "digits", tmp_path / "run", console=console)
     last = checkpoint.load_model(tmp_path / "run" / "teacher" / "last.safetensors")
@@ -222,3 +223,23 @@ def test_the_running_average_of_the_weights_is_what_is_kept(
     name = max(kept, key=lambda n: kept[n].numel())
     assert torch.allclose(kept[name], expected[0], rtol=1e-5, atol=1e-7)
     assert not torch.allclose(raw[f"model.{name}"], kept[name], rtol=1e-5, atol=1e-7)
+
+
+def test_short_epochs_are_not_saved_one_by_one(tmp_path: Path, console: Console, monkeypatch) -> None:
+    """Where saving may take no time the last epoch alone is saved, and the run ends as one that saves every epoch."""
+    written: list[Path] = []
+    write = checkpoint.write_tensors
+
+    def listing_write(path: Path, *rest: object) -> None:
+        written.append(path)
+        write(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", listing_write)
+    for share in (0.0, math.inf):
+        monkeypatch.setattr(loop, "SAVING_SHARE", share)
+        settings = ("teacher.epochs=3", "stage1.epochs=0", "stage2.epochs=0", "teacher.select=last")
+        train(quick(*settings), "digits", tmp_path / str(share), console=console)
+    states = [(path.parts[-3], path.name) for path in written if path.name == checkpoint.STATE]
+    assert states == [("0.0", checkpoint.STATE), *[("inf", checkpoint.STATE)] * 3]
+    ends = [(tmp_path / str(share) / "teacher" / "last.safetensors").read_bytes() for share in (0.0, math.inf)]
+    assert ends[0] == ends[1]

@@ -54,10 +54,10 @@ class EvaluationPictures:
 
 
 class TrainingPictures:
-    """Batches of varied training pictures, float (B, 3, H, W), normalised, with labels (B,) int64.
+    """Batches of varied training pictures, float (B, 3, H, W), normalised, with labels (B,) int64, on ``device``.
 
     What happens to a picture depends on the seeds given to ``epoch`` and its place in the global batch, never on how
-    many processes share that batch.
+    many processes share that batch. The ``batch`` policy computes on the device, from draws made on the CPU.
     """
 
     def __init__(
@@ -66,10 +66,12 @@ class TrainingPictures:
         preprocessing: Preprocessing,
         recipe: AugmentRecipe,
         memory_limit_mb: int = 4096,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.pictures = pictures
         self.preprocessing = preprocessing
         self.recipe = recipe
+        self.device = torch.device(device)
         self.labels = torch.from_numpy(pictures.labels)
         self._plain = EvaluationPictures(pictures, preprocessing, memory_limit_mb)
         self._squares = SquarePictures(pictures, preprocessing, memory_limit_mb) if recipe.policy == "batch" else None
@@ -82,6 +84,12 @@ class TrainingPictures:
         self, seed: tuple[int, ...], batch_size: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's part of every batch of one epoch, in an order drawn from ``seed``."""
+        for images, labels in self._batches(seed, batch_size, rank, world):
+            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+    def _batches(
+        self, seed: tuple[int, ...], batch_size: int, rank: int, world: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         order = np.random.default_rng(seed).permutation(len(self.pictures))
         parts = []
         for step in range(self.steps(batch_size)):
@@ -98,7 +106,7 @@ class TrainingPictures:
             else:
                 draws = torch.Generator().manual_seed(int(np.random.SeedSequence((*seed, step)).generate_state(1)[0]))
                 squares, aspects = self._squares.batch(indices)
-                images = vary(squares, aspects, len(whole), own, self.preprocessing, self.recipe, draws)
+                images = vary(squares, aspects, len(whole), own, self.preprocessing, self.recipe, draws, self.device)
             yield images, self.labels[indices]
 
     def _timm_epoch(self, parts: list, seed: tuple[int, ...]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -218,21 +226,24 @@ def vary(
     preprocessing: Preprocessing,
     recipe: AugmentRecipe,
     generator: torch.Generator,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Vary squeezed pictures (B, S, S, 3), the places ``own`` of a global batch of ``batch``: → float (B, 3, H, W).
+
+    The draws are made on the CPU, the pictures on ``device``.
 
     One affine warp does crop (a box of ``scale`` of the area and ``ratio`` of the shape), flips and rotation, edges
     mirrored; then brightness, contrast and saturation by factors in 1 ± the recipe's, and erasing of a box.
     """
-    draws = torch.rand(batch, 16, generator=generator)[own]
-    images = torch.from_numpy(np.ascontiguousarray(squares)).permute(0, 3, 1, 2).float() / 255
-    theta = _affine(draws, torch.from_numpy(aspects), preprocessing.size, recipe)
+    draws = torch.rand(batch, 16, generator=generator)[own].to(device)
+    images = torch.from_numpy(np.ascontiguousarray(squares)).to(device).permute(0, 3, 1, 2).float() / 255
+    theta = _affine(draws, torch.from_numpy(aspects).to(device), preprocessing.size, recipe)
     grid = functional.affine_grid(theta, [len(images), 3, *preprocessing.size], align_corners=False)
     images = functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     images = _colour(images, draws, recipe)
     if recipe.random_erasing > 0:
         images = _erase(images, draws, recipe.random_erasing)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
     return (images - mean) / std
 
 
@@ -260,7 +271,7 @@ def _colour(images: Tensor, draws: Tensor, recipe: AugmentRecipe) -> Tensor:
     def factor(column: int, strength: float) -> Tensor:
         return (1 + (2 * draws[:, column] - 1) * strength).view(-1, 1, 1, 1)
 
-    grey = (images * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    grey = (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     images = grey + (images - grey) * factor(7, recipe.saturation)
     middle = images.mean(dim=(1, 2, 3), keepdim=True)
     images = (middle + (images - middle) * factor(8, recipe.contrast)) * factor(9, recipe.brightness)
@@ -273,11 +284,11 @@ def _erase(images: Tensor, draws: Tensor, probability: float) -> Tensor:
     area = 0.02 + 0.31 * draws[:, 10]
     shape = torch.exp((2 * draws[:, 11] - 1) * math.log(3.0))
     half_y, half_x = torch.sqrt(area * shape) / 2, torch.sqrt(area / shape) / 2
-    y = torch.arange(height).view(1, -1, 1).add(0.5) / height
-    x = torch.arange(width).view(1, 1, -1).add(0.5) / width
+    y = torch.arange(height, device=images.device).view(1, -1, 1).add(0.5) / height
+    x = torch.arange(width, device=images.device).view(1, 1, -1).add(0.5) / width
     column = [d.view(-1, 1, 1) for d in (draws[:, 12], draws[:, 13], half_y, half_x, draws[:, 14])]
     inside = ((y - column[0]).abs() < column[2]) & ((x - column[1]).abs() < column[3]) & (column[4] < probability)
-    return torch.where(inside.unsqueeze(1), torch.tensor(0.5), images)
+    return torch.where(inside.unsqueeze(1), 0.5, images)
 
 
 def _in_threads(function, indices: np.ndarray) -> list:  # type: ignore[no-untyped-def]

@@ -21,7 +21,7 @@ def check_loss(loss: Tensor, model: nn.Module, images: Tensor, place: str) -> No
     layer = first_non_finite_parameter(model) or first_non_finite_output(model, images) or "the loss itself"
     raise TrainingError(
         f"{place}: the loss is {float(loss)}; first not finite: {layer}; lower the learning rate; "
-        "the checkpoint of the epoch before is good"
+        "the last checkpoint is good"
     )
 
 
@@ -32,9 +32,7 @@ def check_parameters(model: nn.Module, place: str) -> None:
     must have collapsed.
     """
     if (name := first_non_finite_parameter(model)) is not None:
-        raise TrainingError(
-            f"{place}: {name} is not finite; lower the learning rate; the checkpoint of the epoch before is good"
-        )
+        raise TrainingError(f"{place}: {name} is not finite; lower the learning rate; the last checkpoint is good")
     for name, parameter in model.named_parameters():
         if name.endswith("weight_scale"):
             scale = parameter.detach().max()
@@ -45,7 +43,7 @@ def check_parameters(model: nn.Module, place: str) -> None:
         if float(scale) <= COLLAPSED:
             raise TrainingError(
                 f"{place}: the scale {name} collapsed to {float(scale):.3g} (at most {COLLAPSED:g}); "
-                "lower the learning rate; the checkpoint of the epoch before is good"
+                "lower the learning rate; the last checkpoint is good"
             )
 
 

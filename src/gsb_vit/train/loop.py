@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from .log import RunLog
 from .optimize import make_optimizer, scale_factors
 from .recipe import STAGES, DistillationRecipe, StageRecipe
 from .seeds import seed_everything
+
+SAVING_SHARE = 0.05  # of the time of training: epochs shorter than 20 times a save are not saved one by one
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class StageRun:
         self.mix = Mixing(recipe.mixup, recipe.cutmix, len(setting.info.class_names))
         self.steps = setting.training.steps(recipe.batch_size)
         self.best: tuple[float, float] | None = None
+        self.saved_at, self.save_seconds = float("-inf"), 0.0
 
     def begin(self) -> None:
         """Make the optimiser; the model's scales are initialised."""
@@ -111,7 +113,7 @@ class StageRun:
         return self.model if self.average is None else self.average.module
 
     def restore(self) -> bool:
-        """Go back to the last finished epoch on disk; False where there is none."""
+        """Go back to the last saved epoch; False where there is none."""
         path = self.setting.folder / checkpoint.STATE
         if not path.is_file():
             return False
@@ -161,7 +163,9 @@ class StageRun:
         check_every = 1 if accelerator.device.type == "cpu" else 50
         total = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
         started, waited = time.perf_counter(), 0.0
-        batches = self._batches(epoch)
+        batches = setting.training.epoch(
+            setting.epoch_seed(epoch), setting.recipe.batch_size, accelerator.process_index, accelerator.num_processes
+        )
         for step in range(self.steps):
             asked = time.perf_counter()
             images, labels = next(batches)
@@ -192,17 +196,6 @@ class StageRun:
             "data_wait": waited / elapsed,
         }
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        accelerator = self.accelerator
-        batches = self.setting.training.epoch(
-            self.setting.epoch_seed(epoch),
-            self.setting.recipe.batch_size,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
-        for images, labels in batches:
-            yield images.to(accelerator.device, non_blocking=True), labels.to(accelerator.device, non_blocking=True)
-
     def _validate(self, epoch: int) -> dict[str, float]:
         """Validation metrics; a better epoch than any before is written to best.safetensors."""
         setting = self.setting
@@ -216,11 +209,24 @@ class StageRun:
         return {"validation_top1": top1, "validation_loss": loss}
 
     def _finish_epoch(self, epoch: int, record: dict[str, float], seconds: float, bar: Any) -> None:
-        """Log, then save: a kill between the two leaves a line that resuming cuts off again."""
+        """Log, then save: a kill between the two leaves lines that resuming cuts off again.
+
+        The last epoch is saved, and every other unless that would take more than ``SAVING_SHARE`` of the time.
+        """
         self.progress = Progress(epoch + 1, 0, self.progress.seconds + seconds)
         line = {"stage": self.setting.name, "epoch": epoch + 1, **record, "seconds": self.progress.seconds}
         self.log.epoch(line, bar)
         self.progress.log_bytes = self.log.position()
+        started = time.perf_counter()
+        last = epoch + 1 == self.setting.recipe.epochs
+        if last or self.save_seconds <= SAVING_SHARE * (started - self.saved_at):
+            self._save(epoch)
+            self.saved_at = time.perf_counter()
+            self.save_seconds = self.saved_at - started
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, epoch: int) -> None:
+        """Write the model, then the state that resuming needs."""
         self._save_model(checkpoint.LAST, epoch)
         if self.accelerator.is_main_process:
             tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -229,7 +235,6 @@ class StageRun:
             tensors |= checkpoint.optimizer_tensors(self.optimizer)
             state = {**vars(self.progress), "scale_factors": self.factors}
             checkpoint.write_tensors(self.setting.folder / checkpoint.STATE, tensors, state)
-        self.accelerator.wait_for_everyone()
 
     def _save_model(self, name: str, epoch: int, **extra: float) -> None:
         if self.accelerator.is_main_process:

@@ -53,7 +53,7 @@ def train(
     """Train a teacher and a one-bit student as the recipe says, test every stage's chosen model, write the run folder.
 
     Under ``accelerate launch`` or ``torchrun`` every process calls this. With ``resume`` a run that was stopped goes on
-    at its last finished epoch; on a CPU it ends with the weights of a run that was never stopped.
+    at its last saved epoch; on a CPU it ends with the weights of a run that was never stopped.
 
     Raises:
         InputError: data or recipe cannot be used; ``out`` is not empty and ``resume`` is off, or holds another recipe.
@@ -85,7 +85,7 @@ class _Run:
         self.log = log
         self.preprocessing = preprocessing_of(recipe)
         limit = recipe.data.memory_limit_mb
-        self.training = TrainingPictures(data.train, self.preprocessing, recipe.augment, limit)
+        self.training = TrainingPictures(data.train, self.preprocessing, recipe.augment, limit, accelerator.device)
         self.validation = EvaluationPictures(data.validation, self.preprocessing, limit)
         self.log_bytes = 0
         self.seconds: dict[str, float] = {}
@@ -154,7 +154,7 @@ class _Run:
     def _initialize(self, model: nn.Module, setting: StageSetting) -> None:
         """Set the scales that start fresh from the first batch, the whole of it in every process."""
         images, _ = next(self.training.epoch(setting.epoch_seed(0), setting.recipe.batch_size))
-        initialize_scales(model, images.to(self.accelerator.device))
+        initialize_scales(model, images)
 
     def _seed(self, name: str) -> None:
         seed_everything(self.recipe.seed, STAGES.index(name), _BEFORE_FIRST_EPOCH)

@@ -20,6 +20,8 @@ from .seeds import seeded_generators
 
 # Pictures kept for the batch policy are this much larger than the model's input, so that crops keep their detail.
 _MARGIN = 1.25
+DRAWS = 16  # uniform numbers that decide how the batch policy varies one picture
+_TOGETHER = 1 << 24  # numbers of varied pictures that a GPU computes at once: its time is that of launching kernels
 
 
 class EvaluationPictures:
@@ -99,15 +101,29 @@ class TrainingPictures:
         if self.recipe.policy == "timm":
             yield from self._timm_epoch(parts, seed)
             return
+        if self._squares is None:
+            for _, whole, own in parts:
+                yield normalise(self._plain.batch(whole[own]), self.preprocessing), self.labels[whole[own]]
+            return
+        together = 1
+        if self.device.type != "cpu":
+            together = max(1, _TOGETHER // (3 * batch_size * math.prod(self.preprocessing.size)))
+        for start in range(0, len(parts), together):
+            yield from self._varied(self._squares, parts[start : start + together], seed)
+
+    def _varied(
+        self, source: SquarePictures, parts: list[tuple[int, np.ndarray, slice]], seed: tuple[int, ...]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some batches, varied at once; each has its own draws."""
+        draws = []
         for step, whole, own in parts:
-            indices = whole[own]
-            if self._squares is None:
-                images = normalise(self._plain.batch(indices), self.preprocessing)
-            else:
-                draws = torch.Generator().manual_seed(int(np.random.SeedSequence((*seed, step)).generate_state(1)[0]))
-                squares, aspects = self._squares.batch(indices)
-                images = vary(squares, aspects, len(whole), own, self.preprocessing, self.recipe, draws, self.device)
-            yield images, self.labels[indices]
+            generator = torch.Generator().manual_seed(int(np.random.SeedSequence((*seed, step)).generate_state(1)[0]))
+            draws.append(torch.rand(len(whole), DRAWS, generator=generator)[own])
+        indices = [whole[own] for _, whole, own in parts]
+        squares, aspects = source.batch(np.concatenate(indices))
+        images = vary(squares, aspects, torch.cat(draws), self.preprocessing, self.recipe, self.device)
+        for part, batch in zip(images.split([len(part) for part in indices]), indices, strict=True):
+            yield part, self.labels[batch]
 
     def _timm_epoch(self, parts: list, seed: tuple[int, ...]) -> Iterator[tuple[Tensor, Tensor]]:
         """timm's transforms, in worker processes where the recipe asks for them; each picture has its own seed."""
@@ -221,21 +237,17 @@ def normalise(pictures: np.ndarray, preprocessing: Preprocessing) -> Tensor:
 def vary(
     squares: np.ndarray,
     aspects: np.ndarray,
-    batch: int,
-    own: slice,
+    draws: Tensor,
     preprocessing: Preprocessing,
     recipe: AugmentRecipe,
-    generator: torch.Generator,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Vary squeezed pictures (B, S, S, 3), the places ``own`` of a global batch of ``batch``: → float (B, 3, H, W).
-
-    The draws are made on the CPU, the pictures on ``device``.
+    """Vary squeezed pictures (B, S, S, 3) as draws (B, 16), uniform in [0, 1), say: → float (B, 3, H, W) on ``device``.
 
     One affine warp does crop (a box of ``scale`` of the area and ``ratio`` of the shape), flips and rotation, edges
     mirrored; then brightness, contrast and saturation by factors in 1 ± the recipe's, and erasing of a box.
     """
-    draws = torch.rand(batch, 16, generator=generator)[own].to(device)
+    draws = draws.to(device)
     images = torch.from_numpy(np.ascontiguousarray(squares)).to(device).permute(0, 3, 1, 2).float() / 255
     theta = _affine(draws, torch.from_numpy(aspects).to(device), preprocessing.size, recipe)
     grid = functional.affine_grid(theta, [len(images), 3, *preprocessing.size], align_corners=False)

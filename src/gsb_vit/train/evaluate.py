@@ -32,7 +32,8 @@ def model_logits(model: nn.Module, pictures: EvaluationPictures, accelerator: Ac
     set_pixel_scaling(model, pictures.preprocessing)
     model.eval()
     parts: list[tuple[int, np.ndarray]] = []
-    with torch.inference_mode():
+    # Compiled once more for evaluation and for the last batch, a model would take longer than all the pictures do.
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
         for number, start in enumerate(range(0, len(pictures), BATCH)):
             if number % world == rank:
                 indices = np.arange(start, min(start + BATCH, len(pictures)))

@@ -143,8 +143,8 @@ class StageRun:
             self._load_chosen()
             return
         check_parameters(self.model, f"{setting.name}, before epoch {self.progress.epoch + 1}")
-        if setting.compile:
-            self.model.compile()
+        for model in self.task.models if setting.compile else ():
+            model.compile()
         task, optimizer = accelerator.prepare(self.task, self.optimizer)
         with self.log.stage(setting.name, setting.recipe.epochs, self.steps, self.progress) as bar:
             for epoch in range(self.progress.epoch, setting.recipe.epochs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
@@ -54,7 +55,9 @@ def make_optimizer(
 ) -> tuple[torch.optim.Optimizer, Scheduler]:
     """The optimiser and its schedule over ``steps`` updates an epoch; timm's schedule multiplies by ``lr_scale``."""
     groups = parameter_groups(model, recipe.weight_decay, factors)
-    optimizer = create_optimizer_v2(groups, opt=recipe.optimizer, lr=recipe.peak_learning_rate())
+    on_gpu = all(p.is_cuda for group in groups for p in group["params"])
+    fused: dict[str, Any] = {"fused": True} if on_gpu and recipe.optimizer in ("adam", "adamw") else {}
+    optimizer = create_optimizer_v2(groups, opt=recipe.optimizer, lr=recipe.peak_learning_rate(), **fused)
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched="cosine",

@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..products import fast_attention
+from ..products import fast_attention, fast_products
 from . import checkpoint
 from .augment import EvaluationPictures, Mixing, TrainingPictures
 from .build import ModelInfo
@@ -149,7 +149,8 @@ class StageRun:
         with self.log.stage(setting.name, setting.recipe.epochs, self.steps, self.progress) as bar:
             for epoch in range(self.progress.epoch, setting.recipe.epochs):
                 started = time.perf_counter()
-                record = self._epoch(task, optimizer, epoch, bar)
+                with fast_products(accelerator.device):
+                    record = self._epoch(task, optimizer, epoch, bar)
                 check_parameters(self.model, f"{setting.name}, epoch {epoch + 1}")
                 if (epoch + 1) % setting.validate_every == 0 or epoch + 1 == setting.recipe.epochs:
                     record |= self._validate(epoch)

@@ -45,6 +45,7 @@ ABLATIONS = {
     "batch": {"threshold_scope": "batch"},
     "authors' gradient": {"value_gradient": "authors"},
     "authors' scales": {"initial_scales": "authors"},
+    "mean scales": {"initial_scales": "mean"},
     "full bias": {"attention_bias": "full"},
     "no bias": {"attention_bias": "none"},
     "layer scales": {"weight_scale": "layer"},

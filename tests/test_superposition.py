@@ -151,7 +151,7 @@ def test_zero_and_ties():
 @pytest.mark.parametrize("operator", ["attention", "value"])
 @pytest.mark.parametrize("fill", [0.0, 0.25, -0.25])
 @pytest.mark.parametrize("scope", ["sample", "batch", "fixed"])
-@pytest.mark.parametrize("initial", ["increment", "authors"])
+@pytest.mark.parametrize("initial", ["increment", "mean", "authors"])
 def test_empty_groups_are_finite_and_get_no_gradient(operator, fill, scope, initial):
     x = torch.full((2, 2, 3, 3), fill, requires_grad=True)
     module = MODULES[operator](threshold_scope=scope, initial_scales=initial)
@@ -167,6 +167,19 @@ def test_empty_groups_are_finite_and_get_no_gradient(operator, fill, scope, init
     )
     for group, grad in zip(groups, module.scale.grad[1:], strict=True):
         assert group.any() or grad == 0
+
+
+def test_attention_levels_at_the_mean_of_their_bands():
+    x = torch.tensor([0.01, 0.01, 0.02, 0.02, 0.72, 0.8, 0.92, 1.0]).view(1, 1, 2, 4)
+    module = AttentionSuperposition(initial_scales="mean")
+    module(x)
+    base = 4 * x.mean().item()  # 1.75: above both bands, so what is added to it begins at the floor
+    assert_close(module.scale, torch.tensor([base, 1e-5, 0.96 - 0.76]))
+    flat = torch.cat([torch.full((92,), 0.01), x.flatten()]).view(1, 1, 10, 10)
+    module = AttentionSuperposition(initial_scales="mean")
+    module(flat)
+    base = 4 * flat.mean().item()
+    assert_close(module.scale, torch.tensor([base, 0.76 - base, 0.96 - 0.76]))
 
 
 def test_an_empty_band_starts_at_the_level_before_it():

@@ -41,7 +41,7 @@ class Quantization:
     value_thresholds: tuple[float, ...] = DEFAULT_THRESHOLDS
     threshold_scope: Literal["sample", "batch", "fixed"] = "sample"
     value_gradient: Literal["aligned", "authors"] = "aligned"
-    initial_scales: Literal["increment", "authors"] = "increment"
+    initial_scales: Literal["increment", "mean", "authors"] = "increment"
     attention_bias: Literal["relative", "full", "none"] = "relative"
     patch_norm: bool = False
 

@@ -198,14 +198,15 @@ def value_superposition(x: Tensor, scales: Tensor, limits: Tensor, aligned: bool
     return _ValueSuperposition.apply(x, scales, limits, aligned)
 
 
-def attention_levels(x: Tensor, limits: Tensor) -> Tensor:
-    """Return the initial levels (G,) of the attention groups: 4·mean|A| of everything, then 4·mean of each band.
+def attention_levels(x: Tensor, limits: Tensor, factor: float = 4.0) -> Tensor:
+    """Return the initial levels (G,) of the attention groups: 4·mean|A| of everything, then factor·mean of each band.
 
-    Band g is group g without group g + 1; an empty band takes the level before it.
+    Band g is group g without group g + 1; an empty band takes the level before it. With factor 1 a band's level is its
+    least-squares value; the released code has 4, as for the base, whose plane leaves out what is below twice the mean.
     """
     groups = attention_groups(x, limits)
     base = 4 * x.abs().mean(dtype=torch.float32)
-    return torch.stack([base, *_band_levels(x, groups, 4.0, base)])
+    return torch.stack([base, *_band_levels(x, groups, factor, base)])
 
 
 def value_levels(x: Tensor, limits: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from .superposition import (
 )
 
 ThresholdScope = Literal["sample", "batch", "fixed"]
+InitialScales = Literal["increment", "mean", "authors"]
 EXTREME_MOMENTUM = 0.1
 
 
@@ -37,7 +38,8 @@ class Superposition(Quantizer):
 
     Initial scales: ``increment`` starts each further group at the difference of two levels, because the groups add
     up. ``authors`` (the released code) uses these differences in the first forward pass only and then goes on with
-    the levels themselves.
+    the levels themselves. ``mean`` is ``increment`` with the attention matrix's further levels at the mean of their
+    bands instead of four times that.
     """
 
     extremes_count: int
@@ -47,7 +49,7 @@ class Superposition(Quantizer):
         self,
         thresholds: Sequence[float] = (0.7, 0.9),
         threshold_scope: ThresholdScope = "sample",
-        initial_scales: Literal["increment", "authors"] = "increment",
+        initial_scales: InitialScales = "increment",
     ) -> None:
         super().__init__((len(thresholds) + 1,))
         self.thresholds = tuple(thresholds)
@@ -149,7 +151,7 @@ class AttentionSuperposition(Superposition):
         return extremes.amax(1, keepdim=True)
 
     def _levels(self, x: Tensor, limits: Tensor) -> Tensor:
-        return attention_levels(x, limits[:, 0])
+        return attention_levels(x, limits[:, 0], 1.0 if self.initial_scales == "mean" else 4.0)
 
     def quantize(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         scale, limits = self._prepare(x)
@@ -175,7 +177,7 @@ class ValueSuperposition(Superposition):
         self,
         thresholds: Sequence[float] = (0.7, 0.9),
         threshold_scope: ThresholdScope = "sample",
-        initial_scales: Literal["increment", "authors"] = "increment",
+        initial_scales: InitialScales = "increment",
         gradient: Literal["aligned", "authors"] = "aligned",
     ) -> None:
         super().__init__(thresholds, threshold_scope, initial_scales)

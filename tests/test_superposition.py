@@ -4,8 +4,9 @@ from goldens import assert_close, case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from gsb_vit import superposition
+from gsb_vit import quantizers, superposition
 from gsb_vit.quantizers import scale_ste
 from gsb_vit.superposition_quantizers import AttentionSuperposition, ValueSuperposition
 
@@ -248,3 +249,46 @@ def test_a_single_group_never_begins_with_nothing_in():
     groups = AttentionSuperposition()
     groups.initialize(flat)
     assert_close(groups.scale[0], 4 * flat.mean())
+
+
+class _InPlace(TorchDispatchMode):
+    """Lists the operations that change a tensor in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._schema.is_mutable:
+            self.found.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def _forward_functions():
+    x, w = torch.randn(2, 1, 4, 6), torch.randn(5, 6)
+    s, scales = torch.tensor(0.7), torch.tensor([0.5, 0.3, 0.2])
+    limits = torch.tensor([[0.8, -0.8], [1.2, -1.2]]).view(2, 2, 1, 1, 1, 1)
+    return {
+        "scale_ste": lambda: quantizers.scale_ste(s, 0.1),
+        "elastic_sign": lambda: quantizers.elastic_sign(x, s),
+        "elastic_step": lambda: quantizers.elastic_step(x, s),
+        "elastic_integer": lambda: quantizers.elastic_integer(x, s, -8, 7),
+        "lsq": lambda: quantizers.lsq(x, s, -8, 7, 0.1),
+        "unit_sign": lambda: quantizers.unit_sign(x),
+        "unit_step": lambda: quantizers.unit_step(x, 0.0),
+        "binary_weight": lambda: quantizers.binary_weight(w, True),
+        "ternary_weight": lambda: quantizers.ternary_weight(w, True),
+        "attention_planes": lambda: superposition.attention_planes(x, s, limits[:, 0]),
+        "attention_superposition": lambda: superposition.attention_superposition(x, scales, limits[:, 0]),
+        "value_planes": lambda: superposition.value_planes(x, scales, limits),
+        "value_superposition": lambda: superposition.value_superposition(x, scales, limits),
+    }
+
+
+@pytest.mark.parametrize("name", _forward_functions())
+def test_no_forward_pass_works_in_place_in_a_compiled_graph(name, monkeypatch):
+    # PyTorch 2.11 gives such a Function the gradient 0, without a word.
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with _InPlace() as operations:
+        _forward_functions()[name]()
+    assert not operations.found

@@ -22,6 +22,8 @@ def sign(x: Tensor) -> Tensor:
 
     Two vector passes on a CPU; choosing between constants with torch.where takes ten times as long there.
     """
+    if torch.compiler.is_compiling():  # PyTorch 2.11 loses the gradient of a Function that works in place
+        return torch.sign(torch.sign(x) + 0.5)
     return torch.sign(x).add_(0.5).sign_()
 
 
@@ -114,7 +116,7 @@ def between(x: Tensor, scale: Tensor) -> Tensor:
 class _ElasticStep(Function):
     @staticmethod
     def forward(x: Tensor, scale: Tensor) -> Tensor:
-        return x.clone().gt_(0.5 * scale)
+        return as_number(x > 0.5 * scale, x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -7,6 +7,8 @@ Source: GSB, https://arxiv.org/abs/2305.07931.
 Notation: G groups; x (B, h, ..., ...); scales s (G,), used as max(s, 1e-5); ``limits`` hold the G - 1 thresholds
 ratio·extreme, already multiplied, each broadcastable against x. Membership is strict: an entry equal to its limit is
 outside the group. An empty group adds nothing and gets gradient 0.
+
+No forward pass works in place: compiled by PyTorch 2.11, such a Function has the gradient 0.
 """
 
 from typing import Any
@@ -49,7 +51,8 @@ def value_groups(x: Tensor, limits: Tensor) -> list[Tensor]:
 class _AttentionPlanes(Function):
     @staticmethod
     def forward(x: Tensor, base_scale: Tensor, limits: Tensor) -> tuple[Tensor, ...]:
-        return x.clone().gt_(0.5 * base_scale), *(as_number(group, x) for group in attention_groups(x, limits))
+        base = as_number(x > 0.5 * base_scale, x)
+        return base, *(as_number(group, x) for group in attention_groups(x, limits))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -78,9 +81,9 @@ class _AttentionSuperposition(Function):
     @staticmethod
     def forward(x: Tensor, scales: Tensor, limits: Tensor) -> Tensor:
         used = scales.clamp(min=SCALE_MIN).to(x.dtype).unbind(0)
-        out = x.clone().gt_(0.5 * used[0]).mul_(used[0])
+        out = as_number(x > 0.5 * used[0], x) * used[0]
         for scale, group in zip(used[1:], attention_groups(x, limits), strict=True):
-            out.add_(as_number(group, x).mul_(scale))
+            out = out + as_number(group, x) * scale
         return out
 
     @staticmethod
@@ -123,7 +126,7 @@ class _ValuePlanes(Function):
     @staticmethod
     def forward(x: Tensor, scales: Tensor, limits: Tensor, aligned: bool) -> tuple[Tensor, ...]:
         base = sign(x)
-        return base, *(as_number(group, x).mul_(base) for group in value_groups(x, limits))
+        return base, *(as_number(group, x) * base for group in value_groups(x, limits))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -157,8 +160,8 @@ class _ValueSuperposition(Function):
         used = scales.clamp(min=SCALE_MIN).to(x.dtype).unbind(0)
         size = used[0]
         for scale, group in zip(used[1:], value_groups(x, limits), strict=True):
-            size = size + as_number(group, x).mul_(scale)
-        return sign(x).mul_(size)
+            size = size + as_number(group, x) * scale
+        return sign(x) * size
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -49,6 +49,26 @@ def test_aarch64_gives_the_logits_of_the_reference(aarch64, models, name):
         assert done.stdout == logits.read_bytes()
 
 
+def train_hashes(folder, *emulator):
+    """What the training kernels of each instruction set say that runs there: native/tests/train_hashes.cpp."""
+    found = {}
+    for program in sorted(folder.glob("native/tests/train_hashes_*")):
+        text = run(*emulator, program).stdout.decode()
+        if text != "not supported\n":
+            found[program.name] = text.splitlines()
+    return found
+
+
+def test_training_kernels_give_the_same_numbers_on_every_processor(aarch64):
+    found = {**train_hashes(build_here()), **train_hashes(aarch64, "qemu-aarch64")}
+    if len(found) < 2:
+        pytest.skip(f"this processor has none of the other kernels, only {sorted(found)}")
+    expected = found["train_hashes_neon"]
+    assert len(set(expected)) == len(expected) > 100
+    for lines in found.values():
+        assert lines == expected
+
+
 def test_the_selftest_notices_wrong_logits(models, tmp_path):
     model, pixels, logits = models["two_heads"]
     wrong = bytearray(logits.read_bytes())

@@ -11,20 +11,30 @@ from gsb_vit import fused, fused_attention, fused_linear
 from gsb_vit import mlp as mlp_module
 from gsb_vit.attention import GSBAttention
 from gsb_vit.attention_bias import FullAttentionBias
+from gsb_vit.errors import InputError
 from gsb_vit.layers import BinaryLinear, ElasticSign, ElasticStep
 from gsb_vit.mlp import BinaryMlp
 from gsb_vit.superposition_quantizers import AttentionSuperposition, ValueSuperposition
 
-pytestmark = pytest.mark.skipif(fused.kernels() is None, reason="this build or processor has no fused kernels")
+HERE = [name for name in fused.INSTRUCTION_SETS if name in fused.available()]
+
+
+@pytest.fixture(params=HERE or ["none"], autouse=True)
+def instruction_set(request, monkeypatch) -> str:
+    """Run with the kernels of each instruction set that is built and that this processor has."""
+    if not HERE:
+        pytest.skip("this build or processor has no fused kernels")
+    monkeypatch.setenv("GSB_VIT_FUSED", request.param)
+    return request.param
 
 
 @pytest.fixture
-def both_ways(monkeypatch):
+def both_ways(instruction_set, monkeypatch):
     """Run a module on x through the kernels and without them: (y, gradient of x, gradients of the parameters)."""
 
     def run(module: nn.Module, x: Tensor, tolerance: float = 2e-5, same: float = 0.0, autocast: bool = False) -> None:
         results = []
-        for switch in ("1", "0"):
+        for switch in (instruction_set, "0"):
             monkeypatch.setenv("GSB_VIT_FUSED", switch)
             part, a = copy.deepcopy(module).train(), x.clone().requires_grad_()
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -174,12 +184,12 @@ def test_results_do_not_depend_on_the_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_less_is_kept_for_the_backward_pass(monkeypatch):
+def test_less_is_kept_for_the_backward_pass(instruction_set, monkeypatch):
     torch.manual_seed(0)
     mlp = BinaryMlp(64, 256)
     mlp.fc1, mlp.fc2 = linear(True, 64, 256), linear(False, 256, 64, clip=10.0)
     sizes = []
-    for switch in ("1", "0"):
+    for switch in (instruction_set, "0"):
         monkeypatch.setenv("GSB_VIT_FUSED", switch)
         kept: dict[int, int] = {}
 
@@ -191,3 +201,29 @@ def test_less_is_kept_for_the_backward_pass(monkeypatch):
             mlp.train()(torch.randn(500, 64, requires_grad=True))
         sizes.append(sum(kept.values()))
     assert sizes[0] < 0.3 * sizes[1]
+
+
+def test_every_instruction_set_gives_the_same_numbers(monkeypatch):
+    if len(HERE) < 2:
+        pytest.skip(f"this processor has kernels of one instruction set only: {HERE}")
+    torch.manual_seed(0)
+    block = nn.Sequential(attention(48, 21), BinaryMlp(96, 200))
+    block[1].fc1, block[1].fc2 = linear(True, 96, 200), linear(False, 200, 96, clip=10.0)
+    x, results = torch.randn(3, 21, 96), []
+    for name in HERE:
+        monkeypatch.setenv("GSB_VIT_FUSED", name)
+        a = x.clone().requires_grad_()
+        y = block(a)
+        y.square().sum().backward()
+        results.append([y.detach(), a.grad, *(p.grad.clone() for p in block.parameters())])
+        block.zero_grad()
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+def test_unknown_or_missing_kernels_are_refused(monkeypatch):
+    missing = next(name for name in fused.INSTRUCTION_SETS if name not in HERE)
+    for name in (missing, "sse"):
+        monkeypatch.setenv("GSB_VIT_FUSED", name)
+        with pytest.raises(InputError, match=f"GSB_VIT_FUSED={name}.*{HERE[0]}"):
+            fused.kernels()

@@ -25,11 +25,12 @@ PREDICT = """
 import sys
 import numpy as np
 import gsb_vit
-from gsb_vit import _train
+from gsb_vit import _train_avx2, _train_avx512
 
 path, pixels, threads = sys.argv[1:]
 model = gsb_vit.load(path, threads=int(threads))
-assert model.backend == "portable" and not _train.supported()
+assert model.backend == "portable"
+assert not _train_avx2.supported() and not _train_avx512.supported()
 height, width = model.architecture.image_size
 pictures = np.fromfile(pixels, np.uint8).reshape(-1, height, width, 3)
 sys.stdout.buffer.write(model.logits(pictures).tobytes())

@@ -16,8 +16,8 @@ GSB_TRAIN_TARGET void pack_part(const Heads& heads, const T* qkv, const Part& pa
         for (int word = 0; word < words_of(s.channels); ++word) {
             uint64_t packed = 0;
             for (int piece = 0; piece < 4 && word * 64 + piece * 16 < s.channels; ++piece) {
-                const __mmask16 plane = signs_of(shifted(part, qkv, token, word * 64 + piece * 16));
-                packed |= static_cast<uint64_t>(plane) << (piece * 16);
+                const Mask plane = signs_of(shifted(part, qkv, token, word * 64 + piece * 16));
+                packed |= static_cast<uint64_t>(bits_of(plane)) << (piece * 16);
             }
             bits[word * stride + token] = packed;
         }
@@ -26,51 +26,47 @@ GSB_TRAIN_TARGET void pack_part(const Heads& heads, const T* qkv, const Part& pa
 
 GSB_TRAIN_TARGET void score_rows(const Shape& s, const uint64_t* queries, const uint64_t* keys, int stride,
                                  float factor, float* out) {
-    const __m256i base = _mm256_set1_epi32(s.channels);
-    const __m256 scale = _mm256_set1_ps(factor);
+    const Ints base = ints(s.channels);
+    const Floats scale = floats(factor);
     for (int row = 0; row < s.tokens; ++row) {
-        for (int column = 0; column < s.tokens; column += 8) {
-            __m512i counts = _mm512_setzero_si512();
+        for (int column = 0; column < s.tokens; column += 16) {
+            BitCounts sums;
             for (int word = 0; word < words_of(s.channels); ++word) {
-                const __m512i q = _mm512_set1_epi64(static_cast<long long>(queries[word * stride + row]));
-                const __m512i k = _mm512_loadu_si512(keys + word * stride + column);
-                counts = _mm512_add_epi64(counts, _mm512_popcnt_epi64(_mm512_xor_si512(q, k)));
+                sums.add(queries[word * stride + row], keys + word * stride + column);
             }
-            const __m256i twice = _mm256_slli_epi32(_mm512_cvtepi64_epi32(counts), 1);
-            const __m256 score = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(base, twice)), scale);
-            const __mmask8 lanes = static_cast<__mmask8>(lanes_from(column, s.tokens) & 0xFF);
-            _mm256_mask_storeu_ps(out + static_cast<size_t>(row) * s.tokens + column, lanes, score);
+            const Ints counts = sums.total();
+            store(out + static_cast<size_t>(row) * s.tokens + column, lanes_from(column, s.tokens),
+                  floats(base - (counts + counts)) * scale);
         }
     }
 }
 
 GSB_TRAIN_TARGET float largest_entry(const Shape& s, const float* P, const float* E) {
-    __m512 largest = _mm512_set1_ps(-__builtin_inff());
+    Floats most = floats(-__builtin_inff());
     const int size = s.tokens * s.tokens;
     for (int i = 0; i < size; i += 16) {
-        const __mmask16 lanes = lanes_from(i, size);
-        largest = _mm512_mask_max_ps(largest, lanes, largest, entries(P, E, i, lanes));
+        const Lanes lanes = lanes_from(i, size);
+        most = select(mask_of(lanes), max(most, entries(P, E, i, lanes)), most);
     }
-    return _mm512_reduce_max_ps(largest);
+    return largest(most);
 }
 
 template <class T>
-GSB_TRAIN_TARGET void extremes_of_values(const Heads& heads, const T* qkv, int picture, float* largest,
-                                         float* smallest) {
+GSB_TRAIN_TARGET void extremes_of_values(const Heads& heads, const T* qkv, int picture, float* most, float* least) {
     const Shape& s = heads.shape;
-    __m512 high = _mm512_set1_ps(-__builtin_inff()), low = _mm512_set1_ps(__builtin_inff());
+    Floats high = floats(-__builtin_inff()), low = floats(__builtin_inff());
     for (int head = 0; head < s.heads; ++head) {
         const Part part = part_of(heads, picture, head, 2);
         for (int token = 0; token < s.tokens; ++token) {
             for (int channel = 0; channel < s.channels; channel += 16) {
-                const __m512 v = shifted(part, qkv, token, channel);
-                high = _mm512_max_ps(high, v);
-                low = _mm512_min_ps(low, v);
+                const Floats v = shifted(part, qkv, token, channel);
+                high = max(high, v);
+                low = min(low, v);
             }
         }
     }
-    *largest = _mm512_reduce_max_ps(high);
-    *smallest = _mm512_reduce_min_ps(low);
+    *most = largest(high);
+    *least = smallest(low);
 }
 
 template <class T>
@@ -79,12 +75,12 @@ GSB_TRAIN_TARGET void superpose_head(const Heads& heads, const T* qkv, const Par
     const Shape& s = heads.shape;
     for (int token = 0; token < s.tokens; ++token) {
         for (int channel = 0; channel < s.channels; channel += 16) {
-            const __m512 v = shifted(part, qkv, token, channel);
-            __m512 size = _mm512_set1_ps(groups.scales[0]);
+            const Floats v = shifted(part, qkv, token, channel);
+            Floats size = floats(groups.scales[0]);
             for (int g = 1; g < groups.count; ++g) {
-                size = _mm512_mask_add_ps(size, value_member(v, limits, g - 1), size, _mm512_set1_ps(groups.scales[g]));
+                size = add_where(value_member(v, limits, g - 1), size, floats(groups.scales[g]));
             }
-            _mm512_storeu_ps(out + static_cast<size_t>(token) * s.channels + channel, with_sign(size, signs_of(v)));
+            store(out + static_cast<size_t>(token) * s.channels + channel, kAllLanes, with_sign(size, signs_of(v)));
         }
     }
 }
@@ -98,30 +94,26 @@ struct RowList {
 
 GSB_TRAIN_TARGET int list_row(const Shape& s, const float* P, const float* E, const Groups& groups,
                               const Limits& limits, RowList& list) {
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     int used = 0;
     for (int column = 0; column < s.tokens; column += 16) {
-        const __mmask16 lanes = lanes_from(column, s.tokens);
-        const __m512 a = superposed(entries(P, E, column, lanes), groups, limits);
-        const __mmask16 some = _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_UQ) & lanes;
-        _mm512_mask_compressstoreu_ps(list.values.data() + used, some, a);
-        _mm512_mask_compressstoreu_epi32(list.columns.data() + used, some,
-                                         _mm512_add_epi32(lane, _mm512_set1_epi32(column)));
-        used += __builtin_popcount(some);
+        const Lanes lanes = lanes_from(column, s.tokens);
+        const Floats a = superposed(entries(P, E, column, lanes), groups, limits);
+        const Mask some = (a != floats(0.0f)) & mask_of(lanes);
+        used += append(some, a, column, list.values.data() + used, list.columns.data() + used);
     }
     return used;
 }
 
 template <int Vectors, class T>
 GSB_TRAIN_INLINE void sum_list(const RowList& list, int used, const float* V, size_t stride, T* out) {
-    __m512 sums[Vectors];
-    for (int v = 0; v < Vectors; ++v) sums[v] = _mm512_setzero_ps();
+    Floats sums[Vectors];
+    for (int v = 0; v < Vectors; ++v) sums[v] = floats(0.0f);
     for (int i = 0; i < used; ++i) {
         const float* row = V + list.columns[i] * stride;
-        const __m512 a = _mm512_set1_ps(list.values[i]);
-        for (int v = 0; v < Vectors; ++v) sums[v] = _mm512_fmadd_ps(a, _mm512_loadu_ps(row + 16 * v), sums[v]);
+        const Floats a = floats(list.values[i]);
+        for (int v = 0; v < Vectors; ++v) sums[v] = fma(a, load(row + 16 * v, kAllLanes), sums[v]);
     }
-    for (int v = 0; v < Vectors; ++v) store(out + 16 * v, 0xFFFF, sums[v]);
+    for (int v = 0; v < Vectors; ++v) store(out + 16 * v, kAllLanes, sums[v]);
 }
 
 template <class T>
@@ -144,7 +136,7 @@ GSB_TRAIN_TARGET void attend_head(const Shape& s, const float* P, const float* E
 
 void scores(const Heads& heads, float factor, float* out, int threads) {
     const Shape& s = heads.shape;
-    const int stride = (s.tokens + 7) / 8 * 8, words = words_of(s.channels);
+    const int stride = (s.tokens + 15) / 16 * 16, words = words_of(s.channels);
     run_tasks(threads, s.batch * s.heads, [&](int task) {
         std::vector<uint64_t> queries(words * stride), keys(words * stride);
         with_type(heads.qkv, [&](auto* qkv) {

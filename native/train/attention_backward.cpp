@@ -34,8 +34,8 @@ template <class T>
 GSB_TRAIN_TARGET void copy_rows(const T* from, size_t stride, const Shape& s, float* to) {
     for (int token = 0; token < s.tokens; ++token) {
         for (int channel = 0; channel < s.channels; channel += 16) {
-            store(to + static_cast<size_t>(token) * s.channels + channel, 0xFFFF,
-                  load(from + token * stride + channel, 0xFFFF));
+            store(to + static_cast<size_t>(token) * s.channels + channel, kAllLanes,
+                  load(from + token * stride + channel, kAllLanes));
         }
     }
 }
@@ -50,43 +50,38 @@ void turn(const float* from, const Shape& s, float* to) {
 
 // One row: from the gradient of A_b to that of A, into `out`; adds A_b's entries times `grad` to value_grad.
 struct RowSums {
-    __m512 scales[kMostGroups];
+    Floats scales[kMostGroups];
     int32_t members[kMostGroups];
 };
 
 GSB_TRAIN_INLINE void attention_row(const Shape& s, const float* P, const float* E, const Groups& groups,
                                     const Limits& limits, const float* row_grad, const float* grad, float* value_grad,
                                     float* out, RowSums& sums) {
-    const __m512 scale = _mm512_set1_ps(groups.scales[0]), zero = _mm512_setzero_ps(), one = _mm512_set1_ps(1.0f);
+    const Floats scale = floats(groups.scales[0]), zero = floats(0.0f), one = floats(1.0f);
     alignas(64) float values[16];
     for (int column = 0; column < s.tokens; column += 16) {
-        const __mmask16 lanes = lanes_from(column, s.tokens);
-        const __m512 A = entries(P, E, column, lanes), g = load(row_grad + column, lanes);
-        const __mmask16 inside = _mm512_cmp_ps_mask(A, zero, _CMP_GE_OQ) & _mm512_cmp_ps_mask(A, scale, _CMP_LE_OQ);
-        const __mmask16 base = above(A, 0.5f * groups.scales[0]) & lanes;
-        const __m512 ratio = _mm512_maskz_div_ps(inside, A, scale);
-        const __m512 plane = _mm512_maskz_mov_ps(base, one);
-        sums.scales[0] = _mm512_fmadd_ps(g, _mm512_sub_ps(plane, ratio), sums.scales[0]);
-        __m512 slope = _mm512_maskz_mov_ps(inside, one), a = _mm512_maskz_mov_ps(base, scale);
+        const Lanes lanes = lanes_from(column, s.tokens);
+        const Floats A = entries(P, E, column, lanes), g = load(row_grad + column, lanes);
+        const Mask inside = (A >= zero) & (A <= scale), base = above(A, 0.5f * groups.scales[0]) & mask_of(lanes);
+        sums.scales[0] = fma(g, keep(base, one) - divide_where(inside, A, scale), sums.scales[0]);
+        Floats slope = keep(inside, one), a = keep(base, scale);
         for (int group = 1; group < groups.count; ++group) {
-            const __mmask16 member = above(A, limits.upper[group - 1]) & lanes;
-            const __m512 part = _mm512_set1_ps(groups.scales[group]);
-            sums.scales[group] = _mm512_mask_add_ps(sums.scales[group], member, sums.scales[group], g);
-            sums.members[group] += __builtin_popcount(member);
-            slope = _mm512_mask_add_ps(slope, member, slope, part);
-            a = _mm512_mask_add_ps(a, member, a, part);
+            const Mask member = above(A, limits.upper[group - 1]) & mask_of(lanes);
+            const Floats part = floats(groups.scales[group]);
+            sums.scales[group] = add_where(member, sums.scales[group], g);
+            sums.members[group] += count(member);
+            slope = add_where(member, slope, part);
+            a = add_where(member, a, part);
         }
-        store(out + column, lanes, _mm512_mul_ps(g, slope));
-        uint32_t some = _mm512_cmp_ps_mask(a, zero, _CMP_NEQ_UQ) & lanes;
-        _mm512_store_ps(values, a);
-        for (; some; some &= some - 1) {
+        store(out + column, lanes, g * slope);
+        store(values, kAllLanes, a);
+        for (uint32_t some = bits_of((a != zero) & mask_of(lanes)); some; some &= some - 1) {
             const int lane = __builtin_ctz(some);
-            const __m512 entry = _mm512_set1_ps(values[lane]);
+            const Floats entry = floats(values[lane]);
             float* to = value_grad + static_cast<size_t>(column + lane) * s.channels;
             for (int channel = 0; channel < s.channels; channel += 16) {
-                const __m512 sum =
-                    _mm512_fmadd_ps(entry, _mm512_loadu_ps(grad + channel), _mm512_loadu_ps(to + channel));
-                _mm512_storeu_ps(to + channel, sum);
+                store(to + channel, kAllLanes,
+                      fma(entry, load(grad + channel, kAllLanes), load(to + channel, kAllLanes)));
             }
         }
     }
@@ -98,7 +93,7 @@ GSB_TRAIN_TARGET void attention_head_backward(const Shape& s, const float* P, co
                                               int32_t* members) {
     RowSums sums;
     for (int g = 0; g < groups.count; ++g) {
-        sums.scales[g] = _mm512_setzero_ps();
+        sums.scales[g] = floats(0.0f);
         sums.members[g] = 0;
     }
     std::fill(scratch.left.begin(), scratch.left.end(), 0.0f);
@@ -115,7 +110,7 @@ GSB_TRAIN_TARGET void attention_head_backward(const Shape& s, const float* P, co
         }
     }
     for (int g = 0; g < groups.count; ++g) {
-        scale_sums[g] = _mm512_reduce_add_ps(sums.scales[g]);
+        scale_sums[g] = sum(sums.scales[g]);
         members[g] = sums.members[g];
     }
 }
@@ -126,8 +121,8 @@ GSB_TRAIN_TARGET void values_backward(const Heads& heads, const Part& part, cons
                                       int32_t* members) {
     const Shape& s = heads.shape;
     const T* qkv = static_cast<const T*>(heads.qkv.data);
-    const __m512 one = _mm512_set1_ps(1.0f), zero = _mm512_setzero_ps();
-    __m512 sums[kMostGroups];
+    const Floats one = floats(1.0f), zero = floats(0.0f);
+    Floats sums[kMostGroups];
     for (int g = 0; g < groups.count; ++g) {
         sums[g] = zero;
         members[g] = 0;
@@ -135,27 +130,24 @@ GSB_TRAIN_TARGET void values_backward(const Heads& heads, const Part& part, cons
     std::fill_n(shift_sums, s.channels, 0.0f);
     for (int token = 0; token < s.tokens; ++token) {
         for (int channel = 0; channel < s.channels; channel += 16) {
-            const __m512 v = shifted(part, qkv, token, channel), size = magnitude(v);
-            const __m512 g = _mm512_loadu_ps(grad + static_cast<size_t>(token) * s.channels + channel);
-            const __m512 signed_grad = with_sign(g, signs_of(v));
-            __m512 slope = zero;
+            const Floats v = shifted(part, qkv, token, channel), size = magnitude(v);
+            const Floats g = load(grad + static_cast<size_t>(token) * s.channels + channel, kAllLanes);
+            const Floats signed_grad = with_sign(g, signs_of(v));
+            Floats slope = zero;
             for (int group = 0; group < groups.count; ++group) {
-                const __m512 scale = _mm512_set1_ps(groups.scales[group]);
-                const __mmask16 inside = _mm512_cmp_ps_mask(size, scale, _CMP_LE_OQ);
-                const __mmask16 member = group ? value_member(v, limits, group - 1) : 0xFFFF;
-                const __m512 part_of_scale = _mm512_sub_ps(one, _mm512_maskz_div_ps(inside, size, scale));
-                sums[group] = _mm512_mask3_fmadd_ps(signed_grad, part_of_scale, sums[group], member);
-                members[group] += __builtin_popcount(member);
-                const __mmask16 passes =
-                    aligned ? inside & member : static_cast<__mmask16>(inside | static_cast<__mmask16>(~member));
-                slope = _mm512_mask_add_ps(slope, passes, slope, one);
+                const Floats scale = floats(groups.scales[group]);
+                const Mask inside = size <= scale;
+                const Mask member = group ? value_member(v, limits, group - 1) : mask_of(kAllLanes);
+                sums[group] = fma_where(member, signed_grad, one - divide_where(inside, size, scale), sums[group]);
+                members[group] += count(member);
+                slope = add_where(aligned ? inside & member : inside | ~member, slope, one);
             }
-            const __m512 passed = _mm512_mul_ps(g, slope);
-            store(out + part.begin + token * part.stride + channel, 0xFFFF, passed);
-            _mm512_storeu_ps(shift_sums + channel, _mm512_add_ps(_mm512_loadu_ps(shift_sums + channel), passed));
+            const Floats passed = g * slope;
+            store(out + part.begin + token * part.stride + channel, kAllLanes, passed);
+            store(shift_sums + channel, kAllLanes, load(shift_sums + channel, kAllLanes) + passed);
         }
     }
-    for (int g = 0; g < groups.count; ++g) scale_sums[g] = _mm512_reduce_add_ps(sums[g]);
+    for (int g = 0; g < groups.count; ++g) scale_sums[g] = sum(sums[g]);
 }
 
 // size·sign of q or k (N, d).
@@ -164,7 +156,7 @@ GSB_TRAIN_TARGET void plane_of(const Heads& heads, const Part& part, float size,
     const T* qkv = static_cast<const T*>(heads.qkv.data);
     for (int token = 0; token < heads.shape.tokens; ++token) {
         for (int channel = 0; channel < heads.shape.channels; channel += 16, out += 16) {
-            _mm512_storeu_ps(out, with_sign(_mm512_set1_ps(size), signs_of(shifted(part, qkv, token, channel))));
+            store(out, kAllLanes, with_sign(floats(size), signs_of(shifted(part, qkv, token, channel))));
         }
     }
 }
@@ -174,21 +166,20 @@ template <class T>
 GSB_TRAIN_TARGET float signs_backward(const Heads& heads, const Part& part, float scale, const float* grad, T* out,
                                       float* shift_sums) {
     const T* qkv = static_cast<const T*>(heads.qkv.data);
-    const __m512 one = _mm512_set1_ps(1.0f), limit = _mm512_set1_ps(scale);
-    __m512 sum = _mm512_setzero_ps();
+    const Floats one = floats(1.0f), limit = floats(scale);
+    Floats scale_grad = floats(0.0f);
     std::fill_n(shift_sums, heads.shape.channels, 0.0f);
     for (int token = 0; token < heads.shape.tokens; ++token) {
         for (int channel = 0; channel < heads.shape.channels; channel += 16, grad += 16) {
-            const __m512 t = shifted(part, qkv, token, channel), g = _mm512_loadu_ps(grad);
-            const __mmask16 inside = _mm512_cmp_ps_mask(magnitude(t), limit, _CMP_LE_OQ);
-            const __m512 slope = _mm512_sub_ps(with_sign(one, signs_of(t)), _mm512_maskz_div_ps(inside, t, limit));
-            sum = _mm512_fmadd_ps(g, slope, sum);
-            const __m512 passed = _mm512_maskz_mov_ps(inside, g);
-            store(out + part.begin + token * part.stride + channel, 0xFFFF, passed);
-            _mm512_storeu_ps(shift_sums + channel, _mm512_add_ps(_mm512_loadu_ps(shift_sums + channel), passed));
+            const Floats t = shifted(part, qkv, token, channel), g = load(grad, kAllLanes);
+            const Mask inside = magnitude(t) <= limit;
+            scale_grad = fma(g, with_sign(one, signs_of(t)) - divide_where(inside, t, limit), scale_grad);
+            const Floats passed = keep(inside, g);
+            store(out + part.begin + token * part.stride + channel, kAllLanes, passed);
+            store(shift_sums + channel, kAllLanes, load(shift_sums + channel, kAllLanes) + passed);
         }
     }
-    return _mm512_reduce_add_ps(sum);
+    return sum(scale_grad);
 }
 
 // Rows of one head over all pictures: the bias's gradient is their sum; then through the softmax, in place.
@@ -197,22 +188,22 @@ GSB_TRAIN_TARGET void softmax_backward(const Shape& s, int head, int first, int 
     const size_t size = static_cast<size_t>(s.tokens) * s.tokens;
     for (int row = first; row < last; ++row) {
         const size_t at = static_cast<size_t>(row) * s.tokens;
-        float* sum = bias ? bias + head * size + at : nullptr;
-        if (sum) std::fill_n(sum, s.tokens, 0.0f);
+        float* total = bias ? bias + head * size + at : nullptr;
+        if (total) std::fill_n(total, s.tokens, 0.0f);
         for (int picture = 0; picture < s.batch; ++picture) {
             const size_t begin = (static_cast<size_t>(picture) * s.heads + head) * size + at;
-            __m512 dot = _mm512_setzero_ps();
+            Floats dot = floats(0.0f);
             for (int column = 0; column < s.tokens; column += 16) {
-                const __mmask16 lanes = lanes_from(column, s.tokens);
-                const __m512 g = load(work + begin + column, lanes);
-                dot = _mm512_fmadd_ps(g, load(P + begin + column, lanes), dot);
-                if (sum) store(sum + column, lanes, _mm512_add_ps(load(sum + column, lanes), g));
+                const Lanes lanes = lanes_from(column, s.tokens);
+                const Floats g = load(work + begin + column, lanes);
+                dot = fma(g, load(P + begin + column, lanes), dot);
+                if (total) store(total + column, lanes, load(total + column, lanes) + g);
             }
-            const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(dot));
+            const Floats mean = floats(sum(dot));
             for (int column = 0; column < s.tokens; column += 16) {
-                const __mmask16 lanes = lanes_from(column, s.tokens);
-                const __m512 g = _mm512_sub_ps(load(work + begin + column, lanes), mean);
-                store(work + begin + column, lanes, _mm512_mul_ps(g, load(P + begin + column, lanes)));
+                const Lanes lanes = lanes_from(column, s.tokens);
+                const Floats g = load(work + begin + column, lanes) - mean;
+                store(work + begin + column, lanes, g * load(P + begin + column, lanes));
             }
         }
     }

@@ -19,17 +19,17 @@ inline Part part_of(const Heads& heads, int picture, int head, int part) {
 }
 
 template <class T>
-GSB_TRAIN_INLINE __m512 shifted(const Part& part, const T* data, int token, int channel) {
-    const __m512 x = load(data + part.begin + token * part.stride + channel, 0xFFFF);
-    return part.shift ? _mm512_add_ps(x, load(part.shift + channel, 0xFFFF)) : x;
+GSB_TRAIN_INLINE Floats shifted(const Part& part, const T* data, int token, int channel) {
+    const Floats x = load(data + part.begin + token * part.stride + channel, kAllLanes);
+    return part.shift ? x + load(part.shift + channel, kAllLanes) : x;
 }
 
-GSB_TRAIN_INLINE __mmask16 signs_of(__m512 x) {
-    return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GE_OQ);
+GSB_TRAIN_INLINE Mask signs_of(Floats x) {
+    return x >= floats(0.0f);
 }
 
-GSB_TRAIN_INLINE __m512 with_sign(__m512 size, __mmask16 positive) {
-    return _mm512_mask_sub_ps(size, static_cast<__mmask16>(~positive), _mm512_setzero_ps(), size);
+GSB_TRAIN_INLINE Floats with_sign(Floats size, Mask positive) {
+    return select(positive, size, floats(0.0f) - size);
 }
 
 // A superposition's limits of one picture.
@@ -49,25 +49,24 @@ inline Limits limits_of(const Groups& groups, int extremes, int picture) {
     return limits;
 }
 
-GSB_TRAIN_INLINE __mmask16 above(__m512 x, float limit) {
-    return _mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GT_OQ);
+GSB_TRAIN_INLINE Mask above(Floats x, float limit) {
+    return x > floats(limit);
 }
 
-GSB_TRAIN_INLINE __mmask16 value_member(__m512 x, const Limits& limits, int group) {
-    return above(x, limits.upper[group]) | _mm512_cmp_ps_mask(x, _mm512_set1_ps(limits.lower[group]), _CMP_LT_OQ);
+GSB_TRAIN_INLINE Mask value_member(Floats x, const Limits& limits, int group) {
+    return above(x, limits.upper[group]) | (x < floats(limits.lower[group]));
 }
 
 // Sixteen entries of A from row `begin` + column; lanes beyond the row are 0.
-GSB_TRAIN_INLINE __m512 entries(const float* P, const float* E, int column, __mmask16 lanes) {
-    const __m512 p = load(P + column, lanes);
-    return E ? _mm512_add_ps(p, load(E + column, lanes)) : p;
+GSB_TRAIN_INLINE Floats entries(const float* P, const float* E, int column, Lanes lanes) {
+    const Floats p = load(P + column, lanes);
+    return E ? p + load(E + column, lanes) : p;
 }
 
-GSB_TRAIN_INLINE __m512 superposed(__m512 A, const Groups& groups, const Limits& limits) {
-    __m512 out = _mm512_maskz_mov_ps(above(A, 0.5f * groups.scales[0]), _mm512_set1_ps(groups.scales[0]));
+GSB_TRAIN_INLINE Floats superposed(Floats A, const Groups& groups, const Limits& limits) {
+    Floats out = keep(above(A, 0.5f * groups.scales[0]), floats(groups.scales[0]));
     for (int g = 1; g < groups.count; ++g) {
-        const __mmask16 member = above(A, limits.upper[g - 1]);
-        out = _mm512_mask_add_ps(out, member, out, _mm512_set1_ps(groups.scales[g]));
+        out = add_where(above(A, limits.upper[g - 1]), out, floats(groups.scales[g]));
     }
     return out;
 }

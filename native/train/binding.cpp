@@ -101,19 +101,9 @@ void bind_attention(nb::module_& m) {
         free);
 }
 
-bool supported() {
-#if defined(__x86_64__)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("fma");
-#else
-    return false;
-#endif
-}
-
 }  // namespace
 
-NB_MODULE(_train, m) {
+NB_MODULE(GSB_TRAIN_MODULE, m) {
     const auto free = nb::call_guard<nb::gil_scoped_release>();
     bind_attention(m);
     m.def("supported", &supported);

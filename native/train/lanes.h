@@ -1,15 +1,24 @@
-// Sixteen float lanes of AVX-512, of tensors in float32 or bfloat16.
+// Sixteen lanes of numbers, whatever the width of the processor's registers: the one vocabulary of all kernels here.
+// A number's result depends on neither: every operation is rounded once, and folds add lane l + 8 to l, then + 4 …
+//
+// Which instruction set a build uses is chosen by GSB_TRAIN_AVX512, GSB_TRAIN_AVX2 or GSB_TRAIN_NEON. Each header has:
+//
+//   Lanes      the first n of sixteen: lanes_from(begin, end), kAllLanes; Mask: any of them; Floats, Ints (32 bits)
+//   load, store                     float or Half; lanes beyond are read as 0 and not written; Half is rounded to even
+//   load_int32, load_int16, load_uint8, store_int16, store_uint8          stores keep the low bits
+//   floats, ints, rounded (to even) and + - * < <= != & | ~ by lane; min and max give b where a is a NaN
+//   magnitude, shift_left<Bits>, shift_right<Bits> (zeros come in)
+//   fma(a, b, c) = a·b + c; select(m, yes, no); keep(m, x): x or 0
+//   add_where(m, a, b): a + b or a; fma_where(m, a, b, c): a·b + c or c; divide_where(m, a, b): a/b or 0
+//   sum, largest, smallest of sixteen; count, bits_of, mask_of_bits of a mask, mask_of(lanes)
+//   append(m, x, column, values, columns): writes x's lanes in m and their columns, side by side; returns how many.
+//                                          Room for sixteen is needed
+//   BitCounts  add(word, words): how many bits of word and words[0 … 15] differ; total()
+//   kCountRows, kTileVectors: rows by sixteen channels, and by four rows sixteen columns, that fit the registers
+//   supported()                     whether this processor has the instructions
 #pragma once
 
-#include <immintrin.h>
-
-#include <cstddef>
 #include <cstdint>
-
-// Of each function, not of the file: nothing outside the kernels may use instructions the processor may lack.
-#define GSB_TRAIN_TARGET \
-    __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,prefer-vector-width=512")))
-#define GSB_TRAIN_INLINE GSB_TRAIN_TARGET __attribute__((always_inline)) inline
 
 namespace gsb::train {
 
@@ -18,35 +27,25 @@ struct Half {
     uint16_t bits;
 };
 
-GSB_TRAIN_INLINE __m512 load(const float* from, __mmask16 lanes) {
-    return _mm512_maskz_loadu_ps(lanes, from);
-}
+}  // namespace gsb::train
 
-GSB_TRAIN_INLINE __m512 load(const Half* from, __mmask16 lanes) {
-    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, from));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
+#if defined(GSB_TRAIN_AVX512)
+#include "lanes_avx512.h"
+#elif defined(GSB_TRAIN_AVX2)
+#include "lanes_avx2.h"
+#elif defined(GSB_TRAIN_NEON)
+#include "lanes_neon.h"
+#else
+#error "define GSB_TRAIN_AVX512, GSB_TRAIN_AVX2 or GSB_TRAIN_NEON"
+#endif
 
-GSB_TRAIN_INLINE void store(float* to, __mmask16 lanes, __m512 x) {
-    _mm512_mask_storeu_ps(to, lanes, x);
-}
+namespace gsb::train {
 
-// Rounded to nearest even; a NaN stays one.
-GSB_TRAIN_INLINE void store(Half* to, __mmask16 lanes, __m512 x) {
-    const __m512i bits = _mm512_castps_si512(x);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
-    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    const __m512i kept = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7FC00000));
-    _mm256_mask_storeu_epi16(to, lanes, _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+GSB_TRAIN_INLINE Mask operator>(Floats a, Floats b) {
+    return b < a;
 }
-
-GSB_TRAIN_INLINE __mmask16 lanes_from(int begin, int end) {
-    return end - begin >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << (end - begin)) - 1);
-}
-
-GSB_TRAIN_INLINE __m512 magnitude(__m512 x) {
-    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7FFFFFFF)));
+GSB_TRAIN_INLINE Mask operator>=(Floats a, Floats b) {
+    return b <= a;
 }
 
 inline int words_of(int bits) {

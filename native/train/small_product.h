@@ -15,20 +15,20 @@ struct Left {
 
 template <int Rows, int Vectors>
 GSB_TRAIN_INLINE void product_tile(Left a, int depth, const float* b, size_t b_stride, float* out, size_t out_stride) {
-    __m512 sums[Rows][Vectors];
+    Floats sums[Rows][Vectors];
     for (int r = 0; r < Rows; ++r) {
-        for (int v = 0; v < Vectors; ++v) sums[r][v] = _mm512_setzero_ps();
+        for (int v = 0; v < Vectors; ++v) sums[r][v] = floats(0.0f);
     }
     for (int k = 0; k < depth; ++k) {
-        __m512 right[Vectors];
-        for (int v = 0; v < Vectors; ++v) right[v] = _mm512_loadu_ps(b + k * b_stride + v * 16);
+        Floats right[Vectors];
+        for (int v = 0; v < Vectors; ++v) right[v] = load(b + k * b_stride + v * 16, kAllLanes);
         for (int r = 0; r < Rows; ++r) {
-            const __m512 left = _mm512_set1_ps(a.data[r * a.row_stride + k * a.k_stride]);
-            for (int v = 0; v < Vectors; ++v) sums[r][v] = _mm512_fmadd_ps(left, right[v], sums[r][v]);
+            const Floats left = floats(a.data[r * a.row_stride + k * a.k_stride]);
+            for (int v = 0; v < Vectors; ++v) sums[r][v] = fma(left, right[v], sums[r][v]);
         }
     }
     for (int r = 0; r < Rows; ++r) {
-        for (int v = 0; v < Vectors; ++v) _mm512_storeu_ps(out + r * out_stride + v * 16, sums[r][v]);
+        for (int v = 0; v < Vectors; ++v) store(out + r * out_stride + v * 16, kAllLanes, sums[r][v]);
     }
 }
 
@@ -49,15 +49,14 @@ GSB_TRAIN_INLINE void product_columns(Left a, int rows, int depth, const float* 
 // out (rows, columns) = a·b, b (depth, columns); columns a multiple of 16. Each sum runs over k in order.
 GSB_TRAIN_INLINE void small_product(Left a, int rows, int depth, const float* b, size_t b_stride, int columns,
                                     float* out, size_t out_stride) {
+    constexpr int kTile = 16 * kTileVectors;
     int column = 0;
-    for (; column + 64 <= columns; column += 64) {
-        product_columns<4>(a, rows, depth, b + column, b_stride, out + column, out_stride);
+    for (; column + kTile <= columns; column += kTile) {
+        product_columns<kTileVectors>(a, rows, depth, b + column, b_stride, out + column, out_stride);
     }
-    if (columns - column >= 32) {
-        product_columns<2>(a, rows, depth, b + column, b_stride, out + column, out_stride);
-        column += 32;
+    for (; column < columns; column += 16) {
+        product_columns<1>(a, rows, depth, b + column, b_stride, out + column, out_stride);
     }
-    if (columns > column) product_columns<1>(a, rows, depth, b + column, b_stride, out + column, out_stride);
 }
 
 }  // namespace gsb::train

@@ -1,30 +1,54 @@
 """Which training steps run in the extension's fused kernels: the one place that chooses, and the calls themselves.
 
-The kernels (native/train/) work on CPU tensors of an x86-64 processor with AVX-512. Everywhere else, under
-torch.compile and torch.func, and with GSB_VIT_FUSED=0 in the environment, the same layers run in PyTorch alone: equal
-values, gradients equal up to rounding.
+The kernels (native/train/) work on CPU tensors of a processor with AVX-512 (VPOPCNTDQ), AVX2 or NEON, with the same
+numbers on each. Everywhere else, under torch.compile and torch.func, and with GSB_VIT_FUSED=0 in the environment, the
+same layers run in PyTorch alone: equal values, gradients equal up to rounding. GSB_VIT_FUSED=avx2 asks for those.
 """
 
 import os
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .errors import InputError
+
 WIDEST = 32767  # inputs of a layer: products are counted in int16
 MOST_GROUPS = 8  # planes of a superposition
+INSTRUCTION_SETS = ("avx512", "avx2", "neon")  # the fastest first
 
 
 @cache
+def available() -> dict[str, ModuleType]:
+    """Return the extensions that were built and that this processor can run, by instruction set."""
+    found = {}
+    for name in INSTRUCTION_SETS:
+        try:
+            module = import_module(f"._train_{name}", __package__)
+        except ImportError:
+            continue
+        if module.supported():
+            found[name] = module
+    return found
+
+
 def kernels() -> ModuleType | None:
-    """Return the extension, or None where it was not built or this processor cannot run it."""
-    try:
-        from . import _train  # type: ignore[attr-defined]
-    except ImportError:
+    """Return the extension in use: the one that GSB_VIT_FUSED names, else the fastest; None for 0 or without any.
+
+    Raises InputError where GSB_VIT_FUSED names one that is not here.
+    """
+    asked, found = os.environ.get("GSB_VIT_FUSED", "1"), available()
+    if asked in ("", "1"):
+        return next(iter(found.values()), None)
+    if asked == "0":
         return None
-    return _train if _train.supported() else None
+    if asked not in found:
+        choices = ", ".join(["0 (off)", "1 (the fastest)", *found])
+        raise InputError(f"GSB_VIT_FUSED={asked} is not among the training kernels here; set it to one of {choices}")
+    return found[asked]
 
 
 def native() -> Any:
@@ -38,7 +62,6 @@ def enabled() -> bool:
         not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and not torch.jit.is_tracing()
-        and os.environ.get("GSB_VIT_FUSED", "1") != "0"
         and kernels() is not None
     )
 

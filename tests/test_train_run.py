@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import math
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,16 @@ def test_metrics_lines_and_console(run: RunSummary, console: Console) -> None:
     assert all(math.isfinite(line["train_loss"]) for line in lines)
     text = console.file.getvalue()
     assert "tensors from teacher" in text and "tensors from stage1" in text and "precision" in text
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="about x86-64 processors")
+@pytest.mark.parametrize(("capability", "said"), [("AVX2", True), ("AVX512", False)])
+def test_slow_bfloat16_is_said(tmp_path: Path, monkeypatch, capability: str, said: bool) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    console = Console(file=io.StringIO(), width=200)
+    recipe = quick("mixed_precision=bf16", "teacher.epochs=1", "stage1.epochs=1", "stage2.epochs=0")
+    train(recipe, "digits", tmp_path / "run", console=console)
+    assert ("--set mixed_precision=no" in console.file.getvalue()) == said
 
 
 def test_the_chosen_epoch_is_the_best_on_validation(run: RunSummary) -> None:

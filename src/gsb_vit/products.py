@@ -29,6 +29,15 @@ def has_onednn() -> bool:
     )
 
 
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Return whether bfloat16 products on the device run without instructions for it: an x86-64 CPU with AVX2 at most.
+
+    They then take about ten times as long as in float32.
+    """
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return device.type == "cpu" and x86 and torch.backends.cpu.get_cpu_capability() != "AVX512"
+
+
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """Return a·b of two matrices (M, K), (K, N), of any strides; not differentiable.
 

@@ -19,6 +19,7 @@ from ..convert import initialize_scales
 from ..errors import InputError
 from ..metrics import classification_metrics, confusion_matrix
 from ..preprocess import Preprocessing
+from ..products import emulates_bfloat16
 from . import checkpoint
 from .augment import EvaluationPictures, TrainingPictures
 from .build import ModelInfo, build_model, build_teacher, model_args, require_architecture
@@ -73,6 +74,11 @@ def train(
         f"{data_spec}: {len(data.class_names)} classes, {len(data.train)} pictures for training, "
         f"{len(data.validation)} for validation, {len(data.test)} for the final test"
     )
+    if recipe.mixed_precision == "bf16" and emulates_bfloat16(accelerator.device):
+        log.say(
+            'mixed_precision = "bf16": this processor has no instructions for bfloat16, which then takes about ten '
+            "times as long as float32; stop and train with --set mixed_precision=no"
+        )
     return _Run(recipe, data, folder, accelerator, log).run()
 
 

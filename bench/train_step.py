@@ -218,7 +218,8 @@ def main() -> None:
     parser.add_argument("--json", help="write the rows, too")
     options = parser.parse_args()
     precisions = options.precision or (["fp32", "bf16"] if options.device == "cpu" else ["bf16"])
-    print(f"PyTorch {torch.__version__}, fused kernels: {'yes' if fused.kernels() else 'no'}")
+    kernels = fused.kernels()
+    print(f"PyTorch {torch.__version__}, fused kernels: {kernels.__name__ if kernels else 'none'}")
     print(HEADER)
     rows = []
     for shape in options.shape:

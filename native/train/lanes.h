@@ -1,5 +1,6 @@
 // Sixteen lanes of numbers, whatever the width of the processor's registers: the one vocabulary of all kernels here.
-// A number's result depends on neither: every operation is rounded once, and folds add lane l + 8 to l, then + 4 …
+// Results are the same on every instruction set: each operation is rounded once, and sum() adds lane l + 8 to lane l,
+// then l + 4, l + 2 and l + 1.
 //
 // Which instruction set a build uses is chosen by GSB_TRAIN_AVX512, GSB_TRAIN_AVX2 or GSB_TRAIN_NEON. Each header has:
 //

@@ -11,6 +11,7 @@ import numpy as np
 import timm
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from rich.console import Console
 from torch import nn
 
@@ -61,6 +62,7 @@ def train(
         TrainingError: the loss or a parameter is not finite, or a quantizer's scale collapsed.
     """
     folder = Path(out)
+    AcceleratorState._reset_state()  # accelerate keeps the precision of a process's first run for good
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
     data = load_data(data_spec, recipe.data)
     require_validation(recipe, data)

@@ -42,6 +42,26 @@ struct Half {
 
 namespace gsb::train {
 
+#if !defined(GSB_TRAIN_AVX512)  // which has instructions for these
+GSB_TRAIN_INLINE Floats add_where(Mask m, Floats a, Floats b) {
+    return select(m, a + b, a);
+}
+GSB_TRAIN_INLINE Floats fma_where(Mask m, Floats a, Floats b, Floats c) {
+    return select(m, fma(a, b, c), c);
+}
+GSB_TRAIN_INLINE int append(Mask m, Floats x, int column, float* values, int32_t* columns) {
+    float room[16];
+    store(room, kAllLanes, x);
+    int used = 0;
+    for (uint32_t some = bits_of(m); some; some &= some - 1, ++used) {
+        const int lane = __builtin_ctz(some);
+        values[used] = room[lane];
+        columns[used] = column + lane;
+    }
+    return used;
+}
+#endif
+
 GSB_TRAIN_INLINE Mask operator>(Floats a, Floats b) {
     return b < a;
 }

@@ -158,12 +158,6 @@ GSB_TRAIN_INLINE Floats select(Mask m, Floats yes, Floats no) {
 GSB_TRAIN_INLINE Floats keep(Mask m, Floats x) {
     return {_mm256_and_ps(m.low, x.low), _mm256_and_ps(m.high, x.high)};
 }
-GSB_TRAIN_INLINE Floats add_where(Mask m, Floats a, Floats b) {
-    return select(m, a + b, a);
-}
-GSB_TRAIN_INLINE Floats fma_where(Mask m, Floats a, Floats b, Floats c) {
-    return select(m, fma(a, b, c), c);
-}
 GSB_TRAIN_INLINE Floats divide_where(Mask m, Floats a, Floats b) {
     return keep(m, {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)});
 }
@@ -259,18 +253,6 @@ GSB_TRAIN_INLINE Ints select(Mask m, Ints yes, Ints no) {
 }
 GSB_TRAIN_INLINE Ints keep(Mask m, Ints x) {
     return {_mm256_and_si256(_mm256_castps_si256(m.low), x.low), _mm256_and_si256(_mm256_castps_si256(m.high), x.high)};
-}
-
-GSB_TRAIN_INLINE int append(Mask m, Floats x, int column, float* values, int32_t* columns) {
-    float room[16];
-    store(room, kAllLanes, x);
-    int used = 0;
-    for (uint32_t some = bits_of(m); some; some &= some - 1, ++used) {
-        const int lane = __builtin_ctz(some);
-        values[used] = room[lane];
-        columns[used] = column + lane;
-    }
-    return used;
 }
 
 // Counts gather in bytes, eight a word, and go into the words' sums before a byte can overflow.

@@ -147,12 +147,6 @@ GSB_TRAIN_INLINE Floats select(Mask m, Floats yes, Floats no) {
 GSB_TRAIN_INLINE Floats keep(Mask m, Floats x) {
     return each<Floats>([&](int i) { return vreinterpretq_f32_u32(vandq_u32(m.v[i], vreinterpretq_u32_f32(x.v[i]))); });
 }
-GSB_TRAIN_INLINE Floats add_where(Mask m, Floats a, Floats b) {
-    return select(m, a + b, a);
-}
-GSB_TRAIN_INLINE Floats fma_where(Mask m, Floats a, Floats b, Floats c) {
-    return select(m, fma(a, b, c), c);
-}
 GSB_TRAIN_INLINE Floats divide_where(Mask m, Floats a, Floats b) {
     return keep(m, each<Floats>([&](int i) { return vdivq_f32(a.v[i], b.v[i]); }));
 }
@@ -234,18 +228,6 @@ GSB_TRAIN_INLINE Ints select(Mask m, Ints yes, Ints no) {
 }
 GSB_TRAIN_INLINE Ints keep(Mask m, Ints x) {
     return each<Ints>([&](int i) { return vandq_s32(vreinterpretq_s32_u32(m.v[i]), x.v[i]); });
-}
-
-GSB_TRAIN_INLINE int append(Mask m, Floats x, int column, float* values, int32_t* columns) {
-    float room[16];
-    store(room, kAllLanes, x);
-    int used = 0;
-    for (uint32_t some = bits_of(m); some; some &= some - 1, ++used) {
-        const int lane = __builtin_ctz(some);
-        values[used] = room[lane];
-        columns[used] = column + lane;
-    }
-    return used;
 }
 
 // Counts gather in bytes, eight a word, and go into the words' sums before a byte can overflow.

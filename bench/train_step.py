@@ -218,8 +218,7 @@ def main() -> None:
     parser.add_argument("--json", help="write the rows, too")
     options = parser.parse_args()
     precisions = options.precision or (["fp32", "bf16"] if options.device == "cpu" else ["bf16"])
-    kernels = fused.kernels()
-    print(f"PyTorch {torch.__version__}, fused kernels: {kernels.__name__ if kernels else 'none'}")
+    print(f"PyTorch {torch.__version__}, kernels of training: {fused.kernel_name(options.device)}")
     print(HEADER)
     rows = []
     for shape in options.shape:

@@ -1,4 +1,4 @@
-"""The fused kernels against the same layers in PyTorch alone: equal values, gradients equal up to rounding."""
+"""Fused layers against the same layers module by module: equal values, gradients equal up to rounding."""
 
 import copy
 
@@ -7,34 +7,43 @@ import torch
 from goldens import relative_error
 from torch import Tensor, nn
 
-from gsb_vit import fused, fused_attention, fused_linear
-from gsb_vit import mlp as mlp_module
+from gsb_vit import fused
 from gsb_vit.attention import GSBAttention
 from gsb_vit.attention_bias import FullAttentionBias
 from gsb_vit.errors import InputError
+from gsb_vit.fused.native import NativeKernels
+from gsb_vit.fused.pytorch import TorchKernels
 from gsb_vit.layers import BinaryLinear, ElasticSign, ElasticStep
 from gsb_vit.mlp import BinaryMlp
 from gsb_vit.superposition_quantizers import AttentionSuperposition, ValueSuperposition
 
-HERE = [name for name in fused.INSTRUCTION_SETS if name in fused.available()]
+HERE = list(fused.available())
+CLASSES = (NativeKernels, TorchKernels)
 
 
-@pytest.fixture(params=HERE or ["none"], autouse=True)
-def instruction_set(request, monkeypatch) -> str:
-    """Run with the kernels of each instruction set that is built and that this processor has."""
-    if not HERE:
+@pytest.fixture(params=[*(HERE or ["none"]), fused.IN_PYTORCH], autouse=True)
+def kernels(request, monkeypatch) -> str:
+    """Run with the kernels of each instruction set that is built and that this processor has, and with PyTorch's."""
+    if request.param == "none":
         pytest.skip("this build or processor has no fused kernels")
     monkeypatch.setenv("GSB_VIT_FUSED", request.param)
     return request.param
 
 
 @pytest.fixture
-def both_ways(instruction_set, monkeypatch):
+def native_only(kernels) -> None:
+    if kernels == fused.IN_PYTORCH:
+        pytest.skip("of the extension's kernels")
+
+
+@pytest.fixture
+def both_ways(kernels, monkeypatch):
     """Run a module on x through the kernels and without them: (y, gradient of x, gradients of the parameters)."""
 
     def run(module: nn.Module, x: Tensor, tolerance: float = 2e-5, same: float = 0.0, autocast: bool = False) -> None:
         results = []
-        for switch in (instruction_set, "0"):
+        tolerance = max(tolerance, 1e-4 if kernels == fused.IN_PYTORCH else 0.0)  # of a scale: a sum that all but cancels
+        for switch in (kernels, "0"):
             monkeypatch.setenv("GSB_VIT_FUSED", switch)
             part, a = copy.deepcopy(module).train(), x.clone().requires_grad_()
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -53,10 +62,15 @@ def both_ways(instruction_set, monkeypatch):
     return run
 
 
-def calls(monkeypatch, module, name: str) -> list[int]:
-    """Count the calls of a function, so that a comparison of a path with itself fails."""
-    count, original = [], getattr(module, name)
-    monkeypatch.setattr(module, name, lambda *args, **options: (count.append(1), original(*args, **options))[1])
+def calls(monkeypatch, name: str) -> list[int]:
+    """Count the calls of a method of the kernels, so that a comparison of a path with itself fails."""
+    count: list[int] = []
+
+    def counting(original):
+        return lambda *args, **options: (count.append(1), original(*args, **options))[1]
+
+    for kind in CLASSES:
+        monkeypatch.setattr(kind, name, counting(getattr(kind, name)))
     return count
 
 
@@ -74,7 +88,7 @@ def linear(signed: bool, width: int, out: int, **options) -> BinaryLinear:
 @pytest.mark.parametrize("width", [1, 15, 16, 63, 64, 65, 192, 513])
 @pytest.mark.parametrize("rows", [1, 5, 70])
 def test_linear(signed, width, rows, both_ways, monkeypatch):
-    count = calls(monkeypatch, fused_linear, "forward_product")
+    count = calls(monkeypatch, "multiply")
     both_ways(linear(signed, width, 37), torch.randn(2, rows, width))
     assert len(count) == 1
 
@@ -95,7 +109,7 @@ def test_ties_zeros_and_clipped_inputs(signed, both_ways):
 
 
 def test_what_the_kernels_cannot_do_runs_in_pytorch(monkeypatch):
-    count = calls(monkeypatch, fused_linear, "forward_product")
+    count = calls(monkeypatch, "multiply")
     for layer, x in (
         (linear(True, 16, 4).double(), torch.randn(3, 16, dtype=torch.float64)),
         (linear(True, 16, 4, weight_bits=2), torch.randn(3, 16)),
@@ -109,8 +123,9 @@ def test_what_the_kernels_cannot_do_runs_in_pytorch(monkeypatch):
 @pytest.mark.parametrize(("autocast", "blocks"), [(False, 1), (True, 1), (False, 4), (True, 4)])
 def test_mlp(both_ways, autocast, blocks, monkeypatch):
     bytes_of_hidden = 2 * 19 * 100 * (2 if autocast else 4)
-    monkeypatch.setattr(mlp_module, "BLOCK_BYTES", bytes_of_hidden // blocks)
-    count = calls(monkeypatch, mlp_module, "rescale")
+    for kind in CLASSES:
+        monkeypatch.setattr(kind, "block_bytes", bytes_of_hidden // blocks)
+    count = calls(monkeypatch, "encode")
     torch.manual_seed(1)
     mlp = BinaryMlp(48, 100)
     mlp.fc1, mlp.fc2 = linear(True, 48, 100), linear(False, 100, 48, clip=10.0)
@@ -118,7 +133,7 @@ def test_mlp(both_ways, autocast, blocks, monkeypatch):
         both_ways(mlp, torch.randn(2, 19, 48), tolerance=0.1, same=0.05, autocast=True)
     else:
         both_ways(mlp, torch.randn(2, 19, 48))
-    assert len(count) == 1 + blocks
+    assert len(count) == blocks
 
 
 def attention(head_dim: int, tokens: int, bias: bool = True, **options) -> GSBAttention:
@@ -147,7 +162,7 @@ def attention(head_dim: int, tokens: int, bias: bool = True, **options) -> GSBAt
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 112])
 @pytest.mark.parametrize("tokens", [2, 5, 16, 66])
 def test_attention(head_dim, tokens, both_ways, monkeypatch):
-    count = calls(monkeypatch, fused_attention._Core, "attend")
+    count = calls(monkeypatch, "attend")
     both_ways(attention(head_dim, tokens), torch.randn(3, tokens, 2 * head_dim), tolerance=1e-4, same=1e-6)
     assert len(count) == 1
 
@@ -168,7 +183,7 @@ def test_attention_options(options, both_ways):
     both_ways(attention(32, 19, **options), torch.randn(4, 19, 64), tolerance=1e-4, same=1e-6)
 
 
-def test_results_do_not_depend_on_the_number_of_threads():
+def test_results_do_not_depend_on_the_number_of_threads(native_only):
     module, x = attention(64, 40), torch.randn(5, 40, 128)
     before, results = torch.get_num_threads(), []
     try:
@@ -184,12 +199,12 @@ def test_results_do_not_depend_on_the_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_less_is_kept_for_the_backward_pass(instruction_set, monkeypatch):
+def test_less_is_kept_for_the_backward_pass(kernels, monkeypatch):
     torch.manual_seed(0)
     mlp = BinaryMlp(64, 256)
     mlp.fc1, mlp.fc2 = linear(True, 64, 256), linear(False, 256, 64, clip=10.0)
     sizes = []
-    for switch in (instruction_set, "0"):
+    for switch in (kernels, "0"):
         monkeypatch.setenv("GSB_VIT_FUSED", switch)
         kept: dict[int, int] = {}
 
@@ -226,4 +241,4 @@ def test_unknown_or_missing_kernels_are_refused(monkeypatch):
     for name in (missing, "sse"):
         monkeypatch.setenv("GSB_VIT_FUSED", name)
         with pytest.raises(InputError, match=f"GSB_VIT_FUSED={name}.*{HERE[0]}"):
-            fused.kernels()
+            fused.kernel_name()

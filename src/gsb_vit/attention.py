@@ -10,7 +10,8 @@ from torch.nn import functional as F  # noqa: N812
 from . import fused, numerics
 from .attention_bias import FullAttentionBias, RelativeAttentionBias
 from .errors import InputError
-from .fused_attention import CoreSettings, fused_attention
+from .fused.attention import fused_attention
+from .fused.interface import CoreSettings
 from .input_quantizers import ElasticSign, Planes, Quantizer
 from .layers import BinaryLinear
 from .superposition_quantizers import AttentionSuperposition, ValueSuperposition
@@ -163,12 +164,12 @@ class GSBAttention(nn.Module):
         return y
 
     def _runs_fused(self, x: Tensor) -> bool:
-        """Whether this training step's superposed attention runs in fused kernels: ``fused_attention``."""
+        """Whether this training step's superposed attention runs in one function: ``fused.attention``."""
         attention, value = self.attention_quantizer, self.value_quantizer
         learned = (self.query_quantizer, self.key_quantizer, attention, value)
         return (
             self.training
-            and fused.enabled()
+            and fused.kernels(x) is not None
             and type(attention) is AttentionSuperposition
             and type(value) is ValueSuperposition
             and type(self.query_quantizer) is type(self.key_quantizer) is ElasticSign
@@ -178,9 +179,8 @@ class GSBAttention(nn.Module):
             and self.softmax
             and self.attn_drop.p == 0
             and self.head_dim % 16 == 0
-            and fused.fits(x, torch.float32, torch.bfloat16)
             and fused.compute_dtype(x) is not None
-            and all(fused.fits_parameter(shift) for shift in self._shifts())
+            and all(fused.fits_parameter(shift, x) for shift in self._shifts())
         )
 
     def _shifts(self) -> list[Tensor]:

@@ -9,7 +9,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from . import fused, numerics
 from .errors import InputError
-from .fused_linear import InputSettings, fused_linear
+from .fused.interface import InputSettings
+from .fused.linear import fused_linear
 from .input_quantizers import ElasticInteger, ElasticSign, ElasticStep, InitializedOnce, Planes, Quantizer
 from .products import plane_product
 from .quantizers import SCALE_MIN, binary_scale, elastic_integer, integer_range, lsq, scale_ste
@@ -132,23 +133,22 @@ class BinaryLinear(nn.Linear):
         return x if self.shift is None else x + self.shift
 
     def runs_fused(self, x: Tensor) -> bool:
-        """Whether this training step on x (..., in) runs in fused kernels: ``fused_linear``."""
+        """Whether this training step on x (..., in) runs in one function: ``fused.linear``."""
         inputs, weights = self.input_quantizer, self.weight_quantizer
         return (
             self.training
-            and fused.enabled()
+            and fused.kernels(x) is not None
             and isinstance(inputs, ElasticSign | ElasticStep)
             and bool(inputs.is_ready)
             and isinstance(weights, AnalyticWeight)
             and weights.bits == 1
             and self.in_features <= fused.WIDEST
-            and fused.fits(x, torch.float32, torch.bfloat16)
             and fused.compute_dtype(x) is not None
-            and all(p is None or fused.fits_parameter(p) for p in (self.weight, self.bias, self.shift))
+            and all(p is None or fused.fits_parameter(p, x) for p in (self.weight, self.bias, self.shift))
         )
 
     def fused_inputs(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
-        """Return what the fused kernels need: weight, bias, shift, scale of the inputs, scale of the rows."""
+        """Return what the fused function needs: weight, bias, shift, scale of the inputs, scale of the rows."""
         inputs, weights = cast(Quantizer, self.input_quantizer), cast(AnalyticWeight, self.weight_quantizer)
         row_scale = binary_scale(self.weight.detach(), weights.per_row)
         return self.weight, self.bias, self.shift, inputs.scale, row_scale

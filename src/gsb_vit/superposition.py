@@ -17,25 +17,32 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .quantizers import SCALE_MIN, as_number, between, processes, sign, whole_batch_counts
+from .quantizers import SCALE_MIN, as_number, between, sign, whole_batch_counts
 
 
 def _member_sum(mask: Tensor, values: Tensor) -> Tensor:
     return (values * as_number(mask, values)).sum(dtype=torch.float32)
 
 
-def _count_factor(mask: Tensor) -> Tensor:
-    """1/√(number of members), the LSQ factor of a group; an empty group's gradient is an empty sum, so any will do."""
-    return whole_batch_counts(mask.sum()).clamp(min=1).to(torch.float32).rsqrt()
+def _whole(x: Tensor) -> Tensor:
+    """The members () of the base plane: all of x."""
+    return torch.full((), x.numel(), device=x.device)
+
+
+def scale_factors(members: Tensor) -> Tensor:
+    """Return the LSQ gradient factors 1/√(members of the whole batch) of groups with this process's members (G,).
+
+    An empty group's gradient is an empty sum, so any factor will do.
+    """
+    return whole_batch_counts(members).clamp(min=1).to(torch.float32).rsqrt()
 
 
 def group_factors(groups: list[Tensor], x: Tensor) -> Tensor:
     """Return the LSQ gradient factors k (G,): 1/√n(x) for the base plane, 1/√(members) for each further group."""
-    base = torch.full((), (x.numel() * processes()) ** -0.5, device=x.device)
     if not torch.is_grad_enabled():
         # Nobody will use the factors, and processes that evaluate do not all run the same number of batches.
-        return base.expand(len(groups) + 1)
-    return torch.stack([base, *(_count_factor(group) for group in groups)])
+        return torch.ones(len(groups) + 1, device=x.device)
+    return scale_factors(torch.stack([_whole(x), *(group.sum() for group in groups)]))
 
 
 def attention_groups(x: Tensor, limits: Tensor) -> list[Tensor]:
@@ -77,14 +84,33 @@ def attention_planes(x: Tensor, base_scale: Tensor, limits: Tensor) -> list[Tens
     return list(_AttentionPlanes.apply(x, base_scale, limits))
 
 
+def superposed_attention(x: Tensor, scales: Tensor, limits: Tensor) -> Tensor:
+    """Return A_b of ``attention_superposition``, without a gradient."""
+    used = scales.clamp(min=SCALE_MIN).to(x.dtype).unbind(0)
+    out = as_number(x > 0.5 * used[0], x) * used[0]
+    for scale, group in zip(used[1:], attention_groups(x, limits), strict=True):
+        out = out + as_number(group, x) * scale
+    return out
+
+
+def attention_gradients(x: Tensor, scales: Tensor, limits: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From the gradient of A_b: that of x, the scales' (G,) before their factors, and the groups' members (G,)."""
+    used = scales.clamp(min=SCALE_MIN).to(x.dtype).unbind(0)
+    grad_x = between(x, used[0]).mul_(grad)
+    sums = [_member_sum(x > 0.5 * used[0], grad) - (grad_x * x).sum(dtype=torch.float32) / used[0]]
+    members = [_whole(x)]
+    for scale, group in zip(used[1:], attention_groups(x, limits), strict=True):
+        member_grad = as_number(group, grad).mul_(grad)
+        sums.append(member_grad.sum(dtype=torch.float32))
+        members.append(group.sum())
+        grad_x = torch.addcmul(grad_x, member_grad, scale)
+    return grad_x, torch.stack(sums), torch.stack(members)
+
+
 class _AttentionSuperposition(Function):
     @staticmethod
     def forward(x: Tensor, scales: Tensor, limits: Tensor) -> Tensor:
-        used = scales.clamp(min=SCALE_MIN).to(x.dtype).unbind(0)
-        out = as_number(x > 0.5 * used[0], x) * used[0]
-        for scale, group in zip(used[1:], attention_groups(x, limits), strict=True):
-            out = out + as_number(group, x) * scale
-        return out
+        return superposed_attention(x, scales, limits)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -93,15 +119,8 @@ class _AttentionSuperposition(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, scales, limits = ctx.saved_tensors
-        used = scales.clamp(min=SCALE_MIN).to(x.dtype).unbind(0)
-        grad_x = between(x, used[0]).mul_(grad)
-        base = _member_sum(x > 0.5 * used[0], grad) - (grad_x * x).sum(dtype=torch.float32) / used[0]
-        grad_scales = [base * (x.numel() * processes()) ** -0.5]
-        for scale, group in zip(used[1:], attention_groups(x, limits), strict=True):
-            member_grad = as_number(group, grad).mul_(grad)
-            grad_scales.append(member_grad.sum(dtype=torch.float32) * _count_factor(group))
-            grad_x = torch.addcmul(grad_x, member_grad, scale)
-        return grad_x, torch.stack(grad_scales).to(scales.dtype), None
+        grad_x, sums, members = attention_gradients(x, scales, limits, grad)
+        return grad_x, (sums * scale_factors(members)).to(scales.dtype), None
 
 
 def attention_superposition(x: Tensor, scales: Tensor, limits: Tensor) -> Tensor:
@@ -154,14 +173,35 @@ def value_planes(x: Tensor, scales: Tensor, limits: Tensor, aligned: bool = True
     return list(_ValuePlanes.apply(x, scales, limits, aligned))
 
 
+def superposed_value(x: Tensor, scales: Tensor, limits: Tensor) -> Tensor:
+    """Return V_b of ``value_superposition``, without a gradient."""
+    used = scales.clamp(min=SCALE_MIN).to(x.dtype).unbind(0)
+    size = used[0]
+    for scale, group in zip(used[1:], value_groups(x, limits), strict=True):
+        size = size + as_number(group, x) * scale
+    return sign(x) * size
+
+
+def value_gradients(
+    x: Tensor, scales: Tensor, limits: Tensor, grad: Tensor, aligned: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From the gradient of V_b: that of x, the scales' (G,) before their factors, and the groups' members (G,)."""
+    signed_grad = sign(x).mul_(grad)
+    size = x.abs()
+    slope, sums, members = torch.zeros_like(x), [], []
+    used = scales.clamp(min=SCALE_MIN).to(x.dtype).unbind(0)
+    for scale, group in zip(used, [None, *value_groups(x, limits)], strict=True):
+        part = signed_grad * (1 - (size / scale).mul_(size.clone().le_(scale)))
+        sums.append(part.sum(dtype=torch.float32) if group is None else _member_sum(group, part))
+        members.append(_whole(x) if group is None else group.sum())
+        slope = slope + _value_inside(x, scale, group, aligned)
+    return grad * slope, torch.stack(sums), torch.stack(members)
+
+
 class _ValueSuperposition(Function):
     @staticmethod
     def forward(x: Tensor, scales: Tensor, limits: Tensor, aligned: bool) -> Tensor:
-        used = scales.clamp(min=SCALE_MIN).to(x.dtype).unbind(0)
-        size = used[0]
-        for scale, group in zip(used[1:], value_groups(x, limits), strict=True):
-            size = size + as_number(group, x) * scale
-        return sign(x) * size
+        return superposed_value(x, scales, limits)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -171,18 +211,8 @@ class _ValueSuperposition(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, scales, limits = ctx.saved_tensors
-        signed_grad = sign(x).mul_(grad)
-        size = x.abs()
-        slope, grad_scales = torch.zeros_like(x), []
-        used = scales.clamp(min=SCALE_MIN).to(x.dtype).unbind(0)
-        for scale, group in zip(used, [None, *value_groups(x, limits)], strict=True):
-            part = signed_grad * (1 - (size / scale).mul_(size.clone().le_(scale)))
-            if group is None:
-                grad_scales.append(part.sum(dtype=torch.float32) * (x.numel() * processes()) ** -0.5)
-            else:
-                grad_scales.append(_member_sum(group, part) * _count_factor(group))
-            slope = slope + _value_inside(x, scale, group, ctx.aligned)
-        return grad * slope, torch.stack(grad_scales).to(scales.dtype), None, None
+        grad_x, sums, members = value_gradients(x, scales, limits, grad, ctx.aligned)
+        return grad_x, (sums * scale_factors(members)).to(scales.dtype), None, None
 
 
 def value_superposition(x: Tensor, scales: Tensor, limits: Tensor, aligned: bool = True) -> Tensor:

@@ -1,0 +1,191 @@
+"""The steps of fused layers in PyTorch, on any device, as ``interface.Kernels``.
+
+A code is one whole number an input (M, in), of two bytes for products in bfloat16 and of four in float32:
+4·⌊L·min(|t|/s, 1)⌋ + 2·[B is 1] + [clipped], t the shifted input, L the number of levels; less ``outside`` (its top bit,
+so that it is negative) where t lies outside the quantizer's region, |t| ≤ s or 0 ≤ t ≤ s.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..products import matmul
+from ..quantizers import as_number, sign
+from ..superposition import attention_gradients, superposed_attention, superposed_value, value_gradients
+from .interface import CoreGradients, CoreSettings, CoreTensors, Inputs, InputGradients, InputSettings, PackedWeight
+
+
+@dataclass(frozen=True)
+class _Code:
+    """A kind of code: its dtype, its levels, what marks an input outside the region."""
+
+    dtype: torch.dtype
+    levels: int
+    outside: int
+
+
+_SHORT = _Code(torch.int16, (1 << 13) - 1, 1 << 15)
+_LONG = _Code(torch.int32, (1 << 24) - 1, 1 << 30)  # as many levels as float32 counts in ones
+
+
+class TorchKernels:
+    """See the module."""
+
+    block_bytes = 1 << 25  # a GPU waits for launches, not for memory
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        return matmul(a, b)
+
+    def pack_weight(self, weight: Tensor, scale: Tensor) -> PackedWeight:
+        plane = sign(weight - weight.mean()).to(torch.int8)
+        return PackedWeight(plane, weight.new_empty(0), scale.squeeze(1).expand(len(weight)), weight.shape)
+
+    def expand_weight(self, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+        return (weight.plane * weight.scale.unsqueeze(1)).to(dtype)
+
+    def encode(self, inputs: Inputs) -> Tensor:
+        shifted = _shifted(inputs)
+        return _encode(inputs, shifted, _plane(inputs, shifted), inputs.x.dtype)
+
+    def multiply(
+        self, inputs: Inputs, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype, with_code: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        product, code = self._multiply(inputs, weight, dtype, with_code)
+        return self.rescale(product, inputs.scale * weight.scale, bias, dtype), code
+
+    def multiply_integers(self, inputs: Inputs, weight: PackedWeight, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        product, code = self._multiply(inputs, weight, dtype, True)
+        return product.to(torch.int16), cast(Tensor, code)
+
+    def _multiply(
+        self, inputs: Inputs, weight: PackedWeight, dtype: torch.dtype, with_code: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The product of the planes (M, out) in the dtype, and the code if asked for."""
+        shifted = _shifted(inputs)
+        plane = _plane(inputs, shifted)
+        code = _encode(inputs, shifted, plane, dtype) if with_code else None
+        return matmul(plane.to(dtype), weight.plane.to(dtype).t()), code
+
+    def rescale(self, integers: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        out = integers * scale
+        return (out if bias is None else out.add_(bias)).to(dtype)
+
+    def input_gradients(
+        self, grad: Tensor, code: Tensor, scale: Tensor, settings: InputSettings, with_shift: bool
+    ) -> InputGradients:
+        kind = _SHORT if code.dtype == _SHORT.dtype else _LONG
+        inside = as_number(code >= 0, grad)
+        size = ((code & (kind.outside - 1)) >> 2).to(torch.float32).add_(0.5).mul_(1 / kind.levels).mul_(inside)
+        plane = (code & 2).to(grad.dtype)  # 0 or 2
+        if settings.step:
+            plane = plane.mul_(0.5)
+            slope = plane - size
+        else:
+            plane = plane.sub_(1)
+            slope = size.neg_().add_(1).mul_(plane)
+        scale_grad = slope.mul_(grad).sum(dtype=torch.float32)
+        passed = grad.mul_(inside)
+        shift_grad = passed.sum(0, dtype=torch.float32) if with_shift else None
+        if math.isfinite(settings.clip):
+            passed = passed.mul_(as_number((code & 1) == 0, grad))
+        return InputGradients(passed, shift_grad, scale_grad, plane.mul_(scale))
+
+    def attend(self, qkv: Tensor, tensors: CoreTensors, settings: CoreSettings) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = _heads(qkv, tensors, settings.heads)
+        *_, attention_scale, value_scale = tensors.scales
+        P = _probabilities(sign(q), sign(k), tensors, qkv.dtype)
+        A = P if tensors.bias is None else P + tensors.bias
+        limits = settings.attention_limits(A.amax((1, 2, 3), keepdim=True).unsqueeze(0))
+        extremes = torch.stack([v.amax((1, 2, 3), keepdim=True), v.amin((1, 2, 3), keepdim=True)])
+        value_limits = settings.value_limits(extremes)
+        A = superposed_attention(A, attention_scale, limits[:, 0]).to(qkv.dtype)
+        y = A @ superposed_value(v, value_scale, value_limits).to(qkv.dtype)
+        return y.transpose(1, 2).flatten(2), limits, value_limits
+
+    def attend_backward(
+        self,
+        qkv: Tensor,
+        tensors: CoreTensors,
+        settings: CoreSettings,
+        limits: tuple[Tensor, Tensor],
+        grad: Tensor,
+        in_place: bool,
+    ) -> CoreGradients:
+        q, k, v = _heads(qkv, tensors, settings.heads)
+        query_scale, key_scale, attention_scale, value_scale = tensors.scales
+        query_plane, key_plane = sign(q), sign(k)
+        P = _probabilities(query_plane, key_plane, tensors, qkv.dtype)
+        A = P if tensors.bias is None else P + tensors.bias
+        grad = grad.unflatten(2, (settings.heads, -1)).transpose(1, 2)
+        V_b = superposed_value(v, value_scale, limits[1]).to(qkv.dtype)
+        A_b = superposed_attention(A, attention_scale, limits[0][:, 0]).to(qkv.dtype)
+        grad_A, attention_sums, attention_members = attention_gradients(
+            A, attention_scale, limits[0][:, 0], (grad @ V_b.transpose(-2, -1)).float()
+        )
+        grad_v, value_sums, value_members = value_gradients(
+            v, value_scale, limits[1], (A_b.transpose(-2, -1) @ grad).float(), settings.aligned
+        )
+        grad_bias = None if tensors.bias is None else grad_A.sum(0)
+        grad_scores = torch._softmax_backward_data(grad_A, P, -1, torch.float32).to(qkv.dtype)
+        root = q.shape[-1] ** -0.5
+        grad_q, query_sum = _sign_gradients(
+            q, query_plane, query_scale, grad_scores @ (key_plane * (key_scale * root)).to(qkv.dtype)
+        )
+        grad_k, key_sum = _sign_gradients(
+            k, key_plane, key_scale, grad_scores.transpose(-2, -1) @ (query_plane * (query_scale * root)).to(qkv.dtype)
+        )
+        parts = [grad_q, grad_k, grad_v]
+        shifts = [
+            None if shift is None else part.sum((0, 2)).unsqueeze(1)
+            for part, shift in zip(parts, tensors.shifts, strict=True)
+        ]
+        grad_qkv = torch.stack(parts).permute(1, 3, 0, 2, 4).flatten(2).to(qkv.dtype)
+        sums = torch.cat([torch.stack([query_sum, key_sum]), attention_sums, value_sums])
+        return CoreGradients(grad_qkv, shifts, sums, torch.cat([attention_members, value_members]), grad_bias)
+
+
+def _shifted(inputs: Inputs) -> Tensor:
+    """t = clamp(x, ±clip) + shift (M, in), float32."""
+    x, clip = inputs.x, inputs.settings.clip
+    x = x.clamp(-clip, clip) if math.isfinite(clip) else x
+    return x.float() if inputs.shift is None else x + inputs.shift
+
+
+def _plane(inputs: Inputs, shifted: Tensor) -> Tensor:
+    return as_number(shifted > 0.5 * inputs.scale, shifted) if inputs.settings.step else sign(shifted)
+
+
+def _encode(inputs: Inputs, shifted: Tensor, plane: Tensor, dtype: torch.dtype) -> Tensor:
+    """The code of the inputs for products in the dtype."""
+    kind = _SHORT if dtype == torch.bfloat16 else _LONG
+    settings, scale = inputs.settings, inputs.scale
+    size = shifted.abs()
+    outside = size > scale
+    if settings.step:
+        outside = outside | (shifted < 0)
+    code = (size / scale).mul_(kind.levels).clamp_(max=kind.levels).to(kind.dtype).mul_(4)
+    code = code.add_((plane > 0).to(kind.dtype), alpha=2).sub_(outside.to(kind.dtype), alpha=kind.outside)
+    return code.add_(inputs.x.abs() > settings.clip) if math.isfinite(settings.clip) else code
+
+
+def _heads(qkv: Tensor, tensors: CoreTensors, heads: int) -> list[Tensor]:
+    """Shifted queries, keys and values (B, h, N, d), float32."""
+    parts = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return [p.float() if shift is None else p + shift for p, shift in zip(parts, tensors.shifts, strict=True)]
+
+
+def _probabilities(query_plane: Tensor, key_plane: Tensor, tensors: CoreTensors, dtype: torch.dtype) -> Tensor:
+    """The softmax of the scores (B, h, N, N), float32."""
+    query_scale, key_scale, *_ = tensors.scales
+    scores = (query_plane.to(dtype) @ key_plane.to(dtype).transpose(-2, -1)).float()
+    return (scores * (query_scale * key_scale * query_plane.shape[-1] ** -0.5)).softmax(-1)
+
+
+def _sign_gradients(t: Tensor, plane: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """From the gradient of s·sign(t): that of t, float32, and the scale's before its factor."""
+    inside = t.abs().le_(scale)
+    slope = (t / scale).mul_(inside).neg_().add_(plane)
+    return inside.mul_(grad), slope.mul_(grad).sum()

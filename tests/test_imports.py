@@ -89,7 +89,13 @@ def test_what_both_sides_share_stands_on_its_own(module):
 
 @pytest.mark.parametrize("module", MATHEMATICS)
 def test_the_mathematics_knows_neither_device_nor_training(module):
-    assert rooms(imports(PACKAGE / f"{module}.py", at_import_time=False)) <= {*SHARED, *MATHEMATICS}
+    assert rooms(imports(PACKAGE / f"{module}.py", at_import_time=False)) <= {*SHARED, *MATHEMATICS, "fused"}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "fused").glob("*.py")), ids=lambda path: path.name)
+def test_fused_functions_stand_below_the_layers(path):
+    allowed = {"errors", "products", "quantizers", "superposition", "fused"}
+    assert rooms(imports(path, at_import_time=False)) <= allowed
 
 
 @pytest.mark.parametrize("module", [name for name in DEVICE if name != "_native"])

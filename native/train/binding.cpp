@@ -1,4 +1,4 @@
-// Kernels of training on raw addresses: src/gsb_vit/fused.py checks types, shapes and strides before it asks for them.
+// Kernels of training on raw addresses, for src/gsb_vit/fused/native.py; types, shapes and strides are checked before.
 #include <nanobind/nanobind.h>
 
 #include <cmath>

@@ -108,7 +108,7 @@ def elastic_sign(x: Tensor, scale: Tensor) -> Tensor:
     return _ElasticSign.apply(x, scale)
 
 
-def between(x: Tensor, scale: Tensor) -> Tensor:
+def between(x: Tensor, scale: Tensor | float) -> Tensor:
     """Return 1[0 ≤ x ≤ s] as numbers of x's dtype."""
     return x.clone().ge_(0).mul_(x.clone().le_(scale))
 

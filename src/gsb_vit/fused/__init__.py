@@ -1,9 +1,10 @@
 """Which training steps run in fused layers, one autograd function each that keeps little, and on which kernels.
 
 The extension's kernels (native/train/) work on CPU tensors of a processor with AVX-512 (VPOPCNTDQ), AVX2 or NEON, with
-the same numbers on each. The same steps in PyTorch (``fused.pytorch``) work on GPUs, and wherever GSB_VIT_FUSED=torch
-asks for them. Under torch.compile and torch.func, and with GSB_VIT_FUSED=0 in the environment, the layers run module by
-module: equal values, gradients equal up to rounding. GSB_VIT_FUSED=avx2 asks for those kernels on the CPU.
+the same numbers on each; GSB_VIT_FUSED=avx2 in the environment asks for those of AVX2. GSB_VIT_FUSED=torch takes the
+same steps in PyTorch (``fused.pytorch``), on a GPU or any CPU: a quarter of the memory, in more steps. Everywhere else,
+under torch.compile and torch.func, and with GSB_VIT_FUSED=0, the layers run module by module: equal values, gradients
+equal up to rounding.
 """
 
 import os
@@ -57,8 +58,10 @@ def kernel_name(device: str = "cpu") -> str:
     asked = _asked()
     if asked == "0":
         return "none"
-    if device != "cpu" or asked == IN_PYTORCH:
-        return IN_PYTORCH
+    if asked == IN_PYTORCH:
+        return asked
+    if device != "cpu":
+        return "none"
     return next(iter(available()), "none") if asked == "1" else asked
 
 

@@ -6,7 +6,7 @@ behind qkv only the limits of the groups are.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -123,7 +123,7 @@ def fused_attention(
     those of ``elastic_sign``, ``attention_superposition`` and ``value_superposition``, sums in another order. Only
     where ``kernels(x)`` are.
     """
-    by = kernels(x)
+    by = cast(Kernels, kernels(x))
     inputs = None if layer is None else LayerInputs(by, x.shape, x.dtype, dtype)
     tensors = layer or [None] * LAYER_TENSORS
     return _FusedAttention.apply(x, settings, inputs, by, *tensors, *shifts, *scales, bias)

@@ -34,7 +34,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """The plane of a weight matrix (out, in) as the kernels keep it, what they know of its rows, and their scale (out,)."""
+    """The plane of a weight matrix (out, in) as the kernels keep it, what they know of its rows, their scale (out,)."""
 
     plane: Tensor
     sums: Tensor
@@ -54,7 +54,7 @@ class PackedWeight:
 
 @dataclass(frozen=True)
 class InputGradients:
-    """Gradients of inputs (M, in), of their shift (in,) or None and scale (), and the dequantized inputs s·B (M, in)."""
+    """Gradients of inputs (M, in), of their shift (in,) or None and scale (); the dequantized inputs s·B (M, in)."""
 
     x: Tensor
     shift: Tensor | None
@@ -127,9 +127,7 @@ class Kernels(Protocol):
     ) -> InputGradients:
         """From the gradient of s·B (M, in), which may be overwritten; the scale's is without its LSQ factor."""
 
-    def attend(
-        self, qkv: Tensor, tensors: CoreTensors, settings: CoreSettings
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def attend(self, qkv: Tensor, tensors: CoreTensors, settings: CoreSettings) -> tuple[Tensor, Tensor, Tensor]:
         """Return y = A_b V_b (B, N, C) of qkv (B, N, 3C), the limits of attention and of the Value."""
 
     def attend_backward(

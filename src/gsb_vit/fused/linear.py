@@ -1,7 +1,7 @@
 """One-bit linear layers as one autograd function: shift, sign, product, scale and bias.
 
-The backward pass keeps what ``Kernels.encode`` makes of the inputs instead of floating-point numbers: where the gradient
-passes, the plane, and x/s inside the clip region, which only the gradient of the scale reads.
+The backward pass keeps what ``Kernels.encode`` makes of the inputs: where the gradient passes, the plane, and x/s
+inside the clip region, which only the gradient of the scale reads.
 """
 
 from typing import Any, cast
@@ -92,7 +92,7 @@ def fused_linear(
 ) -> Tensor:
     """Return y = (s_x·s_w)·(B_x B_wᵀ) + b of x (..., in), B_x and its gradients as ``elastic_sign``, ``elastic_step``.
 
-    B_w = sign(W - mean W), row_scale (out, 1) or (1, 1) constant. The values are those of the layer module by module; in
-    bfloat16 the extension's kernels round the product once, at the end. Only where ``kernels(x)`` are.
+    B_w = sign(W - mean W), row_scale (out, 1) or (1, 1) constant. The values are those of the layer module by module;
+    in bfloat16 the extension's kernels round the product once, at the end. Only where ``kernels(x)`` are.
     """
     return _FusedLinear.apply(x, weight, bias, shift, scale, row_scale, settings, dtype, kernels(x))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..products import matmul
-from .interface import CoreGradients, CoreSettings, CoreTensors, Inputs, InputGradients, InputSettings, PackedWeight
+from .interface import CoreGradients, CoreSettings, CoreTensors, InputGradients, Inputs, InputSettings, PackedWeight
 
 CODE_BYTES = 3  # of an input; native/train/inputs.h says how they lie in a row
 
@@ -156,9 +156,7 @@ class _Core:
     def attention_extremes(self, P: Tensor) -> Tensor:
         """(1, B, 1, 1, 1): the largest entry of every picture's matrix."""
         largest = torch.empty(1, len(P), 1, 1, 1)
-        self.native.attention_extremes(
-            self.heads, P.data_ptr(), _address(self.bias), largest.data_ptr(), self.threads
-        )
+        self.native.attention_extremes(self.heads, P.data_ptr(), _address(self.bias), largest.data_ptr(), self.threads)
         return largest
 
     def value_extremes(self) -> Tensor:

@@ -1,34 +1,21 @@
 """The steps of fused layers in PyTorch, on any device, as ``interface.Kernels``.
 
-A code is one whole number an input (M, in), of two bytes for products in bfloat16 and of four in float32:
-4·⌊L·min(|t|/s, 1)⌋ + 2·[B is 1] + [clipped], t the shifted input, L the number of levels; less ``outside`` (its top bit,
-so that it is negative) where t lies outside the quantizer's region, |t| ≤ s or 0 ≤ t ≤ s.
+A code is one number an input (M, in), t/s to ±1.5 of the shifted input t: float16 for products in bfloat16, where the
+nearest 0.05 % of a boundary may change sides, and float32 for products in float32. Inputs beyond the clip have 4 more.
 """
 
 import math
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from ..products import matmul
-from ..quantizers import as_number, sign
+from ..quantizers import as_number, between, sign
 from ..superposition import attention_gradients, superposed_attention, superposed_value, value_gradients
-from .interface import CoreGradients, CoreSettings, CoreTensors, Inputs, InputGradients, InputSettings, PackedWeight
+from .interface import CoreGradients, CoreSettings, CoreTensors, InputGradients, Inputs, InputSettings, PackedWeight
 
-
-@dataclass(frozen=True)
-class _Code:
-    """A kind of code: its dtype, its levels, what marks an input outside the region."""
-
-    dtype: torch.dtype
-    levels: int
-    outside: int
-
-
-_SHORT = _Code(torch.int16, (1 << 13) - 1, 1 << 15)
-_LONG = _Code(torch.int32, (1 << 24) - 1, 1 << 30)  # as many levels as float32 counts in ones
+_BEYOND = 4.0  # added to the size of a code whose input was clipped
 
 
 class TorchKernels:
@@ -40,15 +27,15 @@ class TorchKernels:
         return matmul(a, b)
 
     def pack_weight(self, weight: Tensor, scale: Tensor) -> PackedWeight:
-        plane = sign(weight - weight.mean()).to(torch.int8)
+        plane = weight >= weight.mean()
         return PackedWeight(plane, weight.new_empty(0), scale.squeeze(1).expand(len(weight)), weight.shape)
 
     def expand_weight(self, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
-        return (weight.plane * weight.scale.unsqueeze(1)).to(dtype)
+        scale = weight.scale.unsqueeze(1).to(dtype)
+        return torch.where(weight.plane, scale, -scale)
 
     def encode(self, inputs: Inputs) -> Tensor:
-        shifted = _shifted(inputs)
-        return _encode(inputs, shifted, _plane(inputs, shifted), inputs.x.dtype)
+        return _encode(inputs, _shifted(inputs), inputs.x.dtype)
 
     def multiply(
         self, inputs: Inputs, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype, with_code: bool = True
@@ -65,9 +52,10 @@ class TorchKernels:
     ) -> tuple[Tensor, Tensor | None]:
         """The product of the planes (M, out) in the dtype, and the code if asked for."""
         shifted = _shifted(inputs)
-        plane = _plane(inputs, shifted)
-        code = _encode(inputs, shifted, plane, dtype) if with_code else None
-        return matmul(plane.to(dtype), weight.plane.to(dtype).t()), code
+        code = _encode(inputs, shifted, dtype) if with_code else None
+        plane = shifted > 0.5 * inputs.scale if inputs.settings.step else sign(shifted)
+        weights = torch.where(weight.plane, 1.0, -1.0)
+        return matmul(plane.to(dtype), weights.to(dtype).t()), code
 
     def rescale(self, integers: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         out = integers * scale
@@ -76,22 +64,19 @@ class TorchKernels:
     def input_gradients(
         self, grad: Tensor, code: Tensor, scale: Tensor, settings: InputSettings, with_shift: bool
     ) -> InputGradients:
-        kind = _SHORT if code.dtype == _SHORT.dtype else _LONG
-        inside = as_number(code >= 0, grad)
-        size = ((code & (kind.outside - 1)) >> 2).to(torch.float32).add_(0.5).mul_(1 / kind.levels).mul_(inside)
-        plane = (code & 2).to(grad.dtype)  # 0 or 2
-        if settings.step:
-            plane = plane.mul_(0.5)
-            slope = plane - size
-        else:
-            plane = plane.sub_(1)
-            slope = size.neg_().add_(1).mul_(plane)
-        scale_grad = slope.mul_(grad).sum(dtype=torch.float32)
-        passed = grad.mul_(inside)
-        shift_grad = passed.sum(0, dtype=torch.float32) if with_shift else None
+        ratio = code.to(torch.float32)
+        clipped = None
         if math.isfinite(settings.clip):
-            passed = passed.mul_(as_number((code & 1) == 0, grad))
-        return InputGradients(passed, shift_grad, scale_grad, plane.mul_(scale))
+            clipped = ratio.abs() > 2
+            ratio = ratio - _BEYOND * ratio.sign() * clipped
+        plane = as_number(ratio > 0.5, ratio) if settings.step else sign(ratio)
+        inside = between(ratio, 1.0) if settings.step else ratio.abs().le_(1)
+        scale_grad = torch.addcmul(plane, ratio, inside, value=-1).mul_(grad).sum()
+        passed = inside.to(grad.dtype).mul_(grad)
+        shift_grad = passed.sum(0, dtype=torch.float32) if with_shift else None
+        if clipped is not None:
+            passed = passed.masked_fill_(clipped, 0)
+        return InputGradients(passed, shift_grad, scale_grad, plane.mul_(scale).to(grad.dtype))
 
     def attend(self, qkv: Tensor, tensors: CoreTensors, settings: CoreSettings) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = _heads(qkv, tensors, settings.heads)
@@ -154,21 +139,12 @@ def _shifted(inputs: Inputs) -> Tensor:
     return x.float() if inputs.shift is None else x + inputs.shift
 
 
-def _plane(inputs: Inputs, shifted: Tensor) -> Tensor:
-    return as_number(shifted > 0.5 * inputs.scale, shifted) if inputs.settings.step else sign(shifted)
-
-
-def _encode(inputs: Inputs, shifted: Tensor, plane: Tensor, dtype: torch.dtype) -> Tensor:
+def _encode(inputs: Inputs, shifted: Tensor, dtype: torch.dtype) -> Tensor:
     """The code of the inputs for products in the dtype."""
-    kind = _SHORT if dtype == torch.bfloat16 else _LONG
-    settings, scale = inputs.settings, inputs.scale
-    size = shifted.abs()
-    outside = size > scale
-    if settings.step:
-        outside = outside | (shifted < 0)
-    code = (size / scale).mul_(kind.levels).clamp_(max=kind.levels).to(kind.dtype).mul_(4)
-    code = code.add_((plane > 0).to(kind.dtype), alpha=2).sub_(outside.to(kind.dtype), alpha=kind.outside)
-    return code.add_(inputs.x.abs() > settings.clip) if math.isfinite(settings.clip) else code
+    code = (shifted / inputs.scale).clamp_(-1.5, 1.5)
+    if math.isfinite(inputs.settings.clip):
+        code = code.add_(sign(code) * (inputs.x.abs() > inputs.settings.clip), alpha=_BEYOND)
+    return code.to(torch.float16 if dtype == torch.bfloat16 else torch.float32)
 
 
 def _heads(qkv: Tensor, tensors: CoreTensors, heads: int) -> list[Tensor]:

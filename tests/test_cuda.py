@@ -102,6 +102,23 @@ def test_double_precision_gradients_equal_the_processors(quantization):
         assert (found - expected[name]).abs().max().item() <= 1e-6 * scale + 1e-12, name
 
 
+def assert_most_agrees(found: dict, expected: dict) -> None:
+    """A sum in another order may turn the sign of one activation on its threshold: most of every gradient is as is."""
+    errors = {name: ((found[name] - e).norm() / e.norm().clamp(min=1e-12)).item() for name, e in expected.items()}
+    assert sorted(errors.values())[len(errors) // 2] < 1e-3, errors
+
+
+def test_functions_in_pytorch_give_the_gradients_of_the_modules(monkeypatch):
+    model = perturbed(ready("stage2", depth=1)).to(DEVICE)
+    model.set_distilled_training(True)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    results = []
+    for switch in ("0", "torch"):
+        monkeypatch.setenv("GSB_VIT_FUSED", switch)
+        results.append(gradients(copy.deepcopy(model), images))
+    assert_most_agrees(results[1], results[0])
+
+
 def test_compiled_steps_give_the_gradients_of_eager_ones():
     torch._dynamo.reset()
     model = perturbed(ready("stage2", depth=1)).to(DEVICE)
@@ -110,9 +127,7 @@ def test_compiled_steps_give_the_gradients_of_eager_ones():
     expected = gradients(copy.deepcopy(model), images)
     model.compile()
     found = gradients(model, images)
-    # A fused sum may turn the sign of one activation on its threshold: most of every gradient must agree.
-    errors = {name: ((found[name] - e).norm() / e.norm().clamp(min=1e-12)).item() for name, e in expected.items()}
-    assert sorted(errors.values())[len(errors) // 2] < 1e-3, errors
+    assert_most_agrees(found, expected)
 
 
 def test_pictures_vary_on_the_device_as_on_the_processor():

@@ -64,19 +64,16 @@ class TorchKernels:
     def input_gradients(
         self, grad: Tensor, code: Tensor, scale: Tensor, settings: InputSettings, with_shift: bool
     ) -> InputGradients:
-        ratio = code.to(torch.float32)
-        clipped = None
-        if math.isfinite(settings.clip):
-            clipped = ratio.abs() > 2
-            ratio = ratio - _BEYOND * ratio.sign() * clipped
+        clip = math.isfinite(settings.clip)
+        ratio = code.fmod(_BEYOND) if clip else code
         plane = as_number(ratio > 0.5, ratio) if settings.step else sign(ratio)
         inside = between(ratio, 1.0) if settings.step else ratio.abs().le_(1)
-        scale_grad = torch.addcmul(plane, ratio, inside, value=-1).mul_(grad).sum()
+        scale_grad = (torch.addcmul(plane, ratio, inside, value=-1) * grad).sum(dtype=torch.float32)
         passed = inside.to(grad.dtype).mul_(grad)
         shift_grad = passed.sum(0, dtype=torch.float32) if with_shift else None
-        if clipped is not None:
-            passed = passed.masked_fill_(clipped, 0)
-        return InputGradients(passed, shift_grad, scale_grad, plane.mul_(scale).to(grad.dtype))
+        if clip:
+            passed = passed.masked_fill_(code.abs() > 2, 0)
+        return InputGradients(passed, shift_grad, scale_grad, plane.to(grad.dtype) * scale)
 
     def attend(self, qkv: Tensor, tensors: CoreTensors, settings: CoreSettings) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = _heads(qkv, tensors, settings.heads)

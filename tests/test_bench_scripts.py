@@ -29,6 +29,15 @@ def script(name, *arguments):
     return json.loads(done.stdout)
 
 
+def imported(name):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def deit_small(tmp_path_factory):
     path = tmp_path_factory.mktemp("bench") / "model.safetensors"
@@ -94,11 +103,7 @@ def test_threads_sleep_and_bear_a_neighbour(deit_small):
 @pytest.fixture(scope="module")
 def cost():
     pytest.importorskip("timm")
-    spec = importlib.util.spec_from_file_location("cost", ROOT / "bench" / "cost.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["cost"] = module
-    spec.loader.exec_module(module)
-    return module
+    return imported("cost")
 
 
 def test_cost_packs_the_densities_it_names(cost, tmp_path, monkeypatch):
@@ -143,3 +148,34 @@ def test_twins_of_equal_bytes_fit(tmp_path):
     assert [row["engine"] for row in rows] == ["gsb-vit", "torch"]
     assert 0.5 * rows[0]["file_mb"] < rows[1]["file_mb"] <= rows[0]["file_mb"]
     assert rows[1]["width"] < rows[0]["width"] and rows[1]["width"] % 16 == 0
+
+
+def test_the_error_of_a_superposition():
+    pytest.importorskip("accelerate")
+    from random_trained import random_trained
+
+    from gsb_vit.errors import InputError
+    from gsb_vit.parity import normalize
+    from gsb_vit.quantization import Quantization
+
+    bench = imported("superposition_error")
+    model, preprocessing, pictures = random_trained(switches=Quantization.stage1().to_dict())
+    blocks = bench.matrices(model, normalize(pictures[:4], preprocessing))
+    assert len(blocks) == 2
+    A, V = blocks[0]
+    seen = []
+    model.blocks[0].attn.proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    model(normalize(pictures[:4], preprocessing))
+    assert bench.error((A @ V).transpose(1, 2).flatten(2), seen[0]) < 1e-5
+    errors = []
+    for thresholds in ((), (0.5,), (0.5, 0.8)):
+        A_b, members = bench.superposed_attention(A, thresholds)
+        V_b = bench.superposed_value(V, thresholds)
+        assert all(len(plane.unique()) <= 2 ** (1 + len(thresholds)) for plane in (A_b, V_b.abs()))
+        assert members == sorted(members, reverse=True) and len(members) == len(thresholds)
+        assert bench.error(V, bench.superposed_value(V_b, thresholds)) <= bench.error(V, V_b) + 1e-6
+        errors.append((bench.error(A, A_b), bench.error(V, V_b)))
+    assert all(one > two > three > 0 for one, two, three in zip(*errors, strict=True)), errors
+    binary, *_ = random_trained()
+    with pytest.raises(InputError, match="stage 1"):
+        bench.matrices(binary, normalize(pictures[:4], preprocessing))

@@ -155,7 +155,7 @@ class BinaryLinear(nn.Linear):
 
     def _fused(self, x: Tensor) -> Tensor:
         settings = InputSettings(not self.signed, math.inf if self.clip is None else self.clip)
-        return fused_linear(x, *self.fused_inputs(), settings, cast(torch.dtype, fused.compute_dtype(x)))
+        return fused_linear(x, self.fused_inputs(), settings, cast(torch.dtype, fused.compute_dtype(x)))
 
     def _product(self, x: Tensor, output_shift: Tensor | None) -> Tensor:
         inputs, weights = self.input_quantizer, self.weight_quantizer

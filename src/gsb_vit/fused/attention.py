@@ -84,7 +84,7 @@ class _FusedAttention(Function):
         else:
             qkv, kept = layer.forward(x, *tensors[:LAYER_TENSORS])
         bias = None if bias is None else bias.contiguous()
-        y, limits, value_limits = by.attend(qkv, CoreTensors(shifts, scales, bias), settings)
+        y, limits, value_limits = by.attend(CoreTensors(qkv, shifts, scales, bias), settings)
         ctx.save_for_backward(limits, value_limits, bias, *shifts, *scales, *kept)
         ctx.settings, ctx.layer, ctx.by = settings, layer, by
         return y
@@ -93,14 +93,14 @@ class _FusedAttention(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
         limits, value_limits, bias, *rest = ctx.saved_tensors
-        tensors, kept = CoreTensors(rest[:3], rest[3:7], bias), rest[7:]
+        shifts, scales, kept = rest[:3], rest[3:7], rest[7:]
         qkv = kept[0] if ctx.layer is None else ctx.layer.again(kept)
         found = ctx.by.attend_backward(  # in place where qkv was made again and nobody else has it
-            *(qkv, tensors, ctx.settings, (limits, value_limits), grad.contiguous()),
+            *(CoreTensors(qkv, shifts, scales, bias), ctx.settings, (limits, value_limits), grad.contiguous()),
             in_place=ctx.layer is not None,
         )
-        scales = _scale_gradients(found.scale_sums, found.members, tensors.scales, qkv, ctx.settings.heads)
-        grads = [*found.shifts, *scales, found.bias]
+        scale_grads = _scale_gradients(found.scale_sums, found.members, scales, qkv, ctx.settings.heads)
+        grads = [*found.shifts, *scale_grads, found.bias]
         if ctx.layer is None:
             return found.qkv, None, None, None, *[None] * LAYER_TENSORS, *grads
         grad_x, layer_grads = ctx.layer.backward(found.qkv, kept)

@@ -74,9 +74,10 @@ class CoreSettings:
 
 @dataclass(frozen=True)
 class CoreTensors:
-    """What attention has besides qkv: shifts (h, 1, d) or None of queries, keys and values; the scales in use of
-    queries, keys (), attention and Value (G,); bias (h, N, N) or None."""
+    """qkv (B, N, 3C); shifts (h, 1, d) or None of queries, keys and values; the scales in use of queries, keys (),
+    attention and Value (G,); bias (h, N, N) or None."""
 
+    qkv: Tensor
     shifts: Sequence[Tensor | None]
     scales: Sequence[Tensor]
     bias: Tensor | None
@@ -127,16 +128,10 @@ class Kernels(Protocol):
     ) -> InputGradients:
         """From the gradient of s·B (M, in), which may be overwritten; the scale's is without its LSQ factor."""
 
-    def attend(self, qkv: Tensor, tensors: CoreTensors, settings: CoreSettings) -> tuple[Tensor, Tensor, Tensor]:
-        """Return y = A_b V_b (B, N, C) of qkv (B, N, 3C), the limits of attention and of the Value."""
+    def attend(self, tensors: CoreTensors, settings: CoreSettings) -> tuple[Tensor, Tensor, Tensor]:
+        """Return y = A_b V_b (B, N, C), the limits of attention and of the Value."""
 
     def attend_backward(
-        self,
-        qkv: Tensor,
-        tensors: CoreTensors,
-        settings: CoreSettings,
-        limits: tuple[Tensor, Tensor],
-        grad: Tensor,
-        in_place: bool,
+        self, tensors: CoreTensors, settings: CoreSettings, limits: tuple[Tensor, Tensor], grad: Tensor, in_place: bool
     ) -> CoreGradients:
         """Gradients from that of y (B, N, C); that of qkv may lie where qkv is if ``in_place``."""

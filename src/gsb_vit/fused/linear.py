@@ -4,6 +4,7 @@ The backward pass keeps what ``Kernels.encode`` makes of the inputs: where the g
 inside the clip region, which only the gradient of the scale reads.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -49,18 +50,8 @@ class LinearBackward:
 
 class _FusedLinear(Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        shift: Tensor | None,
-        scale: Tensor,
-        row_scale: Tensor,
-        settings: InputSettings,
-        dtype: torch.dtype,
-        by: Kernels,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, settings: InputSettings, dtype: torch.dtype, by: Kernels, *layer: Any) -> Tensor:
+        weight, bias, shift, scale, row_scale = layer
         rows = x.contiguous().view(-1, x.shape[-1])
         packed, used = by.pack_weight(weight, row_scale), scale.clamp(min=SCALE_MIN)
         out, code = by.multiply(Inputs(rows, shift, used, settings), packed, bias, dtype)
@@ -77,22 +68,14 @@ class _FusedLinear(Function):
         weight = PackedWeight.restore(packed, ctx.weight_shape)
         layer = LinearBackward(ctx.by, scale, ctx.settings, weight, ctx.has)
         grad_x = layer.rows(grad, code).view(ctx.x_shape).to(ctx.x_dtype)
-        return grad_x, *layer.sum(), None, None, None
+        return grad_x, None, None, None, *layer.sum()
 
 
-def fused_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    shift: Tensor | None,
-    scale: Tensor,
-    row_scale: Tensor,
-    settings: InputSettings,
-    dtype: torch.dtype,
-) -> Tensor:
+def fused_linear(x: Tensor, layer: Sequence[Tensor | None], settings: InputSettings, dtype: torch.dtype) -> Tensor:
     """Return y = (s_x·s_w)·(B_x B_wᵀ) + b of x (..., in), B_x and its gradients as ``elastic_sign``, ``elastic_step``.
 
-    B_w = sign(W - mean W), row_scale (out, 1) or (1, 1) constant. The values are those of the layer module by module;
-    in bfloat16 the extension's kernels round the product once, at the end. Only where ``kernels(x)`` are.
+    ``layer``: weight (out, in), bias (out,), shift (in,), input scale (), scale of the rows (out, 1) or (1, 1), a
+    constant; bias and shift may be None. B_w = sign(W - mean W). The values are those of the layer module by module; in
+    bfloat16 the extension's kernels round the product once, at the end. Only where ``kernels(x)`` are.
     """
-    return _FusedLinear.apply(x, weight, bias, shift, scale, row_scale, settings, dtype, kernels(x))
+    return _FusedLinear.apply(x, settings, dtype, kernels(x), *layer)

@@ -110,23 +110,17 @@ class NativeKernels:
         )
         return InputGradients(grad, shift_grad, torch.tensor(scale_grad), dequantized)
 
-    def attend(self, qkv: Tensor, tensors: CoreTensors, settings: CoreSettings) -> tuple[Tensor, Tensor, Tensor]:
-        core = _Core(self.module, qkv, tensors, settings.heads)
+    def attend(self, tensors: CoreTensors, settings: CoreSettings) -> tuple[Tensor, Tensor, Tensor]:
+        core = _Core(self.module, tensors, settings.heads)
         P = core.probabilities()
         limits = settings.attention_limits(core.attention_extremes(P)).contiguous()
         value_limits = settings.value_limits(core.value_extremes()).contiguous()
         return core.attend(P, limits, core.values(value_limits)), limits, value_limits
 
     def attend_backward(
-        self,
-        qkv: Tensor,
-        tensors: CoreTensors,
-        settings: CoreSettings,
-        limits: tuple[Tensor, Tensor],
-        grad: Tensor,
-        in_place: bool,
+        self, tensors: CoreTensors, settings: CoreSettings, limits: tuple[Tensor, Tensor], grad: Tensor, in_place: bool
     ) -> CoreGradients:
-        return _Core(self.module, qkv, tensors, settings.heads).backward(grad, *limits, settings.aligned, in_place)
+        return _Core(self.module, tensors, settings.heads).backward(grad, *limits, settings.aligned, in_place)
 
 
 def _new_code(inputs: Inputs) -> Tensor:
@@ -137,8 +131,9 @@ def _new_code(inputs: Inputs) -> Tensor:
 class _Core:
     """The kernels' view of one call of attention: shapes, addresses, and the steps that forward and backward share."""
 
-    def __init__(self, module: Any, qkv: Tensor, tensors: CoreTensors, heads: int) -> None:
-        self.qkv, self.native, self.threads = qkv, module, torch.get_num_threads()
+    def __init__(self, module: Any, tensors: CoreTensors, heads: int) -> None:
+        self.qkv = qkv = tensors.qkv
+        self.native, self.threads = module, torch.get_num_threads()
         batch, tokens, width = qkv.shape
         self.shape = batch, tokens, heads, width // (3 * heads)
         self.query_scale, self.key_scale, self.attention_scale, self.value_scale = tensors.scales

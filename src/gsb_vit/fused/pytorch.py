@@ -75,35 +75,26 @@ class TorchKernels:
             passed = passed.masked_fill_(code.abs() > 2, 0)
         return InputGradients(passed, shift_grad, scale_grad, plane.to(grad.dtype) * scale)
 
-    def attend(self, qkv: Tensor, tensors: CoreTensors, settings: CoreSettings) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = _heads(qkv, tensors, settings.heads)
+    def attend(self, tensors: CoreTensors, settings: CoreSettings) -> tuple[Tensor, Tensor, Tensor]:
         *_, attention_scale, value_scale = tensors.scales
-        P = _probabilities(sign(q), sign(k), tensors, qkv.dtype)
-        A = P if tensors.bias is None else P + tensors.bias
+        dtype = tensors.qkv.dtype
+        (_, _, v), _, _, A = _matrices(tensors, settings.heads)
         limits = settings.attention_limits(A.amax((1, 2, 3), keepdim=True).unsqueeze(0))
         extremes = torch.stack([v.amax((1, 2, 3), keepdim=True), v.amin((1, 2, 3), keepdim=True)])
         value_limits = settings.value_limits(extremes)
-        A = superposed_attention(A, attention_scale, limits[:, 0]).to(qkv.dtype)
-        y = A @ superposed_value(v, value_scale, value_limits).to(qkv.dtype)
+        A_b = superposed_attention(A, attention_scale, limits[:, 0]).to(dtype)
+        y = A_b @ superposed_value(v, value_scale, value_limits).to(dtype)
         return y.transpose(1, 2).flatten(2), limits, value_limits
 
     def attend_backward(
-        self,
-        qkv: Tensor,
-        tensors: CoreTensors,
-        settings: CoreSettings,
-        limits: tuple[Tensor, Tensor],
-        grad: Tensor,
-        in_place: bool,
+        self, tensors: CoreTensors, settings: CoreSettings, limits: tuple[Tensor, Tensor], grad: Tensor, in_place: bool
     ) -> CoreGradients:
-        q, k, v = _heads(qkv, tensors, settings.heads)
+        dtype = tensors.qkv.dtype
         query_scale, key_scale, attention_scale, value_scale = tensors.scales
-        query_plane, key_plane = sign(q), sign(k)
-        P = _probabilities(query_plane, key_plane, tensors, qkv.dtype)
-        A = P if tensors.bias is None else P + tensors.bias
+        (q, k, v), (query_plane, key_plane), P, A = _matrices(tensors, settings.heads)
         grad = grad.unflatten(2, (settings.heads, -1)).transpose(1, 2)
-        V_b = superposed_value(v, value_scale, limits[1]).to(qkv.dtype)
-        A_b = superposed_attention(A, attention_scale, limits[0][:, 0]).to(qkv.dtype)
+        V_b = superposed_value(v, value_scale, limits[1]).to(dtype)
+        A_b = superposed_attention(A, attention_scale, limits[0][:, 0]).to(dtype)
         grad_A, attention_sums, attention_members = attention_gradients(
             A, attention_scale, limits[0][:, 0], (grad @ V_b.transpose(-2, -1)).float()
         )
@@ -111,20 +102,20 @@ class TorchKernels:
             v, value_scale, limits[1], (A_b.transpose(-2, -1) @ grad).float(), settings.aligned
         )
         grad_bias = None if tensors.bias is None else grad_A.sum(0)
-        grad_scores = torch._softmax_backward_data(grad_A, P, -1, torch.float32).to(qkv.dtype)
+        grad_scores = torch._softmax_backward_data(grad_A, P, -1, torch.float32).to(dtype)
         root = q.shape[-1] ** -0.5
         grad_q, query_sum = _sign_gradients(
-            q, query_plane, query_scale, grad_scores @ (key_plane * (key_scale * root)).to(qkv.dtype)
+            q, query_plane, query_scale, grad_scores @ (key_plane * (key_scale * root)).to(dtype)
         )
         grad_k, key_sum = _sign_gradients(
-            k, key_plane, key_scale, grad_scores.transpose(-2, -1) @ (query_plane * (query_scale * root)).to(qkv.dtype)
+            k, key_plane, key_scale, grad_scores.transpose(-2, -1) @ (query_plane * (query_scale * root)).to(dtype)
         )
         parts = [grad_q, grad_k, grad_v]
         shifts = [
             None if shift is None else part.sum((0, 2)).unsqueeze(1)
             for part, shift in zip(parts, tensors.shifts, strict=True)
         ]
-        grad_qkv = torch.stack(parts).permute(1, 3, 0, 2, 4).flatten(2).to(qkv.dtype)
+        grad_qkv = torch.stack(parts).permute(1, 3, 0, 2, 4).flatten(2).to(dtype)
         sums = torch.cat([torch.stack([query_sum, key_sum]), attention_sums, value_sums])
         return CoreGradients(grad_qkv, shifts, sums, torch.cat([attention_members, value_members]), grad_bias)
 
@@ -144,17 +135,15 @@ def _encode(inputs: Inputs, shifted: Tensor, dtype: torch.dtype) -> Tensor:
     return code.to(torch.float16 if dtype == torch.bfloat16 else torch.float32)
 
 
-def _heads(qkv: Tensor, tensors: CoreTensors, heads: int) -> list[Tensor]:
-    """Shifted queries, keys and values (B, h, N, d), float32."""
+def _matrices(tensors: CoreTensors, heads: int) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    """Shifted q, k, v (B, h, N, d), the planes of q and k, softmax and A (B, h, N, N), all float32."""
+    qkv, (query_scale, key_scale, *_) = tensors.qkv, tensors.scales
     parts = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    return [p.float() if shift is None else p + shift for p, shift in zip(parts, tensors.shifts, strict=True)]
-
-
-def _probabilities(query_plane: Tensor, key_plane: Tensor, tensors: CoreTensors, dtype: torch.dtype) -> Tensor:
-    """The softmax of the scores (B, h, N, N), float32."""
-    query_scale, key_scale, *_ = tensors.scales
-    scores = (query_plane.to(dtype) @ key_plane.to(dtype).transpose(-2, -1)).float()
-    return (scores * (query_scale * key_scale * query_plane.shape[-1] ** -0.5)).softmax(-1)
+    shifted = [p.float() if shift is None else p + shift for p, shift in zip(parts, tensors.shifts, strict=True)]
+    planes = [sign(part) for part in shifted[:2]]
+    scores = (planes[0].to(qkv.dtype) @ planes[1].to(qkv.dtype).transpose(-2, -1)).float()
+    P = (scores * (query_scale * key_scale * shifted[0].shape[-1] ** -0.5)).softmax(-1)
+    return shifted, planes, P, P if tensors.bias is None else P + tensors.bias
 
 
 def _sign_gradients(t: Tensor, plane: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,9 @@
 
 The extension's kernels (native/train/) work on CPU tensors of a processor with AVX-512 (VPOPCNTDQ), AVX2 or NEON, with
 the same numbers on each; GSB_VIT_FUSED=avx2 in the environment asks for those of AVX2. GSB_VIT_FUSED=torch takes the
-same steps in PyTorch (``fused.pytorch``), on a GPU or any CPU: a fifth to a quarter of the memory, and slower. Everywhere else,
-under torch.compile and torch.func, and with GSB_VIT_FUSED=0, the layers run module by module: equal values, gradients
-equal up to rounding.
+same steps in PyTorch (``fused.pytorch``), on a GPU or any CPU: a fifth to a quarter of the memory, and slower.
+Everywhere else, under torch.compile and torch.func, and with GSB_VIT_FUSED=0, the layers run module by module: equal
+values, gradients equal up to rounding.
 """
 
 import os

@@ -70,7 +70,8 @@ def test_the_table() -> None:
 def test_rows_of_different_origin_are_told_apart() -> None:
     mixed = [{**one, "commit": "def"} if one["variant"] == "b" else one for one in rows()]
     text = markdown(make(), aggregate(make(), mixed))
-    assert "made by" in text and "(a) `gsb-vit" in text and "(b) `gsb-vit" in text and "commit def" in text
+    assert "made by" in text and "| (a) |" in text and "| (b) |" in text
+    assert "`gsb-vit study s.toml`; CPU, 1 thread a run\n\n(a) commit abc; (b) commit def\n" in text
 
 
 def test_missing_seeds_show() -> None:

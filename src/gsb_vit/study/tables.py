@@ -41,9 +41,10 @@ def markdown(study: Study, groups: Sequence[Group], plot: str | None = None) -> 
     best = {
         point: max(g.metrics[g.final]["top1"].mean for g in groups if g.point == point) for point in _points(groups)
     }
-    origins = list(dict.fromkeys(_origin(group) for group in groups))
-    if len(origins) > 1:
-        columns.append(("made by", lambda group: f"({_letter(origins.index(_origin(group)))})"))
+    common, own = _origins(groups)
+    letters = {text: f"({_letter(index)})" for index, text in enumerate(dict.fromkeys(own.values()))}
+    if len(letters) > 1:
+        columns.append(("made by", lambda group: letters[own[group.variant, group.point]]))
     lines = ["| " + " | ".join(name for name, _ in columns) + " |", "|" + "---|" * len(columns)]
     for group in groups:
         cells = [text(group) for _, text in columns]
@@ -51,9 +52,9 @@ def markdown(study: Study, groups: Sequence[Group], plot: str | None = None) -> 
             place = [name for name, _ in columns].index("top-1")
             cells[place] = f"**{cells[place]}**"
         lines.append("| " + " | ".join(cells) + " |")
-    notes = [_note(study, groups)]
-    for index, origin in enumerate(origins):
-        notes.append((f"({_letter(index)}) " if len(origins) > 1 else "") + origin)
+    notes = [_note(study, groups), common]
+    if len(letters) > 1:
+        notes.append("; ".join(f"{letter} {text}" for text, letter in letters.items()))
     if plot:
         notes.append(f"![{study.title}]({plot})")
     return "\n".join([f"**{study.title}**", "", *lines, "", "\n\n".join(notes)]) + "\n"
@@ -133,14 +134,27 @@ def _note(study: Study, groups: Sequence[Group]) -> str:
     return text
 
 
-def _origin(group: Group) -> str:
+def _origins(groups: Sequence[Group]) -> tuple[str, dict[tuple[str, tuple[tuple[str, Any], ...]], str]]:
+    """What made the rows (command, commits, machine): what all groups share, and what each has of its own."""
+    made = {(group.variant, group.point): _origin(group) for group in groups}
+    shared = [len(set(parts)) == 1 for parts in zip(*made.values(), strict=True)]
+    common = "; ".join(part for part, same in zip(next(iter(made.values())), shared, strict=True) if same)
+    own = {
+        key: "; ".join(part for part, same in zip(parts, shared, strict=True) if not same)
+        for key, parts in made.items()
+    }
+    return common, own
+
+
+def _origin(group: Group) -> tuple[str, str, str]:
     made = {key: sorted({str(row[key]) for row in group.rows}) for key in ("command", "threads")}
     commits = sorted({part for row in group.rows for part in str(row["commit"]).split(", ")})
     machines = sorted({" + ".join(filter(None, (row["cpu"], row["gpu"]))) or "unknown" for row in group.rows})
     threads = ", ".join(made["threads"])
     return (
-        f"`{made['command'][0]}`; commit {', '.join(commits)}; {', '.join(machines)}, {threads} "
-        f"thread{'' if threads == '1' else 's'} a run"
+        f"`{made['command'][0]}`",
+        f"commit {', '.join(commits)}",
+        f"{', '.join(machines)}, {threads} thread{'' if threads == '1' else 's'} a run",
     )
 
 

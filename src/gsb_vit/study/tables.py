@@ -7,6 +7,7 @@ import io
 import re
 import shlex
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,11 @@ def markdown(study: Study, groups: Sequence[Group], plot: str | None = None) -> 
     best = {
         point: max(g.metrics[g.final]["top1"].mean for g in groups if g.point == point) for point in _points(groups)
     }
-    common, own = _origins(groups)
-    letters = {text: f"({_letter(index)})" for index, text in enumerate(dict.fromkeys(own.values()))}
+    shared = [len(set(parts)) == 1 for parts in zip(*map(_origin, groups), strict=True)]
+    own = dict.fromkeys(_joined(group, [not same for same in shared]) for group in groups)
+    letters = {text: f"({_letter(index)})" for index, text in enumerate(own)}
     if len(letters) > 1:
-        columns.append(("made by", lambda group: letters[own[group.variant, group.point]]))
+        columns.append(("made by", lambda group: letters[_joined(group, [not same for same in shared])]))
     lines = ["| " + " | ".join(name for name, _ in columns) + " |", "|" + "---|" * len(columns)]
     for group in groups:
         cells = [text(group) for _, text in columns]
@@ -52,7 +54,7 @@ def markdown(study: Study, groups: Sequence[Group], plot: str | None = None) -> 
             place = [name for name, _ in columns].index("top-1")
             cells[place] = f"**{cells[place]}**"
         lines.append("| " + " | ".join(cells) + " |")
-    notes = [_note(study, groups), common]
+    notes = [_note(study, groups), _joined(groups[0], shared)]
     if len(letters) > 1:
         notes.append("; ".join(f"{letter} {text}" for text, letter in letters.items()))
     if plot:
@@ -134,19 +136,8 @@ def _note(study: Study, groups: Sequence[Group]) -> str:
     return text
 
 
-def _origins(groups: Sequence[Group]) -> tuple[str, dict[tuple[str, tuple[tuple[str, Any], ...]], str]]:
-    """What made the rows (command, commits, machine): what all groups share, and what each has of its own."""
-    made = {(group.variant, group.point): _origin(group) for group in groups}
-    shared = [len(set(parts)) == 1 for parts in zip(*made.values(), strict=True)]
-    common = "; ".join(part for part, same in zip(next(iter(made.values())), shared, strict=True) if same)
-    own = {
-        key: "; ".join(part for part, same in zip(parts, shared, strict=True) if not same)
-        for key, parts in made.items()
-    }
-    return common, own
-
-
 def _origin(group: Group) -> tuple[str, str, str]:
+    """What made a group's rows: command, commits, machine."""
     made = {key: sorted({str(row[key]) for row in group.rows}) for key in ("command", "threads")}
     commits = sorted({part for row in group.rows for part in str(row["commit"]).split(", ")})
     machines = sorted({" + ".join(filter(None, (row["cpu"], row["gpu"]))) or "unknown" for row in group.rows})
@@ -156,6 +147,10 @@ def _origin(group: Group) -> tuple[str, str, str]:
         f"commit {', '.join(commits)}",
         f"{', '.join(machines)}, {threads} thread{'' if threads == '1' else 's'} a run",
     )
+
+
+def _joined(group: Group, wanted: Sequence[bool]) -> str:
+    return "; ".join(compress(_origin(group), wanted))
 
 
 def _letter(index: int) -> str:

@@ -17,18 +17,18 @@ help:  ## list the targets
 quickstart: $(VENV)/.train  ## train, pack and run a one-bit vision transformer on scanned digits
 	$(BIN)/gsb-vit quickstart --out $(RUN)
 
-test: $(VENV)/.dev native  ## run all tests (choose some with PYTEST='tests/test_cli.py -k bench')
+test: $(VENV)/.dev native  ## run all tests (choose some with PYTEST='tests/whole/test_cli.py -k bench')
 	$(BIN)/python -m pytest $(PYTEST)
 
 check: $(VENV)/.dev  ## lint, check formats and types
-	$(BIN)/ruff check src tests bench
-	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
 format: $(VENV)/.dev  ## rewrite the sources in the house format
-	$(BIN)/ruff check --fix src tests bench
-	$(BIN)/ruff format src tests bench
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
 	$(BIN)/clang-format -i $(NATIVE)
 
 native: $(VENV)/.dev  ## build the extension into src/gsb_vit, for PYTHONPATH=src

@@ -9,14 +9,17 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    "load": "runtime",
-    "Classifier": "runtime",
+    "load": "runtime.classifier",
+    "Classifier": "runtime.classifier",
+    "Prediction": "runtime.classifier",
+    "Preprocessing": "data.preprocess",
     "InputError": "errors",
-    "Quantization": "convert",
-    "binarize": "convert",
-    "initialize_scales": "convert",
-    "calibrate_thresholds": "convert",
-    "import_authors_checkpoint": "authors",
+    "Quantization": "quantization",
+    "binarize": "models.binarize",
+    "initialize_scales": "models.binarize",
+    "calibrate_thresholds": "models.binarize",
+    "export_model": "export.pack",
+    "import_authors_checkpoint": "models.authors",
 }
 
 __all__ = ["__version__", *_LAZY]

@@ -178,7 +178,7 @@ def quickstart(
 ) -> None:
     """Train, pack, check, time and show a one-bit model on scikit-learn's scanned digits, in minutes."""
     _require_training("quickstart")
-    from gsb_vit.train.quickstart import quickstart as tour
+    from gsb_vit.quickstart import quickstart as tour
 
     tour(out, seed=seed, resume=resume, engine=engine)
 
@@ -196,7 +196,7 @@ def export(
 ) -> None:
     """Pack a trained model into bits, and refuse if the packed model disagrees with it."""
     _require_training("export")
-    from gsb_vit.train.pack import export_run
+    from gsb_vit.export.run import export_run
 
     _, parity = export_run(run, output, data_spec=data, engine=engine, most=most)
     flipped = ", ".join(f"{kind} {share:.1e}" for kind, share in parity.flipped.items() if share) or "none"
@@ -216,7 +216,7 @@ def evaluate(
     threads: Threads = 0,
 ) -> None:
     """Classify the held-out pictures of a data set and print top-1, top-5, precision, recall and F1."""
-    from gsb_vit.summary import is_trained_model
+    from gsb_vit.bench.cost import is_trained_model
 
     if model.is_dir() or is_trained_model(model):
         _require_training("evaluating a run")
@@ -225,15 +225,15 @@ def evaluate(
         found = evaluate_run(model, data)
     else:
         import gsb_vit
-        from gsb_vit.evaluation import evaluate_packed
-        from gsb_vit.packed import read
+        from gsb_vit.data.held_out import evaluate_packed
+        from gsb_vit.runtime.packed_file import read
 
         provenance = read(model).provenance
         found = evaluate_packed(gsb_vit.load(model, threads=threads, engine=engine), data, provenance)
     if as_json:
         _print_json(found)
         return
-    from gsb_vit.tables import metrics_table, show
+    from gsb_vit.report.tables import metrics_table, show
 
     show(metrics_table(found, data))
 
@@ -249,7 +249,7 @@ def predict(
 ) -> None:
     """Name what is in pictures."""
     import gsb_vit
-    from gsb_vit.evaluation import find_pictures
+    from gsb_vit.data.held_out import find_pictures
 
     classifier = gsb_vit.load(model, threads=threads, engine=engine)
     pictures = find_pictures(paths)
@@ -265,7 +265,7 @@ def predict(
             ]
         )
         return
-    from gsb_vit.tables import predictions_table, show
+    from gsb_vit.report.tables import predictions_table, show
 
     show(predictions_table(pictures, answers))
 
@@ -276,13 +276,13 @@ def summary(
     as_json: Json = False,
 ) -> None:
     """Count parameters, bytes, FLOPs, BOPs and OPs, layer by layer, against the full-precision model."""
-    from gsb_vit.summary import summarize_path_or_name
+    from gsb_vit.bench.cost import summarize_path_or_name
 
     found = summarize_path_or_name(model)
     if as_json:
         _print_json(found.to_json())
         return
-    from gsb_vit.tables import show, summary_tables
+    from gsb_vit.report.tables import show, summary_tables
 
     show(*summary_tables(found))
 
@@ -331,13 +331,13 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="gsb-vit-arch-") as folder:
         path = model or Path(folder) / "model.safetensors"
         if arch is not None:
-            from gsb_vit.benchmark import pack_untrained
+            from gsb_vit.bench.compare import pack_untrained
 
             pack_untrained(arch, path)
         options: dict[str, Any] = {"threads": threads, "batch": batch, "isa": isa}
         if data is not None:
-            from gsb_vit.benchmark import choose_pictures
-            from gsb_vit.packed import read
+            from gsb_vit.bench.compare import choose_pictures
+            from gsb_vit.runtime.packed_file import read
 
             options["pictures"] = choose_pictures(read(path), data)
         if profile:
@@ -347,8 +347,8 @@ def bench(
 
 
 def _profile(model: Path, options: dict[str, Any], as_json: bool) -> None:
-    from gsb_vit.stages import profile
-    from gsb_vit.tables import profile_tables, show
+    from gsb_vit.bench.profile import profile
+    from gsb_vit.report.tables import profile_tables, show
 
     found = profile(model, **options)
     if as_json:
@@ -358,9 +358,9 @@ def _profile(model: Path, options: dict[str, Any], as_json: bool) -> None:
 
 
 def _compare(model: Path, against: str | None, options: dict[str, Any], plot: Path | None, as_json: bool) -> None:
-    from gsb_vit.benchmark import benchmark
-    from gsb_vit.peers import plot as plots
-    from gsb_vit.tables import bench_table, densities_table, show
+    from gsb_vit.bench.compare import benchmark
+    from gsb_vit.bench.peers import plot as plots
+    from gsb_vit.report.tables import bench_table, densities_table, show
 
     if plot is not None:
         plots.check_plot(plot)

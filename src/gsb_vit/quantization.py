@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .errors import InputError
+from gsb_vit.errors import InputError
 
 DEFAULT_THRESHOLDS = (0.7, 0.9)
 # The values of the switches that a packed file can hold.

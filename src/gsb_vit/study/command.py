@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ..errors import InputError
-from ..export import export_model
-from ..footprint import footprint
-from ..train.checkpoint import load_model, write_atomically
-from ..train.data import load_data
-from ..train.folder import write_json
-from ..train.recipe_io import toml_value
-from ..train.run import require_models, require_validation
+from gsb_vit.data.splits import load_data
+from gsb_vit.errors import InputError
+from gsb_vit.export.pack import export_model
+from gsb_vit.models.footprint import footprint
+from gsb_vit.train.checkpoint import load_model, write_atomically
+from gsb_vit.train.folder import write_json
+from gsb_vit.train.recipe_io import toml_value
+from gsb_vit.train.run import require_models, require_validation
+
 from .jobs import Executor, LocalExecutor, SubmititExecutor, locked, run_jobs
 from .plan import Job, Plan, Study, is_finished, load_study, plan, run_folder
 from .plots import plot_svg
@@ -249,7 +250,7 @@ def _pack(trained: Any, folder: Path) -> Path:
 
 def _latency(folder: Path) -> dict[str, Any]:
     """Milliseconds for one picture on one thread, or why there is no figure."""
-    from ..benchmark import benchmark
+    from gsb_vit.bench.compare import benchmark
 
     with tempfile.TemporaryDirectory(prefix="gsb-vit-study-") as temporary:
         (row,) = benchmark(_pack(load_model(folder), Path(temporary)), against=[], threads=1, batch=1)

@@ -18,9 +18,10 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from ..errors import InputError
-from ..train.checkpoint import write_atomically
-from ..train.recipe_io import dump_recipe
+from gsb_vit.errors import InputError
+from gsb_vit.train.checkpoint import write_atomically
+from gsb_vit.train.recipe_io import dump_recipe
+
 from .plan import Job, is_finished, run_folder
 
 POLL_SECONDS = 0.5

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from ..train.recipe import DistillationRecipe, Recipe, StageRecipe
-from ..train.recipe_io import build_recipe, dump_recipe, flatten, load_recipe, overlay, parse_toml, read_values
+from gsb_vit.errors import InputError
+from gsb_vit.train.recipe import DistillationRecipe, Recipe, StageRecipe
+from gsb_vit.train.recipe_io import build_recipe, dump_recipe, flatten, load_recipe, overlay, parse_toml, read_values
 
 KEYS = ("title", "data", "recipe", "seeds", "seeded", "reference", "set", "variants", "grid", "plot")
 PLOT_KEYS = ("x", "log")

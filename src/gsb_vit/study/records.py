@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from ..train.recipe import Recipe
-from ..train.recipe_io import build_recipe, dump_recipe, flatten, overlay, parse_toml
+from gsb_vit.errors import InputError
+from gsb_vit.train.recipe import Recipe
+from gsb_vit.train.recipe_io import build_recipe, dump_recipe, flatten, overlay, parse_toml
+
 from .plan import Study
 from .results import Row
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ..metrics import METRIC_NAMES
-from ..train.recipe import STAGES
+from gsb_vit.metrics import METRIC_NAMES
+from gsb_vit.train.recipe import STAGES
+
 from .plan import Cell, Plan, Study, run_folder
 
 SIZE_FILE = "size.json"

@@ -11,8 +11,9 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from ..metrics import METRIC_NAMES
+from gsb_vit.errors import InputError
+from gsb_vit.metrics import METRIC_NAMES
+
 from .plan import Study
 from .results import Group, Row, Spread, file_bytes, public_spec
 

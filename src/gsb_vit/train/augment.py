@@ -13,8 +13,9 @@ from timm.data.mixup import Mixup
 from torch import Tensor
 from torch.nn import functional
 
-from ..preprocess import Preprocessing, open_picture
-from .datasets import LabelledPictures
+from gsb_vit.data.datasets import LabelledPictures
+from gsb_vit.data.preprocess import Preprocessing, open_picture
+
 from .recipe import AugmentRecipe
 from .seeds import seeded_generators
 

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..convert import set_pixel_scaling
-from ..errors import InputError
-from ..input_quantizers import InitializedOnce
-from ..preprocess import Preprocessing
-from .build import ModelInfo, build_model
+from gsb_vit.data.preprocess import Preprocessing
+from gsb_vit.errors import InputError
+from gsb_vit.models.binarize import set_pixel_scaling
+from gsb_vit.models.build import ModelInfo, build_model
+from gsb_vit.nn.input_quantizers import InitializedOnce
 
 METADATA_KEY = "gsb_vit"
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.safetensors"

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import InputError
+from gsb_vit.errors import InputError
+
 from .recipe import DistillationRecipe
 
 

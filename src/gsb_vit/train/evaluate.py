@@ -13,9 +13,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..convert import set_pixel_scaling
-from ..evaluation import held_out_pictures, require_same_classes
-from ..metrics import classification_metrics
+from gsb_vit.data.held_out import held_out_pictures, require_same_classes
+from gsb_vit.metrics import classification_metrics
+from gsb_vit.models.binarize import set_pixel_scaling
+
 from .augment import EvaluationPictures, normalise
 from .checkpoint import load_model
 from .recipe import DataRecipe

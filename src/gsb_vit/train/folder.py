@@ -14,10 +14,11 @@ import timm
 import torch
 from accelerate import Accelerator
 
-from .. import __version__
-from ..errors import InputError
+from gsb_vit import __version__
+from gsb_vit.errors import InputError
+
 from . import checkpoint
-from .machine import commit, machine
+from .provenance import commit, machine
 from .recipe import Recipe
 from .recipe_io import dump_recipe, load_recipe
 

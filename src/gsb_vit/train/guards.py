@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from gsb_vit.errors import InputError
 
 COLLAPSED = 1e-5
 

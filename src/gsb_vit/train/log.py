@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ..metrics import METRIC_NAMES
+from gsb_vit.metrics import METRIC_NAMES
 
 
 class RunLog:

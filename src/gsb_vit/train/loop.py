@@ -12,11 +12,12 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..products import fast_attention, fast_products
+from gsb_vit.errors import InputError
+from gsb_vit.models.build import ModelInfo
+from gsb_vit.nn.matmul import fast_attention, fast_products
+
 from . import checkpoint
 from .augment import EvaluationPictures, Mixing, TrainingPictures
-from .build import ModelInfo
 from .distill import DistillationTask
 from .evaluate import model_logits, validation_score
 from .guards import check_loss, check_parameters

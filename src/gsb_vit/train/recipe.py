@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..quantization import Quantization
+from gsb_vit.quantization import Quantization
 
 STAGES = ("teacher", "stage1", "stage2")
 

@@ -13,8 +13,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from ..convert import PRESETS, Quantization
-from ..errors import InputError
+from gsb_vit.errors import InputError
+from gsb_vit.models.binarize import PRESETS, Quantization
+
 from .recipe import Recipe
 
 if sys.version_info >= (3, 11):

@@ -15,16 +15,17 @@ from accelerate.state import AcceleratorState
 from rich.console import Console
 from torch import nn
 
-from .. import __version__
-from ..convert import initialize_scales
-from ..errors import InputError
-from ..metrics import classification_metrics, confusion_matrix
-from ..preprocess import Preprocessing
-from ..products import emulates_bfloat16
+from gsb_vit import __version__
+from gsb_vit.data.preprocess import Preprocessing
+from gsb_vit.data.splits import DataSplits, load_data
+from gsb_vit.errors import InputError
+from gsb_vit.metrics import classification_metrics, confusion_matrix
+from gsb_vit.models.binarize import initialize_scales
+from gsb_vit.models.build import ModelInfo, build_model, build_teacher, model_args, require_architecture
+from gsb_vit.nn.matmul import emulates_bfloat16
+
 from . import checkpoint
 from .augment import EvaluationPictures, TrainingPictures
-from .build import ModelInfo, build_model, build_teacher, model_args, require_architecture
-from .data import DataSplits, load_data
 from .evaluate import model_logits
 from .folder import prepare_folder, run_threads, write_json
 from .log import RunLog, summary_table

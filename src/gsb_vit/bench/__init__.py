@@ -1,0 +1,1 @@
+"""Speed and cost of packed models, beside other engines. PyTorch runs in worker processes only."""

@@ -1,0 +1,228 @@
+"""Parameters, bytes, FLOPs, BOPs and OPs of a packed model, layer by layer, against its full-precision twin.
+
+Everything follows from an :class:`~gsb_vit.runtime.schema.Architecture`, so a packed file is summed up without PyTorch.
+The conventions are the field's (Bi-Real Net, arXiv 1808.00278): one multiply-accumulate of numbers is one FLOP, one of
+bits is one BOP, and ``OPs = FLOPs + BOPs/64``. Products with 8-bit weights count as FLOPs. The multiply-adds that
+binarization itself adds (scale and bias of an integer product, the weighted sum of superposed products) count as FLOPs
+too, since a device pays for them; norms, softmax, GELU and residual sums are counted in neither model.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from gsb_vit.errors import InputError
+from gsb_vit.runtime.packed_file import Architecture, expected_tensors, read
+
+# The first prefix that fits a tensor's name (without `blocks.i.`) names its layer.
+_LAYER_OF_TENSOR = {
+    "patch_embed.position": "tokens",
+    "patch_embed": "patch_embed",
+    "prefix_tokens": "tokens",
+    "norm1": "norm1",
+    "attn.qkv": "attn.qkv",
+    "attn.v_": "attn.qkv",
+    "attn.exp_table": "attn.scores",
+    "attn.bias": "attn.scores",
+    "attn.proj": "attn.proj",
+    "attn.": "attn.values",
+    "norm2": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "norm": "norm",
+}
+_KIND_OF_TYPE = {
+    "uint64": "binary_weights",
+    "int8": "int8_weights",
+    "int16": "thresholds",
+    "float32": "float32",
+    "float16": "float16",
+}
+NUM_CLASSES = 1000  # of an architecture that is only named
+
+# Layer, parameters, FLOPs, BOPs, and the twin's parameters and FLOPs.
+Row = tuple[str, int, int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a layer costs: learned parameters, bytes in the file, FLOPs and BOPs of one picture."""
+
+    parameters: int = 0
+    bytes: int = 0
+    flops: int = 0
+    bops: int = 0
+
+    @property
+    def ops(self) -> float:
+        """FLOPs + BOPs/64."""
+        return self.flops + self.bops / 64
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.parameters + other.parameters,
+            self.bytes + other.bytes,
+            self.flops + other.flops,
+            self.bops + other.bops,
+        )
+
+    def to_json(self) -> dict[str, float]:
+        """Return the fields and ``ops`` as plain numbers."""
+        return {**asdict(self), "ops": self.ops}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: its name, its cost packed to bits, and its cost in the full-precision twin (float32)."""
+
+    name: str
+    packed: Cost
+    twin: Cost
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The layers of a model in order; ``bytes_by_kind`` splits the tensors' bytes by what they hold."""
+
+    architecture: Architecture
+    layers: list[Layer]
+    bytes_by_kind: dict[str, int]
+    file_bytes: int | None = None
+
+    @property
+    def packed(self) -> Cost:
+        """The sum over all layers of the packed model."""
+        return sum((layer.packed for layer in self.layers), Cost())
+
+    @property
+    def twin(self) -> Cost:
+        """The sum over all layers of the full-precision twin."""
+        return sum((layer.twin for layer in self.layers), Cost())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; ``full_precision`` holds the same keys for the twin."""
+        layers = [
+            {"name": layer.name, **layer.packed.to_json(), "full_precision": layer.twin.to_json()}
+            for layer in self.layers
+        ]
+        return {
+            "name": self.architecture.name,
+            "file_bytes": self.file_bytes,
+            "bytes_by_kind": self.bytes_by_kind,
+            "total": self.packed.to_json(),
+            "full_precision": self.twin.to_json(),
+            "layers": layers,
+        }
+
+
+def summarize(architecture: Architecture, file_bytes: int | None = None) -> Summary:
+    """Sum up a packed model of this shape.
+
+    ``parameters`` are the learned numbers of the trained model (latent weights, biases, shifts, scales) as PyTorch
+    counts them; ``bytes`` are those of the packed file's tensors, where many of them have been folded together.
+    """
+    sizes: dict[str, int] = {}
+    kinds = dict.fromkeys([*_KIND_OF_TYPE.values(), "attention_bias"], 0)
+    for name, (dtype, shape) in expected_tensors(architecture).items():
+        size = np.dtype(dtype).itemsize * math.prod(shape)
+        layer = layer_of_tensor(name)
+        sizes[layer] = sizes.get(layer, 0) + size
+        kinds["attention_bias" if name.endswith("attn.bias") else _KIND_OF_TYPE[dtype]] += size
+    layers = [
+        Layer(name, Cost(parameters, sizes[name], flops, bops), Cost(plain, 4 * plain, plain_flops, 0))
+        for name, parameters, flops, bops, plain, plain_flops in _rows(architecture)
+    ]
+    return Summary(architecture, layers, {kind: size for kind, size in kinds.items() if size}, file_bytes)
+
+
+def layer_of_tensor(name: str) -> str:
+    """Return the layer of a tensor of the packed file: ``blocks.3.attn.v_bias`` → ``blocks.3.attn.qkv``."""
+    parts = name.split(".")
+    if parts[0] == "heads":
+        return ".".join(parts[:2])
+    block = ".".join(parts[:2]) + "." if parts[0] == "blocks" else ""
+    rest = name[len(block) :]
+    return block + next(layer for prefix, layer in _LAYER_OF_TENSOR.items() if rest.startswith(prefix))
+
+
+def _rows(a: Architecture) -> Iterator[Row]:
+    width, tokens, classes = a.embed_dim, a.num_tokens, a.num_classes
+    patch = 3 * a.patch_size[0] * a.patch_size[1] * width
+    yield "patch_embed", patch + 2 * width, patch * a.num_patches, 0, patch + width, patch * a.num_patches
+    yield "tokens", (a.prefix_tokens + tokens) * width, 0, 0, (a.prefix_tokens + tokens) * width, 0
+    for index in range(a.depth):
+        for row in _block_rows(a):
+            yield (f"blocks.{index}.{row[0]}", *row[1:])
+    yield "norm", 2 * width, 0, 0, 2 * width, 0
+    for head in range(a.num_heads_out):
+        weights, product = classes * width + classes, classes * width
+        # Shift, weight scale and input scale come on top; one multiply-add a class applies the scale and the bias.
+        yield f"heads.{head}", weights + width + 2, product + classes, 0, weights, product
+
+
+def _block_rows(a: Architecture) -> Iterator[Row]:
+    width, hidden, tokens = a.embed_dim, a.mlp_hidden, a.num_tokens
+    groups, value_groups = a.attention_groups, a.value_groups
+    bias = {"none": 0, "relative": a.relative_bias_size, "full": tokens * tokens}[a.attention_bias] * a.num_heads
+
+    def linear(name: str, inputs: int, outputs: int, scaled: int, extra: int = 0) -> Row:
+        weights, product = outputs * inputs + outputs, tokens * inputs * outputs
+        return name, weights + inputs + 1 + extra, tokens * scaled, product, weights, product
+
+    scores = tokens * tokens * width
+    yield "norm1", 2 * width, 0, 0, 2 * width, 0
+    # q and k stay integers (a threshold a channel), only the Value becomes a number; all three have a shift.
+    yield linear("attn.qkv", width, 3 * width, scaled=width, extra=3 * width)
+    yield "attn.scores", 2 + bias, 0, scores, 0, scores
+    planes = groups * value_groups
+    yield "attn.values", groups + value_groups, planes * tokens * width, planes * scores, 0, scores
+    yield linear("attn.proj", width, width, scaled=width)
+    yield "norm2", 2 * width, 0, 0, 2 * width, 0
+    # fc1's popcounts become bits by an interval a channel: no number in between.
+    yield linear("mlp.fc1", width, hidden, scaled=0)
+    yield linear("mlp.fc2", hidden, width, scaled=width)
+
+
+def summarize_path_or_name(target: str) -> Summary:
+    """Sum up a packed file, a run or trained model file, or the name of a timm vision transformer.
+
+    A name is built with the default quantization; that, and a trained model, need PyTorch.
+
+    Raises:
+        InputError: neither a file nor a known architecture, or an architecture that cannot be packed.
+    """
+    path = Path(target)
+    if path.is_file() and not is_trained_model(path):
+        return summarize(read(path).architecture, path.stat().st_size)
+    if not path.exists() and (path.suffix == ".safetensors" or len(path.parts) > 1):
+        raise InputError(f"{target}: no such file; give a packed model, or the name of an architecture")
+    if find_spec("timm") is None:
+        raise InputError(
+            f"{target} needs PyTorch to be summed up: pip install 'gsb-vit[train]', or give a packed model"
+        )
+    from gsb_vit.export.checks import check_exportable
+    from gsb_vit.export.pack import architecture_of
+    from gsb_vit.models.binarize import Quantization
+    from gsb_vit.models.build import build_model
+    from gsb_vit.train.checkpoint import load_model
+
+    if path.exists():
+        trained = load_model(path).model
+        check_exportable(trained)
+        return summarize(architecture_of(trained))
+    return summarize(architecture_of(build_model(target, {}, NUM_CLASSES, Quantization())))
+
+
+def is_trained_model(path: Path) -> bool:
+    """Return whether a file is a trained model of the training side (rather than packed, or something else)."""
+    try:
+        with safe_open(path, "numpy") as file:
+            return "gsb_vit" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False

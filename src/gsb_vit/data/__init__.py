@@ -1,0 +1,1 @@
+"""Pictures: data specs, the split, preprocessing. NumPy and Pillow only."""

@@ -1,0 +1,158 @@
+"""From a data SPEC to training, validation and test pictures; every draw is seeded and stratified. No PyTorch here."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gsb_vit.errors import InputError
+
+from .datasets import READERS, LabelledPictures, RawData, read_digits, read_folder
+
+if TYPE_CHECKING:
+    from gsb_vit.train.recipe import DataRecipe
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """Labelled pictures for training, model selection (may be empty) and the final test (touched once)."""
+
+    spec: str
+    class_names: tuple[str, ...]
+    train: LabelledPictures
+    validation: LabelledPictures
+    test: LabelledPictures
+
+
+def load_data(spec: str, options: DataRecipe) -> DataSplits:
+    """Read the data a SPEC names and split it.
+
+    SPEC is a folder of class folders (undivided, or with train/ and val/ and/or test/), ``digits``, or one of
+    ``flowers102:ROOT``, ``cifar10:ROOT``, ``cifar100:ROOT``, ``fashion-mnist:ROOT``, ``chaoyang:ROOT``.
+    Undivided data gives ``options.test_fraction`` of every class to the test split; ``options.validation_fraction`` of
+    the training pictures of every class is set apart for validation, unless the data has a validation split of its own.
+    ``options.classes`` keeps all classes, or ``most-test:K``: the K with most test pictures (ties: the first);
+    ``most-test:J-K`` keeps those from rank J to rank K, other classes to make choices on.
+
+    Raises:
+        InputError: for an unknown SPEC, an unreadable folder, a class with zero pictures, or fewer than two classes.
+    """
+    raw = _select_classes(_divide(read_raw(spec), options), options.classes)
+    train, validation, test = raw.train, raw.validation, raw.test
+    if train is None or test is None:
+        raise InputError(f"{spec!r} lacks training or test pictures; give a folder with train/ and val/ or test/")
+    for split, pictures in (("training", train), ("test", test)):
+        _require_every_class(spec, split, pictures, raw.class_names)
+    if options.shots is not None:
+        train = train.take(_shots(train.labels, options.shots, _generator(options, 1), raw.class_names))
+    if validation is None:
+        kept, cut = stratified_split(train.labels, options.validation_fraction, _generator(options, 2))
+        train, validation = train.take(kept), train.take(cut)
+    _require_every_class(spec, "training", train, raw.class_names)
+    train = _with_label_noise(train, options.label_noise, len(raw.class_names), _generator(options, 3))
+    return DataSplits(spec, raw.class_names, train, validation, test)
+
+
+def read_raw(spec: str) -> RawData:
+    """The data a SPEC names, with its own splits. Raises InputError as ``load_data`` does."""
+    if spec == "digits":
+        return read_digits()
+    name, colon, root = spec.partition(":")
+    if colon and name in READERS:
+        if not Path(root).is_dir():
+            raise InputError(f"no folder {root!r}; give the folder of the data set as {name}:ROOT")
+        return READERS[name](Path(root))
+    if Path(spec).is_dir():
+        return read_folder(Path(spec))
+    known = ["digits", *(f"{reader}:ROOT" for reader in READERS)]
+    near = difflib.get_close_matches(spec, known, n=1, cutoff=0.5)
+    hint = f" (nearest: {near[0]})" if near else ""
+    raise InputError(f"no data {spec!r}; give a folder of class folders, {', '.join(known)}{hint}")
+
+
+def stratified_split(
+    labels: np.ndarray, fraction: float, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split indices (kept, cut), both in increasing order: round(fraction · n) of every class's n pictures are cut.
+
+    At least one picture of every class is kept; halves round to the even number.
+    """
+    cut: list[np.ndarray] = []
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        cut.append(members[: min(round(fraction * len(members)), len(members) - 1)])
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[np.concatenate(cut)] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def _generator(options: DataRecipe, draw: int) -> np.random.Generator:
+    """One independent generator per kind of draw, so that one option does not move another's pictures."""
+    return np.random.default_rng([options.split_seed, draw])
+
+
+def _divide(raw: RawData, options: DataRecipe) -> RawData:
+    if raw.undivided is None:
+        return raw
+    kept, cut = stratified_split(raw.undivided.labels, options.test_fraction, _generator(options, 0))
+    return RawData(raw.class_names, raw.undivided.take(kept), None, raw.undivided.take(cut))
+
+
+def _select_classes(raw: RawData, choice: str) -> RawData:
+    if choice == "all":
+        return raw
+    ranks = re.fullmatch(r"most-test:(?:(\d+)-)?(\d+)", choice)
+    first, last = (int(ranks[1] or 1), int(ranks[2])) if ranks else (0, 0)
+    if not 1 <= first < last <= len(raw.class_names):
+        raise InputError(
+            f'data.classes = {choice!r} is unknown; use "all", "most-test:K" or "most-test:J-K" with ranks up to '
+            f"{len(raw.class_names)} and at least two classes"
+        )
+    test_labels = raw.test.labels if raw.test is not None else np.array([], dtype=np.int64)
+    counts = np.bincount(test_labels, minlength=len(raw.class_names))
+    kept = np.sort(np.argsort(-counts, kind="stable")[first - 1 : last])
+    number_of = {int(old): new for new, old in enumerate(kept)}
+
+    def restrict(pictures: LabelledPictures | None) -> LabelledPictures | None:
+        if pictures is None:
+            return None
+        chosen = pictures.take(np.flatnonzero(np.isin(pictures.labels, kept)))
+        return LabelledPictures(chosen.sources, np.array([number_of[int(v)] for v in chosen.labels], dtype=np.int64))
+
+    names = tuple(raw.class_names[i] for i in kept)
+    return RawData(names, restrict(raw.train), restrict(raw.validation), restrict(raw.test))
+
+
+def _require_every_class(spec: str, split: str, pictures: LabelledPictures, names: tuple[str, ...]) -> None:
+    counts = np.bincount(pictures.labels, minlength=len(names))
+    if len(names) < 2:
+        raise InputError(f"{spec!r} has {len(names)} class; a classifier needs at least two")
+    if (empty := np.flatnonzero(counts == 0)).size:
+        raise InputError(
+            f"{spec!r}: class {names[empty[0]]!r} has zero {split} pictures; add some, or lower the fractions"
+        )
+
+
+def _shots(labels: np.ndarray, shots: int, generator: np.random.Generator, names: tuple[str, ...]) -> np.ndarray:
+    chosen = []
+    for label in range(len(names)):
+        members = np.flatnonzero(labels == label)
+        if len(members) < shots:
+            raise InputError(f"data.shots = {shots}, but class {names[label]!r} has {len(members)} training pictures")
+        chosen.append(generator.permutation(members)[:shots])
+    return np.sort(np.concatenate(chosen))
+
+
+def _with_label_noise(
+    pictures: LabelledPictures, share: float, classes: int, generator: np.random.Generator
+) -> LabelledPictures:
+    """Give round(share · n) training pictures another class, drawn evenly from the others."""
+    labels = pictures.labels.copy()
+    chosen = generator.permutation(len(labels))[: round(share * len(labels))]
+    labels[chosen] = (labels[chosen] + generator.integers(1, classes, size=len(chosen))) % classes
+    return LabelledPictures(pictures.sources, labels)

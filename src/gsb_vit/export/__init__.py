@@ -1,0 +1,1 @@
+"""The bridge: a trained model becomes a packed file, checked against it."""

@@ -1,0 +1,70 @@
+"""From a run to a packed file, checked on the run's validation pictures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from gsb_vit.data.held_out import SPLIT_OPTIONS, require_same_classes
+from gsb_vit.data.splits import load_data
+from gsb_vit.errors import InputError
+from gsb_vit.runtime.packed_file import PackedModel
+from gsb_vit.train.checkpoint import load_model
+from gsb_vit.train.evaluate import run_data_options
+
+from .parity import Parity, export_and_verify
+
+MOST_PICTURES = 1000
+
+
+def export_run(
+    run: str | Path,
+    output: str | Path,
+    *,
+    data_spec: str | None = None,
+    engine: str = "native",
+    most: int = MOST_PICTURES,
+) -> tuple[PackedModel, Parity]:
+    """Pack the last stage of a run (or one trained model file) into ``output`` and compare both on pictures.
+
+    The pictures are the run's validation pictures (its test pictures if it has none), of more than ``most`` every n-th;
+    ``data_spec`` names the data if it has moved. ``engine`` runs the packed model; bits are always compared with those
+    of the NumPy reference, on the first pictures. The split of the data goes into the packed file's provenance, so that
+    the packed model, too, can be evaluated on pictures it was not trained on.
+
+    Raises:
+        InputError: the run, its data or ``output`` cannot be used, or the packed model disagrees with the trained one,
+            with the figures; then nothing is written.
+    """
+    run = Path(run)
+    trained = load_model(run)
+    spec = data_spec or _data_of(run)
+    options = run_data_options(run)
+    if most < 1:
+        raise InputError(f"{most} pictures compare nothing; give at least 1")
+    splits = load_data(spec, options)
+    require_same_classes(trained.class_names, splits.class_names, spec)
+    held_out = splits.validation if len(splits.validation) else splits.test
+    sources = held_out.sources[:: -(-len(held_out) // most)]
+    split = {name: value for name, value in asdict(options).items() if name in SPLIT_OPTIONS}
+    return export_and_verify(
+        trained.model,
+        output,
+        np.stack([trained.preprocessing(source) for source in sources]),
+        class_names=trained.class_names,
+        preprocessing=trained.preprocessing,
+        provenance={**trained.info.provenance, "stage": trained.info.stage, "split": split},
+        engine=engine,
+    )
+
+
+def _data_of(run: Path) -> str:
+    """The data SPEC that the run a path lies in was trained on."""
+    for folder in (run, *list(run.parents)[:2]):
+        path = folder / "run.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))["data"]
+    raise InputError(f"{run} lies in no run that says what data to check on; give it as --data SPEC")

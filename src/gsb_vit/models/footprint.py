@@ -1,0 +1,45 @@
+"""How many bytes a model's numbers take at the bits they are trained for, whether or not the runtime can run it.
+
+``summary`` says what a packed file takes, to the byte; this is the same measure for the whole ladder of precisions
+(one-bit, ternary, eight-bit, float32), so that they can be compared in one plot.
+"""
+
+import math
+from dataclasses import dataclass
+
+from torch import nn
+
+from gsb_vit.nn.binary_linear import BinaryLinear, QuantizedWeight
+from gsb_vit.nn.weight_quantizers import AnalyticWeight
+
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Parameters as PyTorch counts them, and the bytes of a file that stores each at its bits."""
+
+    parameters: int
+    bytes: int
+
+
+def footprint(model: nn.Module) -> Footprint:
+    """Sum up a model: weights at 1, 2 or 8 bits as they are quantized, every other parameter as float32.
+
+    Rows of one- and two-bit weights are padded to whole 64-bit words, as a packed file pads them. An analytic scale,
+    which is no parameter, counts as one float32 a row or layer. What export folds away (shifts into norms and
+    thresholds, the prefix tokens' positions) is counted as it was trained.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    size = FLOAT_BYTES * parameters
+    for module in model.modules():
+        if isinstance(module, BinaryLinear) and module.weight_quantizer is not None:
+            quantizer = module.weight_quantizer
+            row_bits = quantizer.bits * module.in_features
+            row_bytes = module.in_features if quantizer.bits == 8 else 8 * math.ceil(row_bits / 64)
+            size += module.out_features * row_bytes - FLOAT_BYTES * module.weight.numel()
+            if isinstance(quantizer, AnalyticWeight):
+                size += FLOAT_BYTES * (module.out_features if quantizer.per_row else 1)
+        elif isinstance(module, QuantizedWeight):
+            size += (1 - FLOAT_BYTES) * module.weight.numel()
+    return Footprint(parameters, size)

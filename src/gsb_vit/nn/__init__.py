@@ -1,0 +1,1 @@
+"""The mathematics: quantizers, layers and the fused training kernels (PyTorch)."""

@@ -1,0 +1,1 @@
+"""What people look at: tables, the HTML page, charts and masks."""

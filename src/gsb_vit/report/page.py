@@ -1,0 +1,295 @@
+"""The report of a run: one HTML file that opens from disk and needs nothing else."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from gsb_vit.bench.cost import Summary, summarize
+from gsb_vit.bench.peers.timing import Measurement
+from gsb_vit.data.datasets import LabelledPictures
+from gsb_vit.errors import InputError
+from gsb_vit.metrics import METRIC_NAMES, confusion_matrix
+from gsb_vit.runtime.classifier import Classifier, load
+from gsb_vit.runtime.packed_file import PackedModel
+from gsb_vit.runtime.packed_file import read as read_packed
+from gsb_vit.train.checkpoint import write_atomically
+
+from .charts import Band, Line, bars, confusion_chart, line_chart, png_uri
+from .masks import mask_rows
+
+STAGE_NAMES = {
+    "teacher": "teacher (full precision)",
+    "stage1": "stage 1 (one-bit weights, in part)",
+    "stage2": "stage 2 (one bit)",
+}
+SAMPLES = 20
+
+
+def write_report(
+    run: str | Path,
+    *,
+    packed: str | Path,
+    test: LabelledPictures,
+    bench: Sequence[Measurement] = (),
+    parity: Mapping[str, Any] | None = None,
+    title: str = "A one-bit vision transformer",
+    engine: str = "native",
+) -> Path:
+    """Write ``RUN/report.html`` and return its path.
+
+    Curves come from ``RUN/metrics.jsonl``, test metrics from ``RUN/summary.json``, the recipe and the provenance from
+    ``RUN/recipe.toml`` and ``RUN/run.json``; confusion matrix, sample predictions and attention masks from running the
+    packed model on the test pictures.
+
+    Args:
+        packed: the packed model file of the run.
+        test: the held-out pictures.
+        bench: rows of :func:`gsb_vit.bench.compare.benchmark`.
+        parity: what the comparison with the trained model found, name → figure.
+
+    Raises:
+        InputError: a file of the run is missing or unreadable, or the packed model is.
+    """
+    run = Path(run)
+    model, classifier = read_packed(packed), load(packed, engine=engine)
+    pictures = np.stack([model.preprocessing(source) for source in test.sources])
+    logits = _logits(classifier, pictures)
+    results = _read_json(run / "summary.json")["stages"]
+    summary = summarize(model.architecture, Path(packed).stat().st_size)
+    values = {
+        "title": title,
+        "subtitle": _subtitle(model, len(test)),
+        "tiles": _tiles(results, summary, bench),
+        **_training(run / "metrics.jsonl", results),
+        **_held_out(results, len(test), parity),
+        "confusion": confusion_chart(
+            confusion_matrix(logits.argmax(axis=1), test.labels, len(model.class_names)).tolist(), model.class_names
+        ),
+        "samples": _samples(model.class_names, pictures, test.labels, logits),
+        **_masks(model, pictures, test.labels, logits),
+        **_costs(summary, bench),
+        "facts": _facts(_read_json(run / "run.json"), model.provenance),
+        "recipe": _read_text(run / "recipe.toml"),
+        # Small pictures show their pixels; photographs are smoothed.
+        "rendering": "pixelated" if max(model.architecture.image_size) < 64 else "auto",
+    }
+    environment = Environment(loader=PackageLoader("gsb_vit.report"), autoescape=True, undefined=StrictUndefined)
+    page = environment.get_template("report.html").render(values)
+    path = run / "report.html"
+    write_atomically(path, page.encode("utf-8"))
+    return path
+
+
+def _logits(classifier: Classifier, pictures: np.ndarray) -> np.ndarray:
+    return np.concatenate([classifier.logits(pictures[start : start + 64]) for start in range(0, len(pictures), 64)])
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}); give the folder of a finished run") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(_read_text(path))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); train the run again") from error
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _subtitle(model: PackedModel, pictures: int) -> str:
+    a = model.architecture
+    height, width = a.image_size
+    return (
+        f"{a.name}: {width} × {height} pixels, {a.num_tokens} tokens, width {a.embed_dim}, depth {a.depth}, "
+        f"{a.num_heads} heads, {a.num_classes} classes; {pictures:,} held-out pictures"
+    )
+
+
+def _tiles(results: Mapping[str, Any], summary: Summary, bench: Sequence[Measurement]) -> list[dict[str, str]]:
+    notes = {"teacher": "full precision", "stage1": "one-bit weights", "stage2": "one-bit weights and activations"}
+    names = {"teacher": "Teacher", "stage1": "Stage 1", "stage2": "One-bit student"}
+    tiles = [
+        {"css": stage, "label": names[stage], "value": _percent(results[stage]["test"]["top1"]), "note": notes[stage]}
+        for stage in STAGE_NAMES
+        if stage in results
+    ]
+    size = summary.file_bytes or summary.packed.bytes
+    ratio = summary.twin.bytes / size
+    tiles.append(
+        {"css": "", "label": "Model file", "value": _bytes(size), "note": f"{ratio:.1f} × smaller than float32"}
+    )
+    own = next((row for row in bench if row.engine == "gsb-vit"), None)
+    if own is not None and own.median_ms is not None:
+        note = f"a picture, {own.threads} thread{'s' if own.threads > 1 else ''}, this machine"
+        tiles.append({"css": "", "label": "Latency", "value": _milliseconds(own.median_ms / own.batch), "note": note})
+    return tiles
+
+
+def _training(path: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the stages one behind the other on one axis of epochs."""
+    lines = [json.loads(line) for line in _read_text(path).splitlines() if line]
+    charts: dict[str, list[Line]] = {"top1": [], "loss": []}
+    bands: list[Band] = []
+    start = 0
+    for stage, name in STAGE_NAMES.items():
+        own = [line for line in lines if line["stage"] == stage]
+        if not own:
+            continue
+        bands.append(Band(name.partition(" (")[0], stage, start, start + own[-1]["epoch"]))
+        for metric, drawn in charts.items():
+            for split, dashed in (("train", True), ("validation", False)):
+                key = f"{split}_{metric}"
+                points = [(start + line["epoch"], line[key]) for line in own if key in line]
+                if points:
+                    drawn.append(Line(f"{name}, {split}", stage, points, dashed))
+        start += own[-1]["epoch"]
+    seconds = sum(results[stage].get("seconds", 0.0) for stage in STAGE_NAMES if stage in results)
+    note = (
+        f"{start} epochs in {seconds:.0f} s. Training pictures are varied at random and students also learn from the "
+        "teacher, so training curves of different stages are not on the same footing; validation curves are."
+    )
+    return {
+        "training_note": note,
+        "accuracy_chart": line_chart(charts["top1"], bands, title="Accuracy by epoch", percent=True),
+        "loss_chart": line_chart(charts["loss"], bands, title="Loss by epoch"),
+    }
+
+
+def _held_out(results: Mapping[str, Any], count: int, parity: Mapping[str, Any] | None) -> dict[str, Any]:
+    note = f"{count:,} pictures that took no part in training or selection, looked at once."
+    if parity:
+        found = ", ".join(f"{name} {value}" for name, value in parity.items())
+        note += f" Packed model against the trained one: {found}."
+    rows = [
+        {"label": label, "values": [_percent(results[stage]["test"][key]) for key in METRIC_NAMES]}
+        for stage, label in STAGE_NAMES.items()
+        if stage in results
+    ]
+    return {"held_out_note": note, "metric_names": list(METRIC_NAMES.values()), "metric_rows": rows}
+
+
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _samples(
+    class_names: Sequence[str], pictures: np.ndarray, labels: np.ndarray, logits: np.ndarray
+) -> list[dict[str, Any]]:
+    """Show up to a quarter mistakes, the most confident first, then right answers spread over the classes."""
+    answers, probabilities = logits.argmax(axis=1), _probabilities(logits).max(axis=1)
+    wrong = np.flatnonzero(answers != labels)
+    wrong = wrong[np.argsort(-probabilities[wrong], kind="stable")][: SAMPLES // 4]
+    right = np.flatnonzero(answers == labels)
+    # Round after round one picture of every class: sort by how many of its class came before.
+    before = np.zeros(len(right), dtype=np.int64)
+    for label in np.unique(labels[right]):
+        members = labels[right] == label
+        before[members] = np.arange(members.sum())
+    right = right[np.lexsort((labels[right], before))][: SAMPLES - len(wrong)]
+    return [
+        {
+            "image": png_uri(pictures[index], 96),
+            "answer": class_names[answers[index]],
+            "truth": class_names[labels[index]],
+            "probability": f"{100 * probabilities[index]:.0f} %",
+            "right": bool(answers[index] == labels[index]),
+        }
+        for index in [*wrong, *right]
+    ]
+
+
+def _masks(model: PackedModel, pictures: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
+    answers = logits.argmax(axis=1)
+    hits = np.flatnonzero(answers == labels)
+    index = int(hits[0]) if len(hits) else 0
+    ratios = ", ".join(f"{ratio:g}" for ratio in model.architecture.attention_thresholds)
+    note = (
+        f"A picture of class {model.class_names[labels[index]]}. Each head's attention becomes a sum of binary masks "
+        f"with learned scales: the first holds entries above half its scale, the others those above {ratios} of the "
+        "picture's maximum. The percentage is the share of patches in the mask; the last panel is the whole "
+        "superposed matrix, token by token."
+    )
+    rows = mask_rows(model, pictures[index])
+    return {"masks_note": note, "mask_rows": rows, "mask_columns": max((len(row.panels) for row in rows), default=1)}
+
+
+def _costs(summary: Summary, bench: Sequence[Measurement]) -> dict[str, Any]:
+    kinds = {
+        "binary_weights": "one-bit weights",
+        "int8_weights": "8-bit edges",
+        "thresholds": "thresholds",
+        "attention_bias": "attention bias",
+        "float32": "float32: norms, scales, positions",
+    }
+    sizes = [("full precision", "teacher", summary.twin.bytes, _bytes(summary.twin.bytes))]
+    size = summary.file_bytes or summary.packed.bytes
+    sizes.append(("packed file", "stage2", size, _bytes(size)))
+    sizes += [(f"· {kinds[kind]}", "", value, _bytes(value)) for kind, value in summary.bytes_by_kind.items()]
+    ops = [
+        ("full precision", "teacher", summary.twin.ops, _count(summary.twin.ops)),
+        ("packed", "stage2", summary.packed.ops, _count(summary.packed.ops)),
+        ("· FLOPs", "", summary.packed.flops, _count(summary.packed.flops)),
+        ("· BOPs / 64", "", summary.packed.bops / 64, _count(summary.packed.bops / 64)),
+    ]
+    speeds = [
+        (f"{row.engine} {row.precision}", _css(row), row.median_ms, _milliseconds(row.median_ms))
+        for row in bench
+        if row.median_ms is not None
+    ]
+    return {
+        "size_bars": bars(sizes),
+        "ops_bars": bars(ops),
+        "speed_bars": bars(speeds),
+        "bench_rows": list(bench),
+        "bench_note": "Time of one call on this machine, the median of many; the engines took turns.",
+    }
+
+
+def _css(row: Measurement) -> str:
+    return "stage2" if row.engine == "gsb-vit" else "teacher"
+
+
+def _facts(run: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    facts = {**dict(_flat(provenance)), **dict(_flat(run))}
+    return [(name.replace("_", " "), _text(value)) for name, value in facts.items() if name != "status"]
+
+
+def _flat(values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Yield names and values of nested mappings, without what is empty."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value)
+        elif value not in (None, "", [], ()):
+            yield name, value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def _count(number: float) -> str:
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.2f} {unit}"
+    return f"{number:.0f}"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.2f} ms" if value >= 0.1 else f"{1000 * value:.0f} µs"

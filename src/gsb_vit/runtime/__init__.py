@@ -1,0 +1,1 @@
+"""The device side: the packed file, the NumPy reference and the classifier. No PyTorch."""

@@ -1,0 +1,285 @@
+"""NumPy forward of a packed model, step by step as ``docs/numerics.md`` defines it: the oracle of the runtime.
+
+Every float operation is one NumPy operation on float32 arrays, so each is rounded once and nothing is fused.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gsb_vit.errors import InputError
+
+from .bits import unpack
+from .packed_file import PackedModel
+
+F32 = np.float32
+_LANES = 16
+
+FloatArray = NDArray[np.float32]
+Trace = dict[str, NDArray[Any]]
+
+
+def sum16(x: FloatArray) -> FloatArray:
+    """Sum the last axis in sixteen lanes: (..., n) → (..., 1).
+
+    Lane l adds x[l], x[l + 16], … in that order, starting from 0; then the lanes are folded onto
+    their first half: 16 → 8 → 4 → 2 → 1. Zeros fill the last round, which changes no lane: no lane is ever −0.
+    """
+    rounds = -(-x.shape[-1] // _LANES)
+    padded = np.zeros((*x.shape[:-1], rounds * _LANES), dtype=F32)
+    padded[..., : x.shape[-1]] = x
+    lanes = np.zeros((*x.shape[:-1], _LANES), dtype=F32)
+    for start in range(0, padded.shape[-1], _LANES):
+        lanes += padded[..., start : start + _LANES]
+    width = _LANES
+    while width > 1:
+        width //= 2
+        lanes = lanes[..., :width] + lanes[..., width : 2 * width]
+    return lanes
+
+
+def layer_norm(x: FloatArray, weight: FloatArray, bias: FloatArray, eps: float) -> FloatArray:
+    """Normalise the last axis: ``((x − μ) · 1/sqrt(v + eps)) · weight + bias``, sums by :func:`sum16`."""
+    share = F32(1) / F32(x.shape[-1])
+    centred = x - sum16(x) * share
+    variance = sum16(centred * centred) * share
+    return (centred * (F32(1) / np.sqrt(variance + F32(eps)))) * weight + bias
+
+
+def relative_bias_index(grid: tuple[int, int], prefix_tokens: int) -> NDArray[np.int64]:
+    """Return the position in the relative attention-bias table of every pair of tokens: (N, N), prefixes first."""
+    rows, columns = grid
+    y, x = (axis.reshape(-1) for axis in np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"))
+    patch_to_patch = (y[:, None] - y[None, :] + rows - 1) * (2 * columns - 1) + (x[:, None] - x[None, :] + columns - 1)
+    offset, prefixes = (2 * rows - 1) * (2 * columns - 1), prefix_tokens
+    tokens = prefixes + rows * columns
+    index = np.empty((tokens, tokens), dtype=np.int64)
+    index[prefixes:, prefixes:] = patch_to_patch
+    index[:prefixes, :prefixes] = offset + np.arange(prefixes**2).reshape(prefixes, prefixes)
+    index[:prefixes, prefixes:] = offset + prefixes**2 + np.arange(prefixes)[:, None]
+    index[prefixes:, :prefixes] = offset + prefixes**2 + prefixes + np.arange(prefixes)[None, :]
+    return index
+
+
+def _dot(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.int32]:
+    """(..., n, k) · (..., m, k)ᵀ over {−1, 0, 1}, exact, as int32 (..., n, m).
+
+    Done by BLAS in float32: every partial sum, in whatever order and fused or not, is a whole number of at most
+    k ≤ 2^20 < 2^24 and so exact. ``bitpack`` gives the same integers from the packed words (tested).
+    """
+    product = left.astype(F32, copy=False) @ np.swapaxes(right.astype(F32, copy=False), -1, -2)
+    return product.astype(np.int32)
+
+
+@dataclass
+class ReferenceModel:
+    """Run a packed model in NumPy.
+
+    ``logits`` and ``trace`` treat one picture at a time, so a picture's result cannot depend on its batch.
+    """
+
+    packed: PackedModel
+    _blocks: list[dict[str, NDArray[Any]]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        a = self.packed.architecture
+        self._blocks = [self._unpacked(index) for index in range(a.depth)]
+        if a.attention_bias == "relative":
+            index = relative_bias_index(a.grid, a.prefix_tokens)
+            for block in self._blocks:
+                block["attn.bias"] = block["attn.bias"][:, index]
+        elif a.attention_bias == "full":
+            for block in self._blocks:
+                block["attn.bias"] = block["attn.bias"].astype(F32)
+
+    def _unpacked(self, index: int) -> dict[str, NDArray[Any]]:
+        block = self.packed.block(index)
+        for name in ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"):
+            a = self.packed.architecture
+            depth = a.mlp_hidden if name == "mlp.fc2.weight" else a.embed_dim
+            block[name] = _signs(unpack(block[name], depth))
+        return block
+
+    def logits(self, pictures: NDArray[np.uint8]) -> FloatArray:
+        """Classify a batch: uint8 (B, H, W, 3) → float32 (B, K).
+
+        Raises:
+            InputError: for another shape or type.
+        """
+        check_batch(pictures, self.packed.architecture.image_size)
+        results = [self._forward(picture, {}) for picture in pictures]
+        return np.stack(results) if results else np.empty((0, self.packed.architecture.num_classes), dtype=F32)
+
+    def trace(self, picture: NDArray[np.uint8]) -> Trace:
+        """Classify one picture, uint8 (H, W, 3), and return every step by name.
+
+        N tokens, h heads, d head channels, C width, M hidden, K classes, A and V groups; bits are bool:
+
+        ============================================ ======================================================
+        ``patch_embed.sum``                          int32 (Np, C, 3), S_c
+        ``tokens``                                   float32 (N, C) before the first block
+        ``blocks.i.attn.qkv.input``                  bits (N, C)
+        ``blocks.i.attn.qkv.popcount``               int32 (N, 3C)
+        ``blocks.i.attn.query|key|value.bits``       bits (h, N, d)
+        ``blocks.i.attn.score``                      int32 (h, N, N), z
+        ``blocks.i.attn.attention``                  float32 (h, N, N), A
+        ``blocks.i.attn.attention_masks``            bits (A, h, N, N), M_a
+        ``blocks.i.attn.value``                      float32 (h, N, d), v
+        ``blocks.i.attn.value_masks``                bits (V, h, N, d), T_b (T_0 is all ones)
+        ``blocks.i.attn.product``                    int32 (A, V, h, N, d), I_ab
+        ``blocks.i.attn.output``                     float32 (N, C), y, heads side by side
+        ``blocks.i.attn.proj.input``, ``.dot``       bits (N, C), int32 (N, C)
+        ``blocks.i.mlp.fc1.input``, ``.popcount``    bits (N, C), int32 (N, M)
+        ``blocks.i.mlp.fc2.input``, ``.dot``         bits (N, M), int32 (N, C)
+        ``blocks.i.output``                          float32 (N, C), the residual stream behind the block
+        ``heads.j.input``, ``heads.j.sum``           int8 (C), int32 (K)
+        ``logits``                                   float32 (K)
+        ============================================ ======================================================
+
+        Raises:
+            InputError: for another shape or type.
+        """
+        check_batch(np.asarray(picture)[None], self.packed.architecture.image_size)
+        trace: Trace = {}
+        trace["logits"] = self._forward(picture, trace)
+        return trace
+
+    def _forward(self, picture: NDArray[np.uint8], trace: Trace) -> FloatArray:
+        x = self._embed(picture, trace)
+        trace["tokens"] = x
+        for index, block in enumerate(self._blocks):
+            steps: Trace = {}
+            x = x + self._attention(x, block, steps)
+            x = x + self._mlp(x, block, steps)
+            steps["output"] = x
+            trace.update({f"blocks.{index}.{name}": value for name, value in steps.items()})
+        return self._heads(x, trace)
+
+    def _embed(self, picture: NDArray[np.uint8], trace: Trace) -> FloatArray:
+        a, packed = self.packed.architecture, self.packed
+        (rows, columns), (height, width) = a.grid, a.patch_size
+        patches = picture.reshape(rows, height, columns, width, 3).transpose(0, 2, 4, 1, 3)
+        patches = patches.reshape(a.num_patches, 3, height * width).astype(np.float64)
+        weight = packed["patch_embed.weight"].reshape(a.embed_dim, 3, -1).astype(np.float64)
+        # float64 holds the int32 sums exactly, in any order.
+        sums = np.stack([patches[:, c] @ weight[:, c].T for c in range(3)], axis=-1).astype(np.int32)
+        trace["patch_embed.sum"] = sums
+        scaled = sums.astype(F32) * packed["patch_embed.scale"]
+        embedded = ((scaled[..., 0] + scaled[..., 1]) + scaled[..., 2]) + packed["patch_embed.position"]
+        return np.concatenate([packed["prefix_tokens"], embedded])
+
+    def _attention(self, x: FloatArray, block: dict[str, NDArray[Any]], steps: Trace) -> FloatArray:
+        a = self.packed.architecture
+        bits = layer_norm(x, block["norm1.weight"], block["norm1.bias"], a.layer_norm_eps) >= 0
+        steps["attn.qkv.input"] = bits
+        popcount = (a.embed_dim - _dot(_signs(bits), block["attn.qkv.weight"])) // 2
+        steps["attn.qkv.popcount"] = popcount
+        query, key, value_bits = (
+            self._by_head(part) for part in np.split(popcount <= block["attn.qkv.threshold"], 3, axis=-1)
+        )
+        steps["attn.query.bits"], steps["attn.key.bits"], steps["attn.value.bits"] = query, key, value_bits
+        masks = self._attention_masks(query, key, block, steps)
+        planes = self._value_planes(popcount[:, 2 * a.embed_dim :], value_bits, block, steps)
+        # (A, 1, h, N, N) · (1, V, h, d, N)ᵀ → (A, V, h, N, d)
+        products = _dot(masks[:, None], np.swapaxes(planes, -1, -2)[None])
+        steps["attn.product"] = products
+        output = self._combine(products, block["attn.product_scale"])
+        steps["attn.output"] = output
+        bits = output + block["attn.proj.shift"] >= 0
+        dot = _dot(_signs(bits), block["attn.proj.weight"])
+        steps["attn.proj.input"], steps["attn.proj.dot"] = bits, dot
+        return dot.astype(F32) * block["attn.proj.scale"] + block["attn.proj.bias"]
+
+    def _by_head(self, x: NDArray[Any]) -> NDArray[Any]:
+        """(N, C) → (h, N, d)."""
+        a = self.packed.architecture
+        return x.reshape(x.shape[0], a.num_heads, a.head_dim).transpose(1, 0, 2)
+
+    def _attention_masks(
+        self, query: NDArray[np.bool_], key: NDArray[np.bool_], block: dict[str, NDArray[Any]], steps: Trace
+    ) -> NDArray[np.bool_]:
+        """Return the groups (A, h, N, N)."""
+        a = self.packed.architecture
+        score = (a.head_dim - _dot(_signs(query), _signs(key))) // 2
+        steps["attn.score"] = score
+        weights = block["attn.exp_table"][score - score.min(axis=-1, keepdims=True)]
+        attention = weights * (F32(1) / sum16(weights))
+        if a.attention_bias != "none":
+            attention = attention + block["attn.bias"]
+        if a.threshold_scope == "fixed":
+            limits = block["attn.attention_limits"]
+        else:
+            limits = np.array(a.attention_thresholds, dtype=F32) * attention.max()
+        limits = np.concatenate([block["attn.attention_half_scale"], limits])
+        masks = attention > limits[:, None, None, None]
+        steps["attn.attention"], steps["attn.attention_masks"] = attention, masks
+        return masks
+
+    def _value_planes(
+        self, popcount: NDArray[np.int32], bits: NDArray[np.bool_], block: dict[str, NDArray[Any]], steps: Trace
+    ) -> FloatArray:
+        """Return the planes (V, h, N, d): ±1, and 0 outside a group."""
+        a = self.packed.architecture
+        value = (a.embed_dim - 2 * popcount).astype(F32) * block["attn.v_scale"] + block["attn.v_bias"]
+        value = self._by_head(value)
+        if a.threshold_scope == "fixed":
+            limits = block["attn.value_limits"]
+        else:
+            limits = np.array(a.value_thresholds, dtype=F32)[:, None] * np.array([value.max(), value.min()])
+        masks = [np.ones(value.shape, dtype=bool)]
+        masks += [(value > upper) | (value < lower) for upper, lower in limits]
+        steps["attn.value"], steps["attn.value_masks"] = value, np.stack(masks)
+        return np.stack(masks) * _signs(bits)
+
+    @staticmethod
+    def _combine(products: NDArray[np.int32], scales: FloatArray) -> FloatArray:
+        """Σ_ab I_ab · S_ab, a outer, b inner, each step rounded: (A, V, h, N, d) → (N, C)."""
+        floats = products.astype(F32)
+        total = floats[0, 0] * scales[0, 0]
+        for a, b in list(np.ndindex(*scales.shape))[1:]:
+            total = total + floats[a, b] * scales[a, b]
+        heads, tokens, channels = total.shape
+        return total.transpose(1, 0, 2).reshape(tokens, heads * channels)
+
+    def _mlp(self, x: FloatArray, block: dict[str, NDArray[Any]], steps: Trace) -> FloatArray:
+        a = self.packed.architecture
+        bits = layer_norm(x, block["norm2.weight"], block["norm2.bias"], a.layer_norm_eps) >= 0
+        popcount = (a.embed_dim - _dot(_signs(bits), block["mlp.fc1.weight"])) // 2
+        low, high = block["mlp.fc1.zero_interval"].T
+        hidden = ~((low <= popcount) & (popcount <= high))
+        dot = _dot(hidden, block["mlp.fc2.weight"])
+        steps["mlp.fc1.input"], steps["mlp.fc1.popcount"] = bits, popcount
+        steps["mlp.fc2.input"], steps["mlp.fc2.dot"] = hidden, dot
+        return dot.astype(F32) * block["mlp.fc2.scale"] + block["mlp.fc2.bias"]
+
+    def _heads(self, x: FloatArray, trace: Trace) -> FloatArray:
+        a, packed = self.packed.architecture, self.packed
+        results = []
+        for head in range(a.num_heads_out):
+            y = layer_norm(x[head : head + 1], packed["norm.weight"], packed["norm.bias"], a.layer_norm_eps)[0]
+            name = f"heads.{head}"
+            levels = np.rint((y + packed[f"{name}.shift"]) / packed[f"{name}.input_scale"])
+            levels = np.clip(levels, -128, 127)
+            # float64: the sums may exceed 2^24.
+            sums = (packed[f"{name}.weight"].astype(np.float64) @ levels.astype(np.float64)).astype(np.int32)
+            trace[f"{name}.input"], trace[f"{name}.sum"] = levels.astype(np.int8), sums
+            results.append(sums.astype(F32) * packed[f"{name}.scale"] + packed[f"{name}.bias"])
+        return results[0] if len(results) == 1 else (results[0] + results[1]) * F32(0.5)
+
+
+def check_batch(pictures: Any, size: tuple[int, int]) -> None:
+    """Check that ``pictures`` is uint8 (B, H, W, 3) with (H, W) = ``size``. Raises InputError if not."""
+    shape = tuple(np.shape(pictures))
+    if getattr(pictures, "dtype", None) != np.uint8 or len(shape) != 4 or shape[1:] != (*size, 3):
+        kind = getattr(pictures, "dtype", type(pictures).__name__)
+        raise InputError(
+            f"pictures of shape {shape} and type {kind} do not fit; "
+            f"give uint8 (B, {size[0]}, {size[1]}, 3), as Preprocessing makes them"
+        )
+
+
+def _signs(bits: NDArray[np.bool_]) -> FloatArray:
+    """Bits → ±1."""
+    return np.where(bits, F32(1), F32(-1))

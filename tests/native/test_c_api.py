@@ -1,0 +1,189 @@
+"""The C library: built without Python, used by a C program; and the same under an emulated AArch64 processor."""
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from native_build import build_aarch64, build_here, needed
+from paths import ROOT
+from PIL import Image
+from random_packed import random_pictures, write_random_packed
+
+import gsb_vit
+from gsb_vit.runtime.reference import ReferenceModel
+
+MODELS = {
+    "relative": dict(
+        image_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2, mlp_hidden=128, num_classes=7
+    ),
+    "full_head_80": dict(
+        image_size=32, patch_size=4, embed_dim=160, depth=2, num_heads=2, mlp_hidden=333, num_classes=5,
+        attention_bias="full", attention_thresholds=(0.02, 0.5), value_thresholds=(0.3, 0.6, 0.8),
+    ),
+    "none_fixed": dict(
+        image_size=(24, 40), patch_size=(6, 5), embed_dim=96, depth=2, num_heads=2, mlp_hidden=200, num_classes=11,
+        attention_bias="none", threshold_scope="fixed", prefix_tokens=1,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def native():
+    return build_here()
+
+
+@pytest.fixture(scope="module")
+def emulated():
+    return build_aarch64()
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request, tmp_path_factory):
+    """A packed file, a picture file, and what the reference says: the class's name and its logit."""
+    folder = tmp_path_factory.mktemp(request.param)
+    packed = write_random_packed(folder / "model.safetensors", seed=7, **MODELS[request.param])
+    picture = random_pictures(packed.architecture, 1, seed=3)[0]
+    height, width = packed.architecture.image_size
+    (folder / "picture.ppm").write_bytes(f"P6 {width} {height} 255\n".encode() + picture.tobytes())
+    logits = ReferenceModel(packed).logits(picture[None])[0]
+    best = int(np.argmax(logits))
+    return folder, packed.class_names[best], logits[best]
+
+
+def run(*command):
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True)
+
+
+def check_classify(output, name, logit):
+    assert output.returncode == 0, output.stderr
+    said, number = output.stdout.split(" (")[0].rsplit(" ", 1)
+    assert (said, np.float32(number)) == (name, logit)
+
+
+def test_a_c_program_classifies_a_picture(native, model):
+    folder, name, logit = model
+    check_classify(run(native / "classify", folder / "model.safetensors", folder / "picture.ppm"), name, logit)
+
+
+def test_a_photo_made_into_a_ppm_is_classified_as_in_python(native, tmp_path):
+    """As docs/performance.md tells, with its own lines: JPEG → PPM of the model's size → class and logit."""
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    code = re.search(r'^python -c "(import sys, gsb_vit.*?)" MODEL photo.jpg photo.ppm', text, re.DOTALL | re.MULTILINE)
+    write_random_packed(tmp_path / "model.safetensors", seed=7, **MODELS["relative"])
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize((90, 70), Image.Resampling.BICUBIC)
+    photo.save(tmp_path / "photo.jpg")
+    files = [tmp_path / name for name in ("model.safetensors", "photo.jpg", "photo.ppm")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    subprocess.run([sys.executable, "-c", code[1], *map(str, files)], check=True, env=environment)
+    model = gsb_vit.load(files[0], engine="reference")
+    logits = model.logits(model.preprocessing(files[1])[None])[0]
+    best = int(np.argmax(logits))
+    check_classify(run(native / "classify", files[0], files[2]), model.class_names[best], logits[best])
+    lines = (ROOT / "native" / "examples" / "classify.c").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 30
+
+
+def test_all_backends_agree(native, model):
+    done = run(native / "compare_backends", model[0] / "model.safetensors", 3)
+    assert done.returncode == 0, done.stderr
+    assert "portable, 2 threads: 3 pictures agree" in done.stdout
+
+
+def test_neon_agrees_with_the_reference(emulated, model):
+    folder, name, logit = model
+    done = run("qemu-aarch64", emulated / "classify", folder / "model.safetensors", folder / "picture.ppm")
+    check_classify(done, name, logit)
+    assert "(neon, " in done.stdout
+    done = run("qemu-aarch64", emulated / "compare_backends", folder / "model.safetensors", 2)
+    assert done.returncode == 0, done.stderr
+    assert "neon, 2 threads: 2 pictures agree" in done.stdout
+    assert "portable, 2 threads: 2 pictures agree" in done.stdout
+
+
+def test_a_c_program_gets_an_error_text(native, tmp_path):
+    (tmp_path / "broken").write_bytes(b"no model, but long enough")
+    done = run(native / "classify", tmp_path / "broken", "x.ppm")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{tmp_path / 'broken'}: not a packed model, or truncated")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_c_compiler_and_the_archive_are_enough(native, model, tmp_path):
+    folder, name, logit = model
+    program = tmp_path / "classify"
+    strict = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'native/include'}"]
+    libraries = [native / "libgsb_vit.a", "-lstdc++", "-lm", "-pthread"]
+    done = run(needed("cc"), *strict, ROOT / "native/examples/classify.c", *libraries, "-o", program)
+    assert done.returncode == 0, done.stderr
+    check_classify(run(program, folder / "model.safetensors", folder / "picture.ppm"), name, logit)
+    assert "python" not in run(needed("ldd"), program).stdout
+
+
+EVERY_FUNCTION = r"""
+#include <stdio.h>
+#include <string.h>
+#include "gsb_vit.h"
+
+#define CHECK(condition) do { if (!(condition)) return printf("line %d: %s\\n", __LINE__, #condition), 1; } while (0)
+
+int main(int argc, char** argv) {
+    static uint8_t pixels[2 * 32 * 32 * 3];
+    float logits[14] = {0};
+    gsb_vit_stage stages[64];
+    CHECK(argc == 2);
+    CHECK(gsb_vit_load(NULL, 1, NULL) == NULL && strcmp(gsb_vit_error(), "no path given") == 0);
+    CHECK(gsb_vit_load(argv[1], 1, "avx9") == NULL);
+    CHECK(strstr(gsb_vit_error(), "'avx9' cannot run on this machine; there is "));
+    CHECK(strstr(gsb_vit_error(), "portable"));
+    CHECK(gsb_vit_load(argv[1], -1, NULL) == NULL && strstr(gsb_vit_error(), "threads -1"));
+    CHECK(strstr(gsb_vit_backends(), "portable"));
+    gsb_vit_model* model = gsb_vit_load(argv[1], 2, "portable");
+    CHECK(model);
+    const gsb_vit_info info = gsb_vit_get_info(model);
+    CHECK(info.height == 32 && info.width == 32 && info.classes == 7 && info.tokens == 18);
+    CHECK(info.embed_dim == 64 && info.depth == 2 && info.num_heads == 2 && info.mlp_hidden == 128);
+    CHECK(info.threads == 2 && strcmp(info.backend, "portable") == 0 && strcmp(info.name, "random_7") == 0);
+    CHECK(strcmp(gsb_vit_class_name(model, 6), "class 6") == 0);
+    CHECK(!gsb_vit_class_name(model, 7) && !gsb_vit_class_name(model, -1));
+    CHECK(gsb_vit_predict(model, NULL, 0, NULL) == 0);
+    CHECK(gsb_vit_predict(model, NULL, 1, logits) == -1 && strstr(gsb_vit_error(), "no pixels"));
+    CHECK(gsb_vit_predict(model, pixels, 1, NULL) == -1 && strstr(gsb_vit_error(), "no room"));
+    gsb_vit_set_profiling(model, 1);
+    CHECK(gsb_vit_predict(model, pixels, 2, logits) == 0 && memcmp(logits, logits + 7, 28) == 0 && logits[0] != 0);
+    const size_t count = gsb_vit_profile(model, stages, 64);
+    CHECK(count == 10 && gsb_vit_profile(model, NULL, 0) == count);
+    CHECK(strcmp(stages[2].name, "qkv") == 0 && stages[2].seconds > 0 && stages[2].bit_macs == 2.0 * 2 * 18 * 64 * 192);
+    gsb_vit_set_profiling(model, 0);
+    gsb_vit_free(model);
+    gsb_vit_free(NULL);
+    return 0;
+}
+"""
+
+
+def test_every_function_of_the_header(native, tmp_path):
+    write_random_packed(tmp_path / "model.safetensors", seed=7, **MODELS["relative"])
+    (tmp_path / "every.c").write_text(EVERY_FUNCTION)
+    header = (ROOT / "native" / "include" / "gsb_vit.h").read_text(encoding="utf-8")
+    functions = set(re.findall(r"(gsb_vit_\w+)\(", re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)))
+    assert len(functions) == 9 and all(f"{name}(" in EVERY_FUNCTION for name in functions)
+    strict = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'native/include'}"]
+    libraries = [native / "libgsb_vit.a", "-lstdc++", "-lm", "-pthread"]
+    done = run(needed("cc"), *strict, tmp_path / "every.c", *libraries, "-o", tmp_path / "every")
+    assert done.returncode == 0, done.stderr
+    done = run(tmp_path / "every", tmp_path / "model.safetensors")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_picture_that_does_not_fit_is_refused(native, model, tmp_path):
+    folder, _, _ = model
+    whole = (folder / "picture.ppm").read_bytes()
+    for wrong in (whole[:-1], whole.replace(b"P6", b"P5", 1), b"P6 1 1 255\n123", b""):
+        (tmp_path / "wrong.ppm").write_bytes(wrong)
+        done = run(native / "classify", folder / "model.safetensors", tmp_path / "wrong.ppm")
+        assert done.returncode == 2
+        assert "not a P6 picture of" in done.stderr

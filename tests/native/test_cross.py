@@ -1,0 +1,104 @@
+"""The native test programs, here and under an emulated AArch64 processor: kernels, whole models, instructions."""
+
+import re
+
+import pytest
+from native_build import build_aarch64, build_here, needed, run
+from paths import HELPERS
+from random_packed import SHAPES, random_pictures, write_random_packed
+from selftest_models import write_models
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def aarch64():
+    return build_aarch64()
+
+
+def files_of(models):
+    return [path for files in models.values() for path in files]
+
+
+def check_selftest(done):
+    text = done.stdout.decode()
+    *backends, total = text.splitlines()
+    passed = re.fullmatch(r"(\d+) passed, 0 failed", total)
+    assert passed, text
+    assert int(passed[1]) > 1000 * len(backends)
+    return {line.split(":")[0] for line in backends}
+
+
+def test_kernels_and_models_on_this_machine(models):
+    ran = check_selftest(run(build_here() / "native/tests/selftest", *files_of(models)))
+    assert "portable" in ran
+
+
+def test_kernels_and_models_on_aarch64(aarch64, models):
+    ran = check_selftest(run("qemu-aarch64", aarch64 / "native/tests/selftest", *files_of(models)))
+    assert ran == {"neon", "portable"}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_aarch64_gives_the_logits_of_the_reference(aarch64, models, name):
+    model, pixels, logits = models[name]
+    for threads in (1, 2):
+        done = run("qemu-aarch64", aarch64 / "native/tests/logits", model, pixels, threads, "neon")
+        assert done.stdout == logits.read_bytes()
+
+
+def train_hashes(folder, *emulator):
+    """What the training kernels of each instruction set say that runs there: native/tests/train_hashes.cpp."""
+    found = {}
+    for program in sorted(folder.glob("native/tests/train_hashes_*")):
+        text = run(*emulator, program).stdout.decode()
+        if text != "not supported\n":
+            found[program.name] = text.splitlines()
+    return found
+
+
+def test_training_kernels_give_the_same_numbers_on_every_processor(aarch64):
+    found = {**train_hashes(build_here()), **train_hashes(aarch64, "qemu-aarch64")}
+    if len(found) < 2:
+        pytest.skip(f"this processor has none of the other kernels, only {sorted(found)}")
+    expected = found["train_hashes_neon"]
+    assert len(set(expected)) == len(expected) > 100
+    for lines in found.values():
+        assert lines == expected
+
+
+def test_the_selftest_notices_wrong_logits(models, tmp_path):
+    model, pixels, logits = models["two_heads"]
+    wrong = bytearray(logits.read_bytes())
+    wrong[0] ^= 1
+    (tmp_path / "wrong").write_bytes(wrong)
+    done = run(build_here() / "native/tests/selftest", model, pixels, tmp_path / "wrong", ok=False)
+    assert done.returncode == 1
+    assert re.search(rb"[1-9]\d* failed", done.stdout)
+
+
+def test_neon_needs_at_most_a_third_of_the_instructions(aarch64, tmp_path):
+    """Of one forward pass in DeiT-Small's shape, four blocks deep: two pictures minus one, counted by a QEMU plugin."""
+    plugin = tmp_path / "count.so"
+    run(needed("cc"), "-shared", "-fPIC", "-O2", HELPERS / "count_instructions.c", "-o", plugin)
+    path, program = tmp_path / "model.safetensors", aarch64 / "native/tests/logits"
+    model = write_random_packed(
+        path, seed=1, image_size=224, patch_size=16, embed_dim=384, depth=4, num_heads=6, mlp_hidden=1536,
+        num_classes=102,
+    )  # fmt: skip
+    pictures = random_pictures(model.architecture, 2, seed=1)
+    (tmp_path / "0").write_bytes(b"")
+    probe = run("qemu-aarch64", "-plugin", plugin, program, path, tmp_path / "0", 1, "neon", ok=False)
+    if b"instructions" not in probe.stderr:
+        pytest.skip("this QEMU takes no plugins")
+
+    def instructions(count, backend):
+        (tmp_path / "pixels").write_bytes(pictures[:count].tobytes())
+        done = run("qemu-aarch64", "-plugin", plugin, program, path, tmp_path / "pixels", 1, backend)
+        return int(re.search(rb"(\d+) instructions", done.stderr)[1])
+
+    neon, portable = (instructions(2, backend) - instructions(1, backend) for backend in ("neon", "portable"))
+    assert 0 < neon <= portable / 3, f"{neon} of {portable}: {neon / portable:.3f}"

@@ -1,0 +1,94 @@
+"""Jobs of a study: processes that end with it, that can be stopped, and that go on after a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from paths import SOURCE
+from small_study import STUDY, quiet, run_here, write_study
+
+from gsb_vit.errors import InputError
+from gsb_vit.study.jobs import LocalExecutor, SubmititExecutor
+from gsb_vit.study.plan import load_study, run_folder
+from gsb_vit.train import checkpoint
+from gsb_vit.train.run import train
+
+
+def alive(folder: Path) -> list[int]:
+    """Processes whose command line names the folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = entry.read_bytes()
+        except OSError:
+            continue
+        if str(folder).encode() in command and int(entry.parent.name) != os.getpid():
+            found.append(int(entry.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc; children follow their parent on Linux")
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_study_leaves_no_process_and_goes_on(kind, tmp_path: Path, monkeypatch) -> None:
+    text = STUDY[: STUDY.index("[variants.bit]")]
+    file, out = write_study(tmp_path, text, 6), tmp_path / "out"
+    command = [sys.executable, "-m", "gsb_vit.cli", "study", str(file), "--out", str(out), "--jobs", "1"]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
+    )
+    deadline = time.monotonic() + 240
+    while not list(out.glob("runs/teacher-*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(kind)
+    assert process.wait(60) != 0
+    while alive(out) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert alive(out) == []
+    (teacher,) = out.glob("runs/teacher-*")
+    assert not (teacher / "summary.json").exists(), "the study ended before it was killed"
+    errors, _ = run_here(monkeypatch, file, out)
+    assert errors == {}
+    (cell,) = load_study(file).cells
+    alone = train(cell.recipe, "digits", tmp_path / "alone", console=quiet())
+    own = checkpoint.load_model(tmp_path / "alone").model.state_dict()
+    found = checkpoint.load_model(run_folder(out, cell.name)).model.state_dict()
+    assert alone.final_stage == "stage2" and all(torch.equal(found[name], tensor) for name, tensor in own.items())
+
+
+def wait(handle) -> str:
+    deadline = time.monotonic() + 240
+    while (error := handle.poll()) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return error
+
+
+def test_a_child_says_what_went_wrong_and_can_be_stopped(tmp_path: Path) -> None:
+    executor, log = LocalExecutor(), tmp_path / "log"
+    assert wait(executor.start([sys.executable, "-c", "pass"], {}, log)) == ""
+    failing = [sys.executable, "-c", "import os, sys; sys.exit('gsb-vit: ' + os.environ['WORDS'])"]
+    assert wait(executor.start(failing, {"WORDS": "no such class"}, log)) == "no such class"
+    sleeping = executor.start([sys.executable, "-c", "import time; time.sleep(60)"], {}, log)
+    assert sleeping.poll() is None
+    sleeping.stop()
+    assert wait(sleeping) == "ended by signal SIGTERM"
+
+
+def test_the_same_jobs_through_submitit(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    executor = SubmititExecutor(tmp_path / "submitit", "local", {"timeout_min": 5})
+    log = tmp_path / "log"
+    writing = [sys.executable, "-c", f"import os; open({str(tmp_path / 'out')!r}, 'w').write(os.environ['WORDS'])"]
+    assert wait(executor.start(writing, {"WORDS": "two words"}, log)) == ""
+    assert (tmp_path / "out").read_text() == "two words"
+    assert "no such class" in wait(executor.start([sys.executable, "-c", "raise SystemExit('no such class')"], {}, log))
+    with pytest.raises(InputError, match="--cluster-set"):
+        SubmititExecutor(tmp_path / "submitit", "local", {"timeout_mim": 5})

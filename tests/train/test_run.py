@@ -1,0 +1,256 @@
+"""Whole runs on digits: what is carried between stages, guards, and the evaluation of a finished run."""
+
+import dataclasses
+import io
+import json
+import math
+import platform
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from sklearn.metrics import f1_score, top_k_accuracy_score
+
+pytest.importorskip("accelerate")
+
+from gsb_vit.data.splits import load_data
+from gsb_vit.errors import InputError
+from gsb_vit.models.binarize import initialize_scales
+from gsb_vit.models.build import build_model, model_args
+from gsb_vit.train import checkpoint, loop
+from gsb_vit.train.augment import EvaluationPictures
+from gsb_vit.train.evaluate import evaluate_run, model_logits
+from gsb_vit.train.folder import sensible_threads
+from gsb_vit.train.guards import TrainingError, check_loss, check_parameters
+from gsb_vit.train.loop import StageRun
+from gsb_vit.train.recipe import Recipe
+from gsb_vit.train.recipe_io import load_recipe
+from gsb_vit.train.run import RunSummary, train
+
+SETTINGS = [
+    "model.depth=1",
+    "model.embed_dim=32",
+    "model.num_heads=2",
+    "data.shots=20",
+    "threads=1",
+    *(f"{stage}.{setting}" for stage in ("teacher", "stage1", "stage2") for setting in ("epochs=4", "batch_size=32")),
+]
+
+
+def quick(*overrides: str) -> Recipe:
+    return load_recipe("quickstart", [*SETTINGS, *overrides])
+
+
+@pytest.fixture(scope="module")
+def console() -> Console:
+    return Console(file=io.StringIO(), width=120)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, console: Console) -> RunSummary:
+    recipe = quick("data.shots=60", "teacher.epochs=25", "stage1.epochs=5", "stage2.epochs=8")
+    return train(recipe, "digits", tmp_path_factory.mktemp("run"), console=console)
+
+
+def test_a_run_learns_in_every_stage(run: RunSummary) -> None:
+    assert run.final_stage == "stage2" and list(run.stages) == ["teacher", "stage1", "stage2"]
+    assert run.stages["teacher"]["test"]["top1"] > 0.5
+    assert run.test["top1"] > 0.25
+
+
+def test_metrics_lines_and_console(run: RunSummary, console: Console) -> None:
+    lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["stage"] == "stage2"] == list(range(1, 9))
+    assert {"train_loss", "train_top1", "learning_rate", "images_per_s", "data_wait", "seconds"} <= set(lines[0])
+    assert all(math.isfinite(line["train_loss"]) for line in lines)
+    text = console.file.getvalue()
+    assert "tensors from teacher" in text and "tensors from stage1" in text and "precision" in text
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="about x86-64 processors")
+@pytest.mark.parametrize(("capability", "said"), [("AVX2", True), ("AVX512", False)])
+def test_slow_bfloat16_is_said(tmp_path: Path, monkeypatch, capability: str, said: bool) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    console = Console(file=io.StringIO(), width=200)
+    recipe = quick("mixed_precision=bf16", "teacher.epochs=1", "stage1.epochs=1", "stage2.epochs=0")
+    train(recipe, "digits", tmp_path / "run", console=console)
+    assert ("--set mixed_precision=no" in console.file.getvalue()) == said
+
+
+def test_the_chosen_epoch_is_the_best_on_validation(run: RunSummary) -> None:
+    lines = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
+    for stage, result in run.stages.items():
+        own = [
+            (n["validation_top1"], -n["validation_loss"], -n["epoch"])
+            for n in lines
+            if n["stage"] == stage and "validation_top1" in n
+        ]
+        assert result["chosen_epoch"] == -max(own)[2]
+        assert result["validation_top1"] == max(own)[0]
+
+
+def test_evaluating_the_run_gives_its_test_metrics(run: RunSummary) -> None:
+    assert evaluate_run(run.out, "digits") == pytest.approx(run.test)
+    trained = checkpoint.load_model(run.out)
+    test = load_data("digits", load_recipe(run.out / "recipe.toml").data).test
+    logits = model_logits(trained.model, EvaluationPictures(test, trained.preprocessing))
+    assert run.test["macro_f1"] == pytest.approx(f1_score(test.labels, logits.argmax(1), average="macro"))
+    assert run.test["top5"] == pytest.approx(top_k_accuracy_score(test.labels, logits, k=5))
+    matrix = np.array(json.loads((run.out / "summary.json").read_text())["confusion_matrix"])
+    assert matrix.trace() / matrix.sum() == pytest.approx(run.test["top1"])
+
+
+def test_evaluating_on_other_classes_is_refused(run: RunSummary, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(3):
+                Image.new("L", (8, 8)).save(tmp_path / split / name / f"{i}.png")
+    with pytest.raises(InputError, match="2 classes, the model 10"):
+        evaluate_run(run.out, str(tmp_path))
+
+
+def test_a_student_of_a_trained_teacher_starts_from_it(run: RunSummary, tmp_path: Path, console: Console) -> None:
+    recipe = quick(f"teacher.source={run.out / 'teacher'}", "stage1.epochs=0", "stage2.epochs=1")
+    recipe = dataclasses.replace(
+        recipe, stage2=dataclasses.replace(recipe.stage2, learning_rate=1e-9, min_learning_rate=1e-10)
+    )
+    summary = train(recipe, "digits", tmp_path / "run", console=console)
+    assert list(summary.stages) == ["stage2"]
+    teacher = checkpoint.load_model(run.out / "teacher").model
+    student = checkpoint.load_model(tmp_path / "run").model
+    assert torch.allclose(student.blocks[0].mlp.fc1.weight, teacher.blocks[0].mlp.fc1.weight, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.validation_fraction=0"], "validation_fraction"),
+        (["teacher.source=none", "stage1.initialize=teacher"], "no teacher"),
+        (["teacher.source=/nothing"], "/nothing"),
+        (["model.architecture=gsb_vit_tny_patch16_224"], "gsb_vit_tiny_patch16_224"),
+        (["model.num_heads=5"], "num_heads"),
+        (["teacher.source=timm:deit_tny_patch16_224"], "deit_tiny_patch16_224"),
+    ],
+)
+def test_recipes_that_cannot_run_are_refused(
+    overrides: list[str], words: str, tmp_path: Path, console: Console
+) -> None:
+    with pytest.raises(InputError) as caught:
+        train(quick(*overrides), "digits", tmp_path / "run", console=console)
+    assert words in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def small_model(recipe: Recipe) -> torch.nn.Module:
+    model = build_model(recipe.model.architecture, model_args(recipe.model), 10, recipe.stage2.quantization)
+    initialize_scales(model, torch.randn(8, 3, 16, 16))
+    return model
+
+
+def test_a_loss_that_is_not_finite_names_the_first_layer_at_fault() -> None:
+    model, images = small_model(quick("model.depth=2")), torch.randn(4, 3, 16, 16)
+    check_loss(torch.tensor(1.0), model, images, "stage2, epoch 3")
+    hook = model.blocks[1].mlp.fc1.register_forward_hook(lambda m, i, out: out / 0)
+    with pytest.raises(TrainingError, match=r"stage2, epoch 3: the loss is nan.*blocks\.1\.mlp"):
+        check_loss(torch.tensor(float("nan")), model, images, "stage2, epoch 3")
+    hook.remove()
+    with torch.no_grad():
+        model.blocks[0].attn.proj.weight[0, 0] = float("inf")
+    with pytest.raises(TrainingError, match=r"blocks\.0\.attn\.proj\.weight"):
+        check_loss(torch.tensor(float("inf")), model, images, "stage2")
+
+
+def test_collapsed_scales_are_named_but_increments_may_be_at_their_floor() -> None:
+    model = small_model(quick())
+    scale = model.blocks[0].attn.attention_quantizer.scale
+    with torch.no_grad():
+        scale[1:] = 0.0
+    check_parameters(model, "stage2")
+    with torch.no_grad():
+        scale[0] = 1e-6
+    with pytest.raises(TrainingError, match=r"blocks\.0\.attn\.attention_quantizer\.scale"):
+        check_parameters(model, "stage2")
+
+
+def test_a_run_that_breaks_stops_with_its_last_checkpoint_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, console: Console
+) -> None:
+    epoch = StageRun._epoch
+
+    def breaking(self: StageRun, task: object, optimizer: object, number: int, bar: object) -> dict[str, float]:
+        record = epoch(self, task, optimizer, number, bar)
+        if self.setting.name == "teacher" and number == 2:
+            with torch.no_grad():
+                self.model.head.weight[0, 0] = float("nan")
+        return record
+
+    monkeypatch.setattr(StageRun, "_epoch", breaking)
+    monkeypatch.setattr(loop, "SAVING_SHARE", math.inf)
+    with pytest.raises(TrainingError, match=r"teacher, epoch 3: head\.weight is not finite"):
+        train(quick(), "digits", tmp_path / "run", console=console)
+    last = checkpoint.load_model(tmp_path / "run" / "teacher" / "last.safetensors")
+    assert last.info.provenance["epoch"] == 2
+    assert all(bool(torch.isfinite(t).all()) for t in last.model.state_dict().values())
+
+
+def test_threads_follow_the_environment_and_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert sensible_threads(quick(), 1) == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("gsb_vit.train.folder.os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert sensible_threads(quick(), 1) == 1
+    assert sensible_threads(load_recipe("authors"), 1) == 8
+    assert sensible_threads(load_recipe("authors"), 4) == 2
+
+
+def test_the_running_average_of_the_weights_is_what_is_kept(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An own average over the weights after every step, against the model file; two epochs so that it goes on."""
+    expected: list[torch.Tensor] = []
+
+    def largest(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        return max(parameters, key=lambda p: p.numel()).detach().clone()
+
+    step = torch.optim.AdamW.step
+
+    def averaging_step(self: torch.optim.AdamW, *arguments: object, **options: object) -> object:
+        expected[:] = expected or [largest(self)]
+        result = step(self, *arguments, **options)
+        expected[0] = 0.8 * expected[0] + 0.2 * largest(self)
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", averaging_step)
+    settings = ("teacher.epochs=2", "stage1.epochs=0", "stage2.epochs=0", "teacher.ema_decay=0.8")
+    train(quick(*settings, "teacher.select=last"), "digits", tmp_path / "run", console=console)
+    kept = checkpoint.read_tensors(tmp_path / "run" / "teacher" / "last.safetensors")[0]
+    raw = checkpoint.read_tensors(tmp_path / "run" / "teacher" / "state.safetensors")[0]
+    name = max(kept, key=lambda n: kept[n].numel())
+    assert torch.allclose(kept[name], expected[0], rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(raw[f"model.{name}"], kept[name], rtol=1e-5, atol=1e-7)
+
+
+def test_short_epochs_are_not_saved_one_by_one(tmp_path: Path, console: Console, monkeypatch) -> None:
+    """Where saving may take no time the last epoch alone is saved, and the run ends as one that saves every epoch."""
+    written: list[Path] = []
+    write = checkpoint.write_tensors
+
+    def listing_write(path: Path, *rest: object) -> None:
+        written.append(path)
+        write(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", listing_write)
+    for share in (0.0, math.inf):
+        monkeypatch.setattr(loop, "SAVING_SHARE", share)
+        settings = ("teacher.epochs=3", "stage1.epochs=0", "stage2.epochs=0", "teacher.select=last")
+        train(quick(*settings), "digits", tmp_path / str(share), console=console)
+    states = [(path.parts[-3], path.name) for path in written if path.name == checkpoint.STATE]
+    assert states == [("0.0", checkpoint.STATE), *[("inf", checkpoint.STATE)] * 3]
+    ends = [(tmp_path / str(share) / "teacher" / "last.safetensors").read_bytes() for share in (0.0, math.inf)]
+    assert ends[0] == ends[1]

@@ -1,0 +1,324 @@
+"""The command line: what it prints, its exit statuses, and one line for what a user can mend."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from paths import ROOT
+from PIL import Image
+from random_packed import write_random_packed
+
+from gsb_vit.bench.compare import benchmark
+from gsb_vit.cli import app, main
+
+CLASSES = ("class 0", "class 1", "class 2")
+METRICS = ["n", "top1", "top5", "macro_precision", "macro_recall", "macro_f1"]
+RECIPE = """
+seed = 3
+[model]
+img_size = 16
+patch_size = 4
+embed_dim = 32
+depth = 1
+num_heads = 2
+[data]
+resize = "squash"
+[teacher]
+epochs = 1
+learning_rate = 1e-3
+[stage1]
+epochs = 1
+learning_rate = 1e-4
+[stage2]
+epochs = 1
+learning_rate = 1e-4
+"""
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command in this process: → exit status, output, error output."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        output, errors = capsys.readouterr()
+        return stop.value.code, output, errors
+
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    """Run a command that must be refused: → its one line on the error output."""
+
+    def call(*arguments):
+        status, output, errors = run(*arguments)
+        assert status == 2
+        assert output == ""
+        (line,) = errors.splitlines()
+        assert line.startswith("gsb-vit: ")
+        return line
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "model.safetensors"
+    write_random_packed(
+        path, seed=5, image_size=16, patch_size=4, embed_dim=24, depth=1, num_heads=2, mlp_hidden=40, num_classes=3
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Three class folders of two pictures, each of another kind."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    kinds = ["RGB", "L", "RGBA", "P", "CMYK", "I;16"]
+    for index, kind in enumerate(kinds):
+        folder = root / CLASSES[index // 2]
+        folder.mkdir(exist_ok=True)
+        pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        if kind == "I;16":
+            image = Image.fromarray(rng.integers(0, 65536, (20, 24), dtype=np.uint16))
+        else:
+            image = Image.fromarray(pixels).convert(kind)
+        image.save(folder / f"{index}.{'tif' if kind == 'CMYK' else 'png'}")
+    return root
+
+
+def test_the_commands_and_their_options_are_frozen():
+    commands = {command.callback.__name__ for command in app.registered_commands}
+    assert commands == {"train", "quickstart", "export", "evaluate", "predict", "summary", "bench", "study"}
+
+
+def test_help_names_every_command(run):
+    status, output, _ = run("--help")
+    assert status == 0
+    for name in ("train", "quickstart", "export", "evaluate", "predict", "summary", "bench"):
+        assert name in output
+        assert run(name, "--help")[0] == 0
+
+
+def test_version(run):
+    import gsb_vit
+
+    assert run("--version")[:2] == (0, f"gsb-vit {gsb_vit.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nothing"], ["predict"], ["bench", "m", "--batch", "0"], ["train", "--nothing"]]
+)
+def test_wrong_usage_exits_2_without_a_traceback(run, arguments):
+    status, _, errors = run(*arguments)
+    assert status == 2
+    assert errors and "Traceback" not in errors
+
+
+def test_predict_prints_json(run, model, pictures):
+    status, output, _ = run("predict", model, pictures, "--top", 2, "--json", "--engine", "reference")
+    assert status == 0
+    answers = json.loads(output)
+    assert [Path(answer["path"]).name for answer in answers] == [f"{i}.{'tif' if i == 4 else 'png'}" for i in range(6)]
+    for answer in answers:
+        assert list(answer) == ["path", "predictions"]
+        first, second = answer["predictions"]
+        assert {first["class"], second["class"]} < set(CLASSES)
+        assert 1 >= first["probability"] >= second["probability"] >= 0
+
+
+def test_predict_prints_a_table(run, model, pictures):
+    path = pictures / CLASSES[0] / "0.png"
+    status, output, _ = run("predict", model, path, "--top", 3, "--engine", "reference")
+    assert status == 0
+    assert "0.png" in output
+    assert all(name in output for name in CLASSES)
+    assert output.count(" %") == 3
+
+
+def test_evaluate_a_packed_model_on_a_folder(run, model, pictures):
+    status, output, _ = run("evaluate", model, "--data", pictures, "--json", "--engine", "reference")
+    assert status == 0
+    found = json.loads(output)
+    assert list(found) == METRICS
+    assert found["n"] == 6
+    predicted = json.loads(run("predict", model, pictures, "--top", 1, "--json", "--engine", "reference")[1])
+    hits = sum(Path(one["path"]).parent.name == one["predictions"][0]["class"] for one in predicted)
+    assert found["top1"] == pytest.approx(hits / 6)
+    status, output, _ = run("evaluate", model, "--data", pictures, "--engine", "reference")
+    assert status == 0 and "6 held-out pictures" in output and "F1" in output
+
+
+def test_native_and_reference_say_the_same(run, model, pictures):
+    pytest.importorskip("gsb_vit._native")
+    native = run("predict", model, pictures, "--json")
+    assert native[0] == 0
+    assert native == run("predict", model, pictures, "--json", "--engine", "reference")
+
+
+def test_summary_prints_json_and_tables(run, model):
+    status, output, _ = run("summary", model, "--json")
+    assert status == 0
+    values = json.loads(output)
+    assert list(values) == ["name", "file_bytes", "bytes_by_kind", "total", "full_precision", "layers"]
+    assert list(values["total"]) == ["parameters", "bytes", "flops", "bops", "ops"]
+    assert values["file_bytes"] == model.stat().st_size
+    status, output, _ = run("summary", model)
+    assert status == 0
+    assert "attn.values" in output and "times smaller" in output
+
+
+def test_bench_prints_rows(run, model, monkeypatch):
+    pytest.importorskip("gsb_vit._native")
+    pytest.importorskip("timm")
+    # Two rounds instead of fifteen: what is printed is tested here, not the figures.
+    monkeypatch.setattr("gsb_vit.bench.compare.benchmark", partial(benchmark, rounds=2, tries=1))
+    status, output, _ = run("bench", model, "--json")
+    assert status == 0
+    own, twin = json.loads(output)
+    keys = ["engine", "precision", "threads", "batch", "median_ms", "images_per_s", "file_mb", "peak_mb"]
+    assert list(own)[: len(keys)] == list(twin)[: len(keys)] == keys
+    assert (own["engine"], twin["engine"]) == ("gsb-vit", "torch")
+    status, output, _ = run("bench", model, "--against", "torch:fp32")
+    assert status == 0 and "median ms" in output and "gsb-vit" in output
+
+
+def test_bad_models_are_refused(refused, tmp_path, model, pictures):
+    missing, foreign, truncated = (tmp_path / name for name in ("missing", "foreign", "truncated"))
+    foreign.write_bytes(b"\x10\0\0\0\0\0\0\0{not json at all")
+    truncated.write_bytes(model.read_bytes()[:-100])
+    for path in (missing, foreign, truncated):
+        for arguments in (["predict", path, pictures], ["evaluate", path, "--data", pictures], ["summary", path]):
+            assert path.name in refused(*arguments)
+    assert "missing" in refused("bench", missing)
+
+
+def test_bad_pictures_are_refused(refused, tmp_path, model):
+    text = tmp_path / "text.png"
+    text.write_text("not a picture")
+    whole = tmp_path / "whole.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole)
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(whole.read_bytes()[:2000])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for path in (text, cut, empty, tmp_path / "nothing"):
+        assert path.name in refused("predict", model, whole, path, "--engine", "reference")
+
+
+def test_bad_data_is_refused(refused, tmp_path, model, pictures):
+    assert "no data" in refused("evaluate", model, "--data", tmp_path / "nothing", "--engine", "reference")
+    for name in ("a", "b"):
+        (tmp_path / "other" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "other" / name / "0.png")
+    line = refused("evaluate", model, "--data", tmp_path / "other", "--engine", "reference")
+    assert "2 classes" in line and "the model 3" in line
+    (tmp_path / "other" / "c").mkdir()
+    assert "zero pictures" in refused("evaluate", model, "--data", tmp_path / "other", "--engine", "reference")
+
+
+def test_a_wrong_recipe_is_refused_before_anything_is_written(refused, tmp_path):
+    pytest.importorskip("accelerate")
+    out = tmp_path / "run"
+    line = refused("train", "--data", "digits", "--out", out, "--set", "stage2.epoch=3")
+    assert "stage2.epoch" in line and "epochs" in line
+    assert "digits" in refused("train", "--data", "digit", "--out", out)
+    assert "nothing.toml" in refused("train", "--data", "digits", "--out", out, "--recipe", tmp_path / "nothing.toml")
+    assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A recipe of one epoch a stage."""
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, recipe):
+    """A run of one epoch a stage on the digits."""
+    pytest.importorskip("accelerate")
+    pytest.importorskip("sklearn")
+    out = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--data", "digits", "--out", str(out), "--recipe", str(recipe)])
+    assert stop.value.code == 0
+    return out
+
+
+def test_train_export_evaluate_predict(run, trained, tmp_path):
+    path = tmp_path / "model.safetensors"
+    status, output, _ = run("export", trained, "-o", path)
+    assert status == 0 and "same answer" in output
+    status, output, _ = run("export", trained, "-o", path, "--most", 7, "--engine", "reference")
+    assert status == 0 and 1 < int(re.search(r"of (\d+) pictures", output)[1]) <= 7
+    status, output, _ = run("evaluate", trained, "--data", "digits", "--json")
+    assert status == 0
+    from_run = json.loads(output)
+    assert list(from_run) == METRICS
+    assert from_run["n"] == pytest.approx(0.3 * 1797, abs=5)
+    status, output, _ = run("evaluate", path, "--data", "digits", "--json", "--engine", "reference")
+    assert status == 0
+    packed = json.loads(output)
+    # The packed model is evaluated on the very pictures that its training left out.
+    assert packed["n"] == from_run["n"]
+    assert packed["top1"] == pytest.approx(from_run["top1"], abs=2 / from_run["n"])
+    assert run("summary", trained, "--json")[0] == 0
+
+
+def test_export_refuses_what_is_not_ready(refused, trained, tmp_path):
+    path = tmp_path / "model.safetensors"
+    assert "stage" in refused("export", trained / "stage1", "-o", path)
+    assert "holds no trained model" in refused("export", tmp_path, "-o", path)
+    assert "written" in refused("export", trained, "-o", tmp_path / "no" / "folder" / "model.safetensors")
+    assert "classes" in refused("evaluate", trained, "--data", two_classes(tmp_path))
+    assert not path.exists()
+
+
+def two_classes(folder):
+    for split in ("train", "test"):
+        for name in ("x", "y"):
+            (folder / "two" / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(folder / "two" / split / name / "0.png")
+            Image.new("RGB", (8, 8)).save(folder / "two" / split / name / "1.png")
+    return folder / "two"
+
+
+def test_a_used_run_folder_is_refused(refused, trained, recipe):
+    assert "--resume" in refused("train", "--data", "digits", "--out", trained, "--recipe", recipe)
+
+
+def test_interrupting_leaves_no_traceback(tmp_path, recipe):
+    pytest.importorskip("accelerate")
+    out = tmp_path / "run"
+    arguments = ["train", "--data", "digits", "--out", out, "--recipe", recipe, "--set", "teacher.epochs=1000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gsb_vit.cli", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A script's background jobs ignore interrupts and hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    end = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert (out / "metrics.jsonl").exists(), output
+    assert process.returncode not in (0, 2)
+    assert "Traceback" not in output

@@ -1,0 +1,118 @@
+"""What is installed: a wheel with the extension, the shipped recipes and the report's template, and a light core."""
+
+import re
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from paths import ROOT
+
+tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
+
+
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def names(requirements):
+    return {re.split(r"[^A-Za-z0-9_-]", requirement)[0].lower() for requirement in requirements}
+
+
+def test_the_core_needs_no_pytorch(project):
+    assert names(project["dependencies"]) == {"numpy", "safetensors", "pillow", "typer", "rich"}
+
+
+def test_versions_agree(project):
+    import gsb_vit
+
+    assert project["version"] == gsb_vit.__version__
+    assert f"[{gsb_vit.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_command_is_installed_under_its_name(project):
+    module, _, function = project["scripts"]["gsb-vit"].partition(":")
+    from importlib import import_module
+
+    assert callable(getattr(import_module(module), function))
+
+
+def test_every_public_name_can_be_had():
+    pytest.importorskip("timm")
+    import gsb_vit
+
+    for name in gsb_vit.__all__:
+        assert getattr(gsb_vit, name) is not None
+    assert set(gsb_vit.__all__) <= set(dir(gsb_vit))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = gsb_vit.nothing
+
+
+def test_pins_are_within_the_ranges(project):
+    from packaging.requirements import Requirement
+
+    pins = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:1] not in "#"]
+    ranges = [Requirement(text) for extra in project["optional-dependencies"].values() for text in extra]
+    assert pins
+    for pin in pins:
+        (version,) = (specifier.version for specifier in pin.specifier)
+        matching = [requirement for requirement in ranges if requirement.name == pin.name]
+        assert matching and all(requirement.specifier.contains(version) for requirement in matching), pin
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel of this checkout, built with what is installed."""
+    pytest.importorskip("scikit_build_core")
+    pytest.importorskip("nanobind")
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ["--no-deps", "--no-build-isolation", "--quiet", f"--config-settings=build-dir={folder / 'build'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", str(ROOT), *options, "--wheel-dir", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_extension_recipes_and_template(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        found = set(file.namelist())
+    assert any(re.fullmatch(r"gsb_vit/_native\..*(so|pyd)", name) for name in found)
+    assert "gsb_vit/train/templates/report.html" in found
+    for recipe in (ROOT / "src" / "gsb_vit" / "train" / "recipes").glob("*.toml"):
+        assert f"gsb_vit/train/recipes/{recipe.name}" in found
+    for source in (ROOT / "src" / "gsb_vit").rglob("*.py"):
+        assert source.relative_to(ROOT / "src").as_posix() in found
+    assert any(name.endswith("licenses/LICENSE") for name in found)
+    assert not [name for name in found if name.startswith(("tests/", "native/"))]
+
+
+def test_the_installed_wheel_predicts_without_the_checkout(wheel, tmp_path):
+    from random_packed import write_random_packed
+
+    model = tmp_path / "model.safetensors"
+    write_random_packed(
+        model, seed=1, image_size=16, patch_size=4, embed_dim=24, depth=1, num_heads=2, mlp_hidden=40, num_classes=3
+    )
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(tmp_path / "site")
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np, gsb_vit
+assert gsb_vit.__file__.startswith(sys.argv[1]), gsb_vit.__file__
+model = gsb_vit.load(sys.argv[2])
+print(model.logits(np.zeros((1, 16, 16, 3), np.uint8)).shape, "torch" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, str(tmp_path / "site"), str(model)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.stdout.strip() == "(1, 3) False", done.stderr

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from gsb_vit.bench.densities import measure_densities
-from gsb_vit.bench.peers.prepare import smooth_pictures
+from gsb_vit.data.synthetic import smooth_pictures
 from gsb_vit.runtime.packed_file import read, write
 from gsb_vit.runtime.reference import ReferenceModel
 
@@ -84,8 +84,9 @@ def pack(point: Point, path: Path, pictures) -> None:
     import gsb_vit.models  # noqa: F401 - registers the architectures
     from gsb_vit.data.preprocess import Preprocessing
     from gsb_vit.export.pack import export_model
-    from gsb_vit.export.parity import normalize
-    from gsb_vit.models.binarize import Quantization, initialize_scales
+    from gsb_vit.models.binarize import initialize_scales
+    from gsb_vit.models.pixel_inputs import normalize
+    from gsb_vit.quantization import Quantization
 
     def ratios(groups):
         return tuple(0.5 + 0.05 * group for group in range(groups - 1))

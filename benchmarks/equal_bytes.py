@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from gsb_vit.bench.peers.engines import Engine, choose
-from gsb_vit.bench.peers.prepare import CHECK_PICTURES, prepare, smooth_pictures
+from gsb_vit.bench.peers.prepare import CHECK_PICTURES, prepare
 from gsb_vit.bench.peers.timing import measure
 from gsb_vit.bench.peers.twin import Twin
 from gsb_vit.bench.peers.worker import Setting
+from gsb_vit.data.synthetic import smooth_pictures
 from gsb_vit.runtime.packed_file import read
 
 PEERS = "onnxruntime:int8-dynamic,onnxruntime:int8-static,openvino:int8+bf16,openvino:fp32,onnxruntime:fp32,torch:bf16"

@@ -14,7 +14,7 @@ import numpy as np
 
 from gsb_vit.data.splits import load_data
 from gsb_vit.export.parity import TOP1_AGREEMENT, compare
-from gsb_vit.train.checkpoint import load_model
+from gsb_vit.models.trained import load_model
 from gsb_vit.train.evaluate import run_data_options
 
 BATCH = 64

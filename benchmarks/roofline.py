@@ -15,7 +15,8 @@ from pathlib import Path
 
 from gsb_vit.bench.compare import choose_pictures
 from gsb_vit.bench.profile import profile
-from gsb_vit.runtime.packed_file import Architecture, read
+from gsb_vit.runtime.packed_file import read
+from gsb_vit.runtime.schema import Architecture
 
 OFFSETS = {"qkv": (6, 3), "fc1": (-24, -6), "fc2": (-24, 4), "projection": (6, -10)}  # points; they lie close together
 

@@ -77,7 +77,7 @@ def main():
         if picture is None:
             from PIL import Image
 
-            from gsb_vit.bench.peers.prepare import smooth_pictures
+            from gsb_vit.data.synthetic import smooth_pictures
 
             picture = Path(folder) / "picture.jpg"
             Image.fromarray(smooth_pictures(1, (500, 667))[0]).save(picture)

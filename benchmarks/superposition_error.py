@@ -18,12 +18,13 @@ from torch import Tensor
 
 from gsb_vit.data.splits import load_data
 from gsb_vit.errors import InputError
+from gsb_vit.models.pixel_inputs import normalize
+from gsb_vit.models.trained import load_model
 from gsb_vit.nn.attention import GSBAttention
 from gsb_vit.nn.quantize import sign
 from gsb_vit.nn.superpose import attention_groups, value_groups
 from gsb_vit.nn.superposition_quantizers import AttentionSuperposition, ValueSuperposition
-from gsb_vit.train.augment import EvaluationPictures, normalise
-from gsb_vit.train.checkpoint import load_model
+from gsb_vit.train.batches import EvaluationPictures
 from gsb_vit.train.evaluate import run_data_options
 
 DEFAULT = ["none", "0.7,0.9", "0.5,0.8", "0.3,0.6", "0.2,0.5", "0.2,0.4,0.7"]
@@ -89,7 +90,7 @@ def main() -> None:
     trained = load_model(options.run)
     pictures = EvaluationPictures(load_data(options.data, run_data_options(options.run)).train, trained.preprocessing)
     chosen = np.linspace(0, len(pictures) - 1, min(options.pictures, len(pictures))).astype(np.int64)
-    blocks = matrices(trained.model, normalise(pictures.batch(chosen), trained.preprocessing))
+    blocks = matrices(trained.model, normalize(pictures.batch(chosen), trained.preprocessing))
     rows = []
     for text in options.thresholds:
         thresholds = () if text == "none" else tuple(float(ratio) for ratio in text.split(","))

@@ -22,7 +22,7 @@ def run(model, threads, batch, cores, seconds, answers):
     """Call the engine for so long, then rest for a second; send times and the processor time of the rest."""
     os.sched_setaffinity(0, cores)
     import gsb_vit
-    from gsb_vit.bench.peers.prepare import smooth_pictures
+    from gsb_vit.data.synthetic import smooth_pictures
 
     classifier = gsb_vit.load(model, threads=threads)
     pictures = smooth_pictures(batch, classifier.architecture.image_size)

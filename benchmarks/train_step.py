@@ -28,7 +28,8 @@ from torch.nn import functional
 import gsb_vit.models  # noqa: F401  (registers the models)
 from gsb_vit.models.binarize import initialize_scales
 from gsb_vit.nn import fused
-from gsb_vit.nn.matmul import fast_attention, plane_product
+from gsb_vit.nn.matmul import plane_product
+from gsb_vit.train.precision import fast_attention
 
 SHAPES = {
     "small64": (32, {"img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3}),

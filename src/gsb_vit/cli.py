@@ -216,7 +216,7 @@ def evaluate(
     threads: Threads = 0,
 ) -> None:
     """Classify the held-out pictures of a data set and print top-1, top-5, precision, recall and F1."""
-    from gsb_vit.bench.cost import is_trained_model
+    from gsb_vit.export.architecture import is_trained_model
 
     if model.is_dir() or is_trained_model(model):
         _require_training("evaluating a run")
@@ -225,7 +225,7 @@ def evaluate(
         found = evaluate_run(model, data)
     else:
         import gsb_vit
-        from gsb_vit.data.held_out import evaluate_packed
+        from gsb_vit.runtime.evaluate import evaluate_packed
         from gsb_vit.runtime.packed_file import read
 
         provenance = read(model).provenance
@@ -276,9 +276,10 @@ def summary(
     as_json: Json = False,
 ) -> None:
     """Count parameters, bytes, FLOPs, BOPs and OPs, layer by layer, against the full-precision model."""
-    from gsb_vit.bench.cost import summarize_path_or_name
+    from gsb_vit.bench.cost import summarize
+    from gsb_vit.export.architecture import find_architecture
 
-    found = summarize_path_or_name(model)
+    found = summarize(*find_architecture(model))
     if as_json:
         _print_json(found.to_json())
         return
@@ -331,7 +332,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="gsb-vit-arch-") as folder:
         path = model or Path(folder) / "model.safetensors"
         if arch is not None:
-            from gsb_vit.bench.compare import pack_untrained
+            from gsb_vit.export.untrained import pack_untrained
 
             pack_untrained(arch, path)
         options: dict[str, Any] = {"threads": threads, "batch": batch, "isa": isa}

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from random_packed import random_pictures, write_random_packed
 
-from gsb_vit.bench.compare import benchmark, choose_pictures, default_peers, pack_untrained
+from gsb_vit.bench.compare import benchmark, choose_pictures, default_peers
 from gsb_vit.bench.densities import measure_densities
 from gsb_vit.bench.peers.plot import check_plot, plot
 from gsb_vit.bench.peers.timing import Measurement
 from gsb_vit.bench.profile import BITS_PER_INSTRUCTION, profile
 from gsb_vit.cli import main
 from gsb_vit.errors import InputError
+from gsb_vit.export.untrained import pack_untrained
 from gsb_vit.runtime.packed_file import read
 from gsb_vit.runtime.reference import ReferenceModel
 

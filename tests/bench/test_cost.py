@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from random_packed import random_packed, write_random_packed
 
-from gsb_vit.bench.cost import layer_of_tensor, summarize, summarize_path_or_name
+from gsb_vit.bench.cost import layer_of_tensor, summarize
 from gsb_vit.errors import InputError
+from gsb_vit.export.architecture import find_architecture
 from gsb_vit.runtime import packed_file
 
 SHAPE = {"image_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "mlp_hidden": 40}
@@ -31,7 +32,7 @@ def test_bytes_are_those_of_the_file(tmp_path, bias, scope, prefix_tokens):
         threshold_scope=scope,
         prefix_tokens=prefix_tokens,
     )
-    summary = summarize_path_or_name(str(path))
+    summary = summarize(*find_architecture(str(path)))
     tensors = packed_file.read(path).tensors
     assert summary.packed.bytes == sum(array.nbytes for array in tensors.values())
     assert sum(summary.bytes_by_kind.values()) == summary.packed.bytes
@@ -73,9 +74,9 @@ def test_products_of_a_small_model_by_hand():
 )
 def test_parameters_are_pytorchs(name, arguments, switches):
     pytest.importorskip("timm")
-    from gsb_vit.export.pack import architecture_of
-    from gsb_vit.models.binarize import Quantization
+    from gsb_vit.export.architecture import architecture_of
     from gsb_vit.models.build import build_model
+    from gsb_vit.quantization import Quantization
 
     model = build_model(name, arguments, 7, Quantization(**switches))
     twin = build_model(name, arguments, 7, Quantization.full_precision())
@@ -87,7 +88,7 @@ def test_parameters_are_pytorchs(name, arguments, switches):
 
 def test_deit_small_has_the_published_cost():
     pytest.importorskip("timm")
-    summary = summarize_path_or_name("gsb_vit_small_patch16_224")
+    summary = summarize(*find_architecture("gsb_vit_small_patch16_224"))
     assert summary.twin.parameters == 22_436_432  # timm's deit_small_distilled_patch16_224
     assert summary.twin.flops == pytest.approx(4.6e9, rel=0.01)  # arXiv 2012.12877, table 5
     assert summary.twin.ops / summary.packed.ops > 20
@@ -105,13 +106,13 @@ def test_json_totals_are_the_sums_of_the_layers():
 
 def test_what_cannot_be_summed_up_is_told(tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        summarize_path_or_name(str(tmp_path / "missing.safetensors"))
+        find_architecture(str(tmp_path / "missing.safetensors"))
     foreign = tmp_path / "foreign.safetensors"
     foreign.write_bytes(b"not a model")
     with pytest.raises(InputError, match=r"foreign\.safetensors"):
-        summarize_path_or_name(str(foreign))
+        find_architecture(str(foreign))
     pytest.importorskip("timm")
     with pytest.raises(InputError, match="unknown architecture"):
-        summarize_path_or_name("no_such_network")
+        find_architecture("no_such_network")
     with pytest.raises(InputError, match=r"(?i)vision ?transformer"):
-        summarize_path_or_name("resnet18")
+        find_architecture("resnet18")

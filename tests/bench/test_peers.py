@@ -17,11 +17,12 @@ from gsb_vit.bench.peers import engines, timing
 from gsb_vit.bench.peers.against import measure_against
 from gsb_vit.bench.peers.engines import PEERS, Engine, choose, precisions_of
 from gsb_vit.bench.peers.isa import ISAS, environment, hold_onnxruntime
-from gsb_vit.bench.peers.prepare import ERROR_LIMITS, prepare, smooth_pictures
+from gsb_vit.bench.peers.prepare import ERROR_LIMITS, prepare
 from gsb_vit.bench.peers.session import batches
 from gsb_vit.bench.peers.timing import measure, noise, scatter, similarity
 from gsb_vit.bench.peers.twin import Twin
 from gsb_vit.bench.peers.worker import Setting, Worker, WorkerError
+from gsb_vit.data.synthetic import smooth_pictures
 from gsb_vit.errors import InputError
 from gsb_vit.runtime.packed_file import write
 

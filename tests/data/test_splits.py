@@ -16,9 +16,8 @@ from PIL import Image
 pytest.importorskip("timm")
 
 from gsb_vit.data.datasets import read_flowers102
-from gsb_vit.data.splits import load_data, stratified_split
+from gsb_vit.data.splits import DataRecipe, load_data, stratified_split
 from gsb_vit.errors import InputError
-from gsb_vit.train.recipe import DataRecipe
 
 torchvision = pytest.importorskip("torchvision")
 OPTIONS = DataRecipe()

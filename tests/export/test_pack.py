@@ -8,8 +8,9 @@ from torch import nn
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
 from gsb_vit.export.pack import _hidden_zeros, _interval, _zero_intervals, export_model, pack_model
-from gsb_vit.export.parity import normalize
-from gsb_vit.models.binarize import Quantization, binarize
+from gsb_vit.models.binarize import binarize
+from gsb_vit.models.pixel_inputs import normalize
+from gsb_vit.quantization import Quantization
 from gsb_vit.runtime import packed_file
 from gsb_vit.runtime.bits import unpack
 from gsb_vit.runtime.reference import ReferenceModel, relative_bias_index

@@ -3,14 +3,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from bit_products import mask_dot, popcount, sign_dot, xor_popcount
 from random_trained import random_trained
 
 from gsb_vit.errors import InputError
 from gsb_vit.export import parity
 from gsb_vit.export.pack import export_model
-from gsb_vit.export.parity import Parity, compare, export_and_verify, normalize, torch_bits
+from gsb_vit.export.parity import Parity, compare, export_and_verify, torch_bits
+from gsb_vit.models.pixel_inputs import normalize
 from gsb_vit.runtime import packed_file
-from gsb_vit.runtime.bits import mask_dot, pack, popcount, sign_dot, xor_popcount
+from gsb_vit.runtime.bits import pack
 from gsb_vit.runtime.reference import ReferenceModel
 
 NAMES = [f"class {number}" for number in range(6)]

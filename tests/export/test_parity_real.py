@@ -8,8 +8,9 @@ from paths import FLOWERS
 
 import gsb_vit.models  # noqa: F401 (registers the models)
 from gsb_vit.data.preprocess import Preprocessing
-from gsb_vit.export.parity import export_and_verify, normalize
+from gsb_vit.export.parity import export_and_verify
 from gsb_vit.models.binarize import initialize_scales
+from gsb_vit.models.pixel_inputs import normalize
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ import numpy as np
 
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.runtime.bits import pack
-from gsb_vit.runtime.packed_file import Architecture, PackedModel, write
+from gsb_vit.runtime.packed_file import PackedModel, write
+from gsb_vit.runtime.schema import Architecture
 
 # Shapes that reach the corners: odd widths and heads, every bias, both scopes, one to four groups.
 TINY = dict(image_size=16, patch_size=8, embed_dim=32, depth=1, num_heads=1, mlp_hidden=48, num_classes=4)

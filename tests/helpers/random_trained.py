@@ -7,8 +7,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 import gsb_vit.models  # noqa: F401 (registers the models)
 from gsb_vit.data.preprocess import Preprocessing
-from gsb_vit.export.parity import normalize
-from gsb_vit.models.binarize import Quantization, binarize, calibrate_thresholds, initialize_scales, set_pixel_scaling
+from gsb_vit.models.binarize import binarize, calibrate_thresholds, initialize_scales, set_pixel_scaling
+from gsb_vit.models.pixel_inputs import normalize
+from gsb_vit.quantization import Quantization
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 72, "depth": 2, "num_heads": 3, "num_classes": 6}
 

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.data.splits import load_data
 from gsb_vit.models.binarize import initialize_scales
-from gsb_vit.models.build import build_model, model_args
-from gsb_vit.train.augment import TrainingPictures
+from gsb_vit.models.build import build_model
+from gsb_vit.train.batches import TrainingPictures
 from gsb_vit.train.distill import DistillationTask
 from gsb_vit.train.recipe_io import load_recipe
 from gsb_vit.train.seeds import seed_everything
@@ -24,8 +24,8 @@ def main(out: Path) -> None:
     data = load_data("digits", recipe.data)
     pictures = TrainingPictures(data.train, Preprocessing(size=(16, 16), resize="squash"), recipe.augment)
     seed_everything(3)
-    model = build_model("gsb_vit_tiny_patch16_224", model_args(recipe.model), 10, recipe.stage2.quantization)
-    teacher = build_model("gsb_vit_tiny_patch16_224", model_args(recipe.model), 10, recipe.teacher.quantization)
+    model = build_model("gsb_vit_tiny_patch16_224", recipe.model.arguments(), 10, recipe.stage2.quantization)
+    teacher = build_model("gsb_vit_tiny_patch16_224", recipe.model.arguments(), 10, recipe.teacher.quantization)
     initialize_scales(model, next(pictures.epoch((1,), 32))[0])
     task = DistillationTask(model, teacher, recipe.distillation)
     wrapped = accelerator.prepare(task)

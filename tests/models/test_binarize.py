@@ -10,11 +10,14 @@ from torch import nn
 
 import gsb_vit.models  # noqa: F401 (registers the models)
 from gsb_vit.errors import InputError
-from gsb_vit.models.binarize import PRESETS, Quantization, binarize, calibrate_thresholds, initialize_scales
+from gsb_vit.models.binarize import binarize, calibrate_thresholds, initialize_scales
 from gsb_vit.nn.attention import GSBAttention
 from gsb_vit.nn.attention_bias import FullAttentionBias, RelativeAttentionBias
-from gsb_vit.nn.binary_linear import BinaryLinear, QuantizedConv2d, QuantizedLinear, Quantizer
+from gsb_vit.nn.binary_linear import BinaryLinear
+from gsb_vit.nn.edges import QuantizedConv2d, QuantizedLinear
+from gsb_vit.nn.input_quantizers import Quantizer
 from gsb_vit.nn.superposition_quantizers import Superposition
+from gsb_vit.quantization import PRESETS, Quantization
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}
 

@@ -2,7 +2,7 @@ import pytest
 from small_models import small
 
 from gsb_vit.bench.cost import summarize
-from gsb_vit.export.pack import architecture_of
+from gsb_vit.export.architecture import architecture_of
 from gsb_vit.models.footprint import footprint
 
 WIDTH, HIDDEN, DEPTH = 48, 192, 2

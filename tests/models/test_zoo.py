@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import gsb_vit.models  # noqa: F401 (registers the models)
 from gsb_vit.errors import InputError
-from gsb_vit.models.binarize import PRESETS, Quantization
-from gsb_vit.nn.binary_linear import QuantizedLinear
+from gsb_vit.nn.edges import QuantizedLinear
+from gsb_vit.quantization import PRESETS, Quantization
 
 NAMES = timm.list_models("gsb_vit_*")
 WIDTHS = {"gsb_vit_tiny_patch16_224": 192, "gsb_vit_small_patch16_224": 384, "gsb_vit_base_patch16_224": 768}

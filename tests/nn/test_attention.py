@@ -8,8 +8,8 @@ from gsb_vit.errors import InputError
 from gsb_vit.nn.attention import GSBAttention
 from gsb_vit.nn.attention_bias import FullAttentionBias, RelativeAttentionBias, relative_index
 from gsb_vit.nn.binary_linear import BinaryLinear
-from gsb_vit.nn.matmul import fast_attention
 from gsb_vit.nn.superposition_quantizers import AttentionSuperposition, ValueSuperposition
+from gsb_vit.train.precision import fast_attention
 
 
 def attention(binary: bool = True, bias: nn.Module | None = None, **options) -> GSBAttention:

@@ -15,9 +15,11 @@ from torch import nn
 
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.export.pack import _folded, pack_model
-from gsb_vit.export.parity import normalize, torch_bits
-from gsb_vit.models.binarize import Quantization, binarize, initialize_scales, set_pixel_scaling
+from gsb_vit.export.parity import torch_bits
+from gsb_vit.models.binarize import binarize, initialize_scales, set_pixel_scaling
+from gsb_vit.models.pixel_inputs import normalize
 from gsb_vit.nn import exact
+from gsb_vit.quantization import Quantization
 from gsb_vit.runtime import reference
 from gsb_vit.runtime.reference import ReferenceModel
 

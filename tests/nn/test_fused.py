@@ -11,9 +11,10 @@ from gsb_vit.errors import InputError
 from gsb_vit.nn import fused
 from gsb_vit.nn.attention import GSBAttention
 from gsb_vit.nn.attention_bias import FullAttentionBias
-from gsb_vit.nn.binary_linear import BinaryLinear, ElasticSign, ElasticStep
+from gsb_vit.nn.binary_linear import BinaryLinear
 from gsb_vit.nn.fused.native import NativeKernels
 from gsb_vit.nn.fused.pytorch import TorchKernels
+from gsb_vit.nn.input_quantizers import ElasticSign, ElasticStep
 from gsb_vit.nn.mlp import BinaryMlp
 from gsb_vit.nn.superposition_quantizers import AttentionSuperposition, ValueSuperposition
 

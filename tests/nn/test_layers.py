@@ -8,7 +8,10 @@ from torch import nn
 from torch.nn import functional
 
 from gsb_vit.errors import InputError
-from gsb_vit.nn.binary_linear import BinaryLinear, ElasticInteger, ElasticSign, QuantizedConv2d, QuantizedLinear, RPReLU
+from gsb_vit.nn.binary_linear import BinaryLinear
+from gsb_vit.nn.edges import QuantizedConv2d, QuantizedLinear
+from gsb_vit.nn.input_quantizers import ElasticInteger, ElasticSign
+from gsb_vit.nn.rprelu import RPReLU
 
 
 def binary_layer(seed: int = 0, **options) -> BinaryLinear:

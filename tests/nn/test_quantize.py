@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from gsb_vit.nn import quantize
-from gsb_vit.nn.binary_linear import ElasticInteger, ElasticSign, ElasticStep
+from gsb_vit.nn.input_quantizers import ElasticInteger, ElasticSign, ElasticStep
 
 FLOATS = arrays("float32", (3, 7), elements=st.floats(-50, 50, width=32))
 SCALES = st.floats(0.0625, 8, width=32)

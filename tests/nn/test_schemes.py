@@ -15,12 +15,14 @@ from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
 from gsb_vit.export import parity
 from gsb_vit.export.pack import pack_model
-from gsb_vit.models.binarize import Quantization, binarize, initialize_scales
+from gsb_vit.models.binarize import binarize, initialize_scales
 from gsb_vit.nn import exact
 from gsb_vit.nn.attention import GSBAttention
-from gsb_vit.nn.binary_linear import RPReLU
 from gsb_vit.nn.input_quantizers import ElasticInteger
-from gsb_vit.nn.schemes import BooleanScores, MeanSign, MeanStep, PlainSign, StepFromMean, UnitSign, scheme_of
+from gsb_vit.nn.rprelu import RPReLU
+from gsb_vit.nn.scheme_quantizers import BooleanScores, MeanSign, MeanStep, PlainSign, StepFromMean, UnitSign
+from gsb_vit.nn.schemes import scheme_of
+from gsb_vit.quantization import Quantization
 from gsb_vit.runtime.reference import ReferenceModel
 
 SCHEMES = {

@@ -10,7 +10,8 @@ from safetensors.numpy import save_file
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
 from gsb_vit.runtime import packed_file
-from gsb_vit.runtime.packed_file import Architecture, PackedModel
+from gsb_vit.runtime.packed_file import PackedModel
+from gsb_vit.runtime.schema import Architecture
 
 SHAPE = dict(
     seed=3, image_size=(16, 24), patch_size=8, embed_dim=36, depth=2, num_heads=3, mlp_hidden=70, num_classes=5

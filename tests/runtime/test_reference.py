@@ -1,10 +1,11 @@
 import numpy as np
 import plain_forward
 import pytest
+from bit_products import mask_dot, popcount, sign_dot, xor_popcount
 from random_packed import random_packed, random_pictures
 
 from gsb_vit.errors import InputError
-from gsb_vit.runtime.bits import mask_dot, pack, popcount, sign_dot, xor_popcount
+from gsb_vit.runtime.bits import pack
 from gsb_vit.runtime.reference import ReferenceModel, layer_norm, relative_bias_index, sum16
 
 TINY = dict(image_size=(8, 12), patch_size=4, embed_dim=20, depth=2, num_heads=2, mlp_hidden=37, num_classes=4)

@@ -9,10 +9,10 @@ from small_study import STUDY, quiet, run_here, write_study
 
 from gsb_vit.cli import main
 from gsb_vit.errors import InputError
+from gsb_vit.models.trained import load_model
 from gsb_vit.study import jobs
 from gsb_vit.study.command import make_executor, measure_size, parse_options
 from gsb_vit.study.plan import load_study, plan, run_folder
-from gsb_vit.train import checkpoint
 from gsb_vit.train.recipe_io import dump_recipe, load_recipe
 from gsb_vit.train.run import train
 
@@ -43,8 +43,8 @@ def test_a_student_that_shares_ends_as_one_that_trains_all_itself(done, tmp_path
     file, out, _ = done
     (cell,) = (cell for cell in load_study(file).cells if cell.variant == "bit")
     alone = train(cell.recipe, "digits", tmp_path / "alone", console=quiet())
-    shared = checkpoint.load_model(run_folder(out, "bit-s0")).model.state_dict()
-    own = checkpoint.load_model(tmp_path / "alone").model.state_dict()
+    shared = load_model(run_folder(out, "bit-s0")).model.state_dict()
+    own = load_model(tmp_path / "alone").model.state_dict()
     assert all(torch.equal(shared[name], tensor) for name, tensor in own.items())
     rows = list(csv.DictReader((out / "results.csv").open(encoding="utf-8")))
     found = {row["stage"]: float(row["top1"]) for row in rows if row["variant"] == "bit"}

@@ -13,9 +13,9 @@ from paths import SOURCE
 from small_study import STUDY, quiet, run_here, write_study
 
 from gsb_vit.errors import InputError
+from gsb_vit.models.trained import load_model
 from gsb_vit.study.jobs import LocalExecutor, SubmititExecutor
 from gsb_vit.study.plan import load_study, run_folder
-from gsb_vit.train import checkpoint
 from gsb_vit.train.run import train
 
 
@@ -59,8 +59,8 @@ def test_a_killed_study_leaves_no_process_and_goes_on(kind, tmp_path: Path, monk
     assert errors == {}
     (cell,) = load_study(file).cells
     alone = train(cell.recipe, "digits", tmp_path / "alone", console=quiet())
-    own = checkpoint.load_model(tmp_path / "alone").model.state_dict()
-    found = checkpoint.load_model(run_folder(out, cell.name)).model.state_dict()
+    own = load_model(tmp_path / "alone").model.state_dict()
+    found = load_model(run_folder(out, cell.name)).model.state_dict()
     assert alone.final_stage == "stage2" and all(torch.equal(found[name], tensor) for name, tensor in own.items())
 
 

@@ -9,7 +9,7 @@ from paths import ROOT
 from small_study import STUDY, write_study
 
 from gsb_vit.cli import main
-from gsb_vit.models.build import build_model, model_args
+from gsb_vit.models.build import build_model
 from gsb_vit.study.plan import is_finished, load_study, plan
 from gsb_vit.train.recipe_io import load_recipe
 
@@ -99,7 +99,7 @@ def test_the_shipped_studies_share_and_build(path: Path, tmp_path: Path) -> None
     with torch.device("meta"):
         for cell in study.cells[:: len(study.seeds) * len(points)]:
             for stage in (cell.recipe.stage1, cell.recipe.stage2):
-                build_model(cell.recipe.model.architecture, model_args(cell.recipe.model), 20, stage.quantization)
+                build_model(cell.recipe.model.architecture, cell.recipe.model.arguments(), 20, stage.quantization)
     assert path.name in path.read_text(encoding="utf-8")
 
 
@@ -108,7 +108,7 @@ def test_the_recipes_of_the_paper_build(name: str) -> None:
     recipe = load_recipe(ROOT / "recipes" / f"{name}.toml")
     with torch.device("meta"):
         for stage in (recipe.teacher, recipe.stage1, recipe.stage2):
-            model = build_model(recipe.model.architecture, model_args(recipe.model), 100, stage.quantization)
+            model = build_model(recipe.model.architecture, recipe.model.arguments(), 100, stage.quantization)
             assert model.embed_dim == 384 and len(model.blocks) == 12
             tokens = model.patch_embed.num_patches + 2
             assert tokens == 198

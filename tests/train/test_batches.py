@@ -13,7 +13,9 @@ pytest.importorskip("timm")
 from gsb_vit.data.datasets import LabelledPictures
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
-from gsb_vit.train.augment import EvaluationPictures, Mixing, TrainingPictures, normalise
+from gsb_vit.models.pixel_inputs import normalize
+from gsb_vit.train.augment import Mixing
+from gsb_vit.train.batches import EvaluationPictures, TrainingPictures
 from gsb_vit.train.recipe import AugmentRecipe
 from gsb_vit.train.seeds import seed_everything
 
@@ -58,7 +60,7 @@ def test_normalise_is_the_formula() -> None:
     setting = Preprocessing(size=(2, 2), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     values = np.random.default_rng(0).integers(0, 256, (2, 2, 2, 3), dtype=np.uint8)
     expected = (values / 255 - np.array(setting.mean)) / np.array(setting.std)
-    assert np.allclose(normalise(values, setting).numpy(), expected.transpose(0, 3, 1, 2), atol=1e-6)
+    assert np.allclose(normalize(values, setting).numpy(), expected.transpose(0, 3, 1, 2), atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", ["batch", "none"])

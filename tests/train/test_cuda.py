@@ -15,16 +15,17 @@ from accelerate.state import AcceleratorState
 from authors_models import NO_GRADIENT, loss_of, training
 from goldens import assert_close, case, golden, relative_error
 from rich.console import Console
-from test_models import ready
+from small_models import ready
 
 from gsb_vit.data.datasets import LabelledPictures
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.export.pack import export_model
 from gsb_vit.models.authors import translate_keys
+from gsb_vit.models.pixel_inputs import normalize
+from gsb_vit.models.trained import load_model
 from gsb_vit.runtime import packed_file as packed_files
 from gsb_vit.runtime.reference import ReferenceModel
-from gsb_vit.train import checkpoint
-from gsb_vit.train.augment import TrainingPictures, normalise
+from gsb_vit.train.batches import TrainingPictures
 from gsb_vit.train.recipe import AugmentRecipe
 from gsb_vit.train.recipe_io import load_recipe
 from gsb_vit.train.run import train
@@ -159,11 +160,11 @@ def test_a_run_trains_resumes_and_its_model_packs(precision, tmp_path, any_preci
         (tmp_path / "run" / name).unlink()
     again = train(recipe, "digits", tmp_path / "run", resume=True, console=console)
     assert again.stages["stage1"]["test"] == summary.stages["stage1"]["test"]
-    trained = checkpoint.load_model(tmp_path / "run")
+    trained = load_model(tmp_path / "run")
     packed = tmp_path / "model.safetensors"
     export_model(trained.model, packed, class_names=trained.class_names, preprocessing=trained.preprocessing)
     pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     with torch.no_grad():
-        expected = trained.model(normalise(pictures, trained.preprocessing))
+        expected = trained.model(normalize(pictures, trained.preprocessing))
     found = torch.from_numpy(ReferenceModel(packed_files.read(packed)).logits(pictures))
     assert relative_error(found, expected) < 1e-5

@@ -7,8 +7,9 @@ import torch
 
 pytest.importorskip("timm")
 
-from gsb_vit.models.binarize import Quantization, initialize_scales
+from gsb_vit.models.binarize import initialize_scales
 from gsb_vit.models.build import build_model
+from gsb_vit.quantization import Quantization
 from gsb_vit.train.optimize import make_optimizer, parameter_groups, scale_factors
 from gsb_vit.train.recipe import StageRecipe
 

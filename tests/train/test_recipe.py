@@ -9,7 +9,7 @@ from paths import ROOT
 pytest.importorskip("timm")
 
 from gsb_vit.errors import InputError
-from gsb_vit.models.binarize import Quantization
+from gsb_vit.quantization import Quantization
 from gsb_vit.train.recipe import Recipe
 from gsb_vit.train.recipe_io import build_recipe, dump_recipe, load_recipe, shipped_recipes
 

@@ -13,8 +13,9 @@ from paths import HELPERS, SOURCE
 
 pytest.importorskip("accelerate")
 
-from gsb_vit.train import checkpoint
+from gsb_vit.models.trained import read_tensors, write_tensors
 from gsb_vit.train import folder as run_folder
+from gsb_vit.train.checkpoint import STATE
 from gsb_vit.train.recipe import Recipe
 
 SCRIPT = HELPERS / "resume_script.py"
@@ -88,9 +89,9 @@ def test_a_folder_in_use_is_refused_and_resuming_needs_the_same_recipe_and_data(
 def test_a_state_of_another_version_is_refused(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
-    tensors, state = checkpoint.read_tensors(folder / "stage1" / checkpoint.STATE)
+    tensors, state = read_tensors(folder / "stage1" / STATE)
     del state["scale_factors"]
-    checkpoint.write_tensors(folder / "stage1" / checkpoint.STATE, tensors, state)
+    write_tensors(folder / "stage1" / STATE, tensors, state)
     refused = launch(folder, "resume")
     assert refused.returncode != 0
     assert "was written by another version of gsb-vit" in refused.stderr

@@ -18,9 +18,11 @@ pytest.importorskip("accelerate")
 from gsb_vit.data.splits import load_data
 from gsb_vit.errors import InputError
 from gsb_vit.models.binarize import initialize_scales
-from gsb_vit.models.build import build_model, model_args
-from gsb_vit.train import checkpoint, loop
-from gsb_vit.train.augment import EvaluationPictures
+from gsb_vit.models.build import build_model
+from gsb_vit.models.trained import load_model, read_tensors, write_tensors
+from gsb_vit.train import loop
+from gsb_vit.train.batches import EvaluationPictures
+from gsb_vit.train.checkpoint import STATE
 from gsb_vit.train.evaluate import evaluate_run, model_logits
 from gsb_vit.train.folder import sensible_threads
 from gsb_vit.train.guards import TrainingError, check_loss, check_parameters
@@ -93,7 +95,7 @@ def test_the_chosen_epoch_is_the_best_on_validation(run: RunSummary) -> None:
 
 def test_evaluating_the_run_gives_its_test_metrics(run: RunSummary) -> None:
     assert evaluate_run(run.out, "digits") == pytest.approx(run.test)
-    trained = checkpoint.load_model(run.out)
+    trained = load_model(run.out)
     test = load_data("digits", load_recipe(run.out / "recipe.toml").data).test
     logits = model_logits(trained.model, EvaluationPictures(test, trained.preprocessing))
     assert run.test["macro_f1"] == pytest.approx(f1_score(test.labels, logits.argmax(1), average="macro"))
@@ -121,8 +123,8 @@ def test_a_student_of_a_trained_teacher_starts_from_it(run: RunSummary, tmp_path
     )
     summary = train(recipe, "digits", tmp_path / "run", console=console)
     assert list(summary.stages) == ["stage2"]
-    teacher = checkpoint.load_model(run.out / "teacher").model
-    student = checkpoint.load_model(tmp_path / "run").model
+    teacher = load_model(run.out / "teacher").model
+    student = load_model(tmp_path / "run").model
     assert torch.allclose(student.blocks[0].mlp.fc1.weight, teacher.blocks[0].mlp.fc1.weight, atol=1e-6)
 
 
@@ -147,7 +149,7 @@ def test_recipes_that_cannot_run_are_refused(
 
 
 def small_model(recipe: Recipe) -> torch.nn.Module:
-    model = build_model(recipe.model.architecture, model_args(recipe.model), 10, recipe.stage2.quantization)
+    model = build_model(recipe.model.architecture, recipe.model.arguments(), 10, recipe.stage2.quantization)
     initialize_scales(model, torch.randn(8, 3, 16, 16))
     return model
 
@@ -193,7 +195,7 @@ def test_a_run_that_breaks_stops_with_its_last_checkpoint_good(
     monkeypatch.setattr(loop, "SAVING_SHARE", math.inf)
     with pytest.raises(TrainingError, match=r"teacher, epoch 3: head\.weight is not finite"):
         train(quick(), "digits", tmp_path / "run", console=console)
-    last = checkpoint.load_model(tmp_path / "run" / "teacher" / "last.safetensors")
+    last = load_model(tmp_path / "run" / "teacher" / "last.safetensors")
     assert last.info.provenance["epoch"] == 2
     assert all(bool(torch.isfinite(t).all()) for t in last.model.state_dict().values())
 
@@ -229,8 +231,8 @@ def test_the_running_average_of_the_weights_is_what_is_kept(
     monkeypatch.setattr(torch.optim.AdamW, "step", averaging_step)
     settings = ("teacher.epochs=2", "stage1.epochs=0", "stage2.epochs=0", "teacher.ema_decay=0.8")
     train(quick(*settings, "teacher.select=last"), "digits", tmp_path / "run", console=console)
-    kept = checkpoint.read_tensors(tmp_path / "run" / "teacher" / "last.safetensors")[0]
-    raw = checkpoint.read_tensors(tmp_path / "run" / "teacher" / "state.safetensors")[0]
+    kept = read_tensors(tmp_path / "run" / "teacher" / "last.safetensors")[0]
+    raw = read_tensors(tmp_path / "run" / "teacher" / "state.safetensors")[0]
     name = max(kept, key=lambda n: kept[n].numel())
     assert torch.allclose(kept[name], expected[0], rtol=1e-5, atol=1e-7)
     assert not torch.allclose(raw[f"model.{name}"], kept[name], rtol=1e-5, atol=1e-7)
@@ -239,18 +241,18 @@ def test_the_running_average_of_the_weights_is_what_is_kept(
 def test_short_epochs_are_not_saved_one_by_one(tmp_path: Path, console: Console, monkeypatch) -> None:
     """Where saving may take no time the last epoch alone is saved, and the run ends as one that saves every epoch."""
     written: list[Path] = []
-    write = checkpoint.write_tensors
+    write = write_tensors
 
     def listing_write(path: Path, *rest: object) -> None:
         written.append(path)
         write(path, *rest)
 
-    monkeypatch.setattr(checkpoint, "write_tensors", listing_write)
+    monkeypatch.setattr(loop, "write_tensors", listing_write)
     for share in (0.0, math.inf):
         monkeypatch.setattr(loop, "SAVING_SHARE", share)
         settings = ("teacher.epochs=3", "stage1.epochs=0", "stage2.epochs=0", "teacher.select=last")
         train(quick(*settings), "digits", tmp_path / str(share), console=console)
-    states = [(path.parts[-3], path.name) for path in written if path.name == checkpoint.STATE]
-    assert states == [("0.0", checkpoint.STATE), *[("inf", checkpoint.STATE)] * 3]
+    states = [(path.parts[-3], path.name) for path in written if path.name == STATE]
+    assert states == [("0.0", STATE), *[("inf", STATE)] * 3]
     ends = [(tmp_path / str(share) / "teacher" / "last.safetensors").read_bytes() for share in (0.0, math.inf)]
     assert ends[0] == ends[1]

@@ -155,7 +155,7 @@ def test_the_error_of_a_superposition():
     from random_trained import random_trained
 
     from gsb_vit.errors import InputError
-    from gsb_vit.export.parity import normalize
+    from gsb_vit.models.pixel_inputs import normalize
     from gsb_vit.quantization import Quantization
 
     bench = imported("superposition_error")

@@ -10,7 +10,8 @@ import torch
 from random_trained import random_trained
 
 from gsb_vit.export.pack import export_model
-from gsb_vit.export.parity import normalize, torch_bits
+from gsb_vit.export.parity import torch_bits
+from gsb_vit.models.pixel_inputs import normalize
 from gsb_vit.runtime import packed_file
 from gsb_vit.runtime.reference import ReferenceModel
 

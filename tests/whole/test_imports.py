@@ -1,4 +1,4 @@
-"""Imports point one way (docs/design.md): read off the sources, and lived through in a Python without PyTorch."""
+"""What may import what: nine lines, read off the sources, and lived through in a Python without PyTorch."""
 
 import ast
 import graphlib
@@ -13,112 +13,147 @@ import pytest
 from paths import HELPERS, ROOT
 
 PACKAGE = ROOT / "src" / "gsb_vit"
+# Each room, and the rooms and ground modules it may import; GROUND_FOR_ALL and its own modules come on top.
+MAY_IMPORT = {
+    "data": set(),
+    "nn": {"quantization"},
+    "models": {"nn", "data", "quantization"},
+    "train": {"models", "nn", "data", "metrics", "quantization"},
+    "runtime": {"data", "metrics"},
+    "export": {"train", "models", "nn", "runtime", "data", "quantization"},
+    "bench": {"runtime", "data"},
+    "report": {"bench", "runtime", "data", "metrics"},
+    "study": {"train", "export", "models", "bench", "data", "metrics"},
+}
+GROUND_FOR_ALL = {"errors", "files"}
+GROUND = {*GROUND_FOR_ALL, "quantization", "metrics"}  # single modules below all rooms
+DOORS = {"cli", "quickstart"}  # they open every room
+LIGHT = {"data", "runtime", "bench", "report", *GROUND, "__init__", "cli"}  # import no PyTorch when they are imported
+EXTENSIONS = {"_native": {"runtime", "bench"}}  # compiled modules and who may use them
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "torchmetrics", "sklearn", "matplotlib"}
-DEVICE_SIDE = [
-    *("bitpack", "packed", "packed_schema", "reference", "runtime", "preprocess", "errors"),
-    *("metrics", "evaluation", "summary", "densities", "stages", "benchmark", "tables"),
-]
-LIGHT = ["__init__", "cli", *DEVICE_SIDE]
-SHARED = ["errors", "preprocess", "metrics", "quantization"]  # they import no PyTorch and stand below both sides
-DEVICE = ["bitpack", "packed_schema", "packed", "reference", "_native", "runtime"]
-ABOVE = [
-    *("__init__", "export", "export_checks", "parity", "evaluation", "summary", "densities", "stages"),
-    *("benchmark", "tables", "cli"),
-]
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
-MATHEMATICS = [name for name in MODULES if name not in {*SHARED, *DEVICE, *ABOVE}]
+
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imports(path: Path, at_import_time: bool) -> set[str]:
-    """Absolute dotted names that a file imports: when it is itself imported, or anywhere in it."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    names: set[str] = set()
+def name_of(path: Path) -> str:
+    """The dotted name of a module below the package; of a folder's __init__ the folder's."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
 
-    def visit(node: ast.AST) -> None:
-        if at_import_time and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            return
+
+MODULES = {name_of(path): path for path in FILES}
+
+
+def room_of(path: Path) -> str:
+    return name_of(path).split(".")[0]
+
+
+def imported(path: Path) -> list[tuple[str, str | None, bool]]:
+    """Every import of a file: absolute module, name taken from it, and whether it happens at import time."""
+    found = []
+
+    def visit(node: ast.AST, now: bool) -> None:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             for child in node.orelse:
-                visit(child)
+                visit(child, now)
             return
         if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
+            found.extend((alias.name, None, now) for alias in node.names)
         if isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 package = path.relative_to(PACKAGE.parent).with_suffix("").parts[: -node.level]
                 base = ".".join([*package, *([base] if base else [])])
-            names.update({base, *(f"{base}.{alias.name}" for alias in node.names)})
+            found.extend((base, alias.name, now) for alias in node.names)
+        later = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for child in ast.iter_child_nodes(node):
-            visit(child)
+            visit(child, now and not later)
 
-    visit(tree)
-    return names
-
-
-def rooms(names: set[str]) -> set[str]:
-    """The modules of this package among some imported names."""
-    parts = (name.split(".") for name in names if name.startswith("gsb_vit."))
-    return {found for found in (part[1] for part in parts) if (PACKAGE / found).exists() or found_module(found)}
+    visit(ast.parse(path.read_text(encoding="utf-8")), True)
+    return found
 
 
-def found_module(name: str) -> bool:
-    return name == "_native" or (PACKAGE / f"{name}.py").exists()
+def modules_of(path: Path, at_import_time: bool = False) -> set[str]:
+    """The modules of this package that a file imports, as dotted names below the package; "" is the package itself."""
+    found = set()
+    for base, name, now in imported(path):
+        if (now or not at_import_time) and base.split(".")[0] == "gsb_vit":
+            below = base.partition(".")[2]
+            inner = ".".join(part for part in (below, name) if part)
+            found.add(inner if inner in MODULES or inner in EXTENSIONS else below)
+    return found
+
+
+def heavy_of(path: Path, at_import_time: bool) -> set[str]:
+    return {base.split(".")[0] for base, _, now in imported(path) if now or not at_import_time} & HEAVY
 
 
 def test_the_reader_of_imports_sees_what_it_must(tmp_path):
-    source = PACKAGE / "reference.py"
-    assert "numpy" in imports(source, at_import_time=True)
-    assert "packed" in rooms(imports(source, at_import_time=False))
     probe = tmp_path / "probe.py"
     probe.write_text("def f():\n    import torch\nif True:\n    from timm.models import vit\n")
-    assert imports(probe, at_import_time=True) == {"timm.models", "timm.models.vit"}
-    assert "torch" in imports(probe, at_import_time=False)
+    assert imported(probe) == [("torch", None, False), ("timm.models", "vit", True)]
+    reference = MODULES["runtime.reference"]
+    assert modules_of(reference) >= {"runtime.packed_file", "runtime.bits", "errors"}
+    assert heavy_of(MODULES["nn.quantize"], True) == {"torch"} and heavy_of(reference, False) == set()
+    assert "_native" in modules_of(MODULES["runtime.classifier"])
 
 
-@pytest.mark.parametrize("module", LIGHT)
-def test_light_modules_import_nothing_heavy(module):
-    found = {name.split(".")[0] for name in imports(PACKAGE / f"{module}.py", at_import_time=True)}
-    assert not found & HEAVY
+def test_every_file_lies_in_a_room():
+    assert {room_of(path) for path in FILES} == {*MAY_IMPORT, *GROUND, *DOORS, "__init__"}
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name in SHARED])
-def test_what_both_sides_share_stands_on_its_own(module):
-    assert rooms(imports(PACKAGE / f"{module}.py", at_import_time=False)) <= {"errors"}
+@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) in MAY_IMPORT], ids=name_of)
+def test_rooms_import_what_the_table_allows(path):
+    room = room_of(path)
+    allowed = {room, *GROUND_FOR_ALL, *MAY_IMPORT[room], *(name for name, users in EXTENSIONS.items() if room in users)}
+    assert {name.split(".")[0] for name in modules_of(path) if name} <= allowed
 
 
-@pytest.mark.parametrize("module", MATHEMATICS)
-def test_the_mathematics_knows_neither_device_nor_training(module):
-    assert rooms(imports(PACKAGE / f"{module}.py", at_import_time=False)) <= {*SHARED, *MATHEMATICS, "fused"}
+@pytest.mark.parametrize("module", sorted(GROUND))
+def test_the_ground_stands_on_itself(module):
+    assert modules_of(MODULES[module]) <= GROUND
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "fused").glob("*.py")), ids=lambda path: path.name)
-def test_fused_functions_stand_below_the_layers(path):
-    allowed = {"errors", "products", "quantizers", "superposition", "fused"}
-    assert rooms(imports(path, at_import_time=False)) <= allowed
+@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) in LIGHT], ids=name_of)
+def test_light_modules_import_nothing_heavy(path):
+    assert not heavy_of(path, at_import_time=True)
 
 
-@pytest.mark.parametrize("module", [name for name in DEVICE if name != "_native"])
-def test_the_device_side_knows_only_itself(module):
-    allowed = {*SHARED, *DEVICE[: DEVICE.index(module) + 1]}
-    assert rooms(imports(PACKAGE / f"{module}.py", at_import_time=False)) <= allowed
+@pytest.mark.parametrize("module", ["cli", "__init__"])
+def test_doors_open_rooms_inside_their_commands(module):
+    assert modules_of(MODULES[module], at_import_time=True) <= {"", "errors"}
 
 
 def test_no_module_imports_itself_in_a_circle():
-    arrows = {name: rooms(imports(PACKAGE / f"{name}.py", at_import_time=True)) & set(MODULES) for name in MODULES}
-    assert {"layers", "convert", "packed"} <= set(arrows)
-    graphlib.TopologicalSorter({name: found - {name} for name, found in arrows.items()}).prepare()
+    arrows = {name: modules_of(path, at_import_time=True) & set(MODULES) - {name} for name, path in MODULES.items()}
+    assert "nn.quantize" in arrows["nn.superpose"]
+    graphlib.TopologicalSorter(arrows).prepare()
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "train").glob("*.py")), ids=lambda path: path.name)
-def test_training_knows_no_studies(path):
-    assert "study" not in rooms(imports(path, at_import_time=False))
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_names_are_imported_from_where_they_are_defined(path):
+    """A name that a module only passes on is a fossil of a move."""
+    for base, name, _ in imported(path):
+        below = base.partition(".")[2]
+        if base.split(".")[0] != "gsb_vit" or name is None or f"{below}.{name}".lstrip(".") in {*MODULES, *EXTENSIONS}:
+            continue
+        assert name in defined(MODULES[below or "__init__"]), f"{name} is not defined in {base}"
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_the_package_imports_no_recipes_benches_or_tests(path):
-    found = {name.split(".")[0] for name in imports(path, at_import_time=False)}
-    assert not found & {"recipes", "bench", "tests", "conftest", "random_packed"}
+def defined(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_the_package_imports_no_recipes_benchmarks_or_tests(path):
+    helpers = {helper.stem for helper in HELPERS.glob("*.py")}
+    assert not {base.split(".")[0] for base, _, _ in imported(path)} & {"recipes", "benchmarks", "tests", *helpers}
 
 
 WITHOUT_TORCH = """
@@ -150,7 +185,7 @@ def run_without_torch(body: str, *arguments: str) -> str:
 
 
 def test_the_device_side_imports_without_torch():
-    modules = ["gsb_vit", *(f"gsb_vit.{name}" for name in ["cli", *DEVICE_SIDE])]
+    modules = ["gsb_vit", *(f"gsb_vit.{name_of(path)}" for path in FILES if room_of(path) in LIGHT - {"__init__"})]
     output = run_without_torch(
         """
         from importlib import import_module
@@ -182,6 +217,14 @@ def test_a_packed_file_predicts_without_torch(engine, tmp_path):
         engine,
     )
     assert output.strip() == "(2, 3) 2"
+
+
+def test_the_public_names_of_the_device_side_load_no_torch():
+    names = ["load", "Classifier", "Prediction", "Preprocessing", "InputError", "Quantization"]
+    output = run_without_torch(
+        "import gsb_vit\nprint([getattr(gsb_vit, name).__name__ for name in sys.argv[1:]])", *names
+    )
+    assert output.strip() == str(names)
 
 
 def test_a_folder_is_evaluated_without_torch(tmp_path):

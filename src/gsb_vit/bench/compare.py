@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gsb_vit.data.synthetic import smooth_pictures
 from gsb_vit.errors import InputError
 from gsb_vit.runtime.packed_file import PackedModel, read
 
@@ -21,7 +22,7 @@ from .densities import measure_densities
 from .peers.against import measure_against
 from .peers.engines import PEERS, Engine, choose
 from .peers.isa import ISAS
-from .peers.prepare import CALIBRATION_PICTURES, CHECK_PICTURES, smooth_pictures
+from .peers.prepare import CALIBRATION_PICTURES, CHECK_PICTURES
 from .peers.timing import ROUNDS, Measurement, measure
 from .peers.worker import Setting, WorkerError
 
@@ -107,39 +108,3 @@ def choose_pictures(model: PackedModel, spec: str, most: int = CALIBRATION_PICTU
     _, found = held_out_pictures(spec, model.provenance)
     order = np.random.default_rng(0).permutation(len(found.sources))[:most]
     return np.stack([model.preprocessing(found.sources[index]) for index in order])
-
-
-def pack_untrained(architecture: str, path: Path) -> None:
-    """Write a packed model of a registered architecture with random weights, scales set on smooth random pictures.
-
-    Its speed tells what to expect of a trained one up to the densities of the upper groups; its answers mean nothing.
-
-    Raises:
-        InputError: PyTorch is missing, or no architecture of this package has the name.
-    """
-    missing = [package for package in PEERS["torch"][1] if find_spec(package) is None]
-    if missing:
-        raise InputError(f"--arch builds the model with {', '.join(missing)}: pip install 'gsb-vit[train]'")
-    import timm
-    import torch
-
-    import gsb_vit.models  # noqa: F401 - registers the architectures
-    from gsb_vit.data.preprocess import Preprocessing
-    from gsb_vit.export.pack import architecture_of, export_model
-    from gsb_vit.export.parity import normalize
-    from gsb_vit.models.binarize import initialize_scales
-
-    names = timm.list_models("gsb_vit_*")
-    if architecture not in names:
-        raise InputError(f"unknown architecture {architecture!r}; --arch takes {', '.join(names)}")
-    torch.manual_seed(0)
-    model = timm.create_model(architecture, num_classes=1000).eval()
-    preprocessing = Preprocessing(size=architecture_of(model).image_size)
-    initialize_scales(model, normalize(smooth_pictures(8, preprocessing.size), preprocessing))
-    export_model(
-        model,
-        path,
-        class_names=[f"class {index}" for index in range(1000)],
-        preprocessing=preprocessing,
-        provenance={"untrained": True},
-    )

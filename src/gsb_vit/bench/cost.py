@@ -10,15 +10,11 @@ too, since a device pays for them; norms, softmax, GELU and residual sums are co
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from gsb_vit.errors import InputError
-from gsb_vit.runtime.packed_file import Architecture, expected_tensors, read
+from gsb_vit.runtime.schema import Architecture, expected_tensors
 
 # The first prefix that fits a tensor's name (without `blocks.i.`) names its layer.
 _LAYER_OF_TENSOR = {
@@ -44,7 +40,6 @@ _KIND_OF_TYPE = {
     "float32": "float32",
     "float16": "float16",
 }
-NUM_CLASSES = 1000  # of an architecture that is only named
 
 # Layer, parameters, FLOPs, BOPs, and the twin's parameters and FLOPs.
 Row = tuple[str, int, int, int, int, int]
@@ -187,42 +182,3 @@ def _block_rows(a: Architecture) -> Iterator[Row]:
     # fc1's popcounts become bits by an interval a channel: no number in between.
     yield linear("mlp.fc1", width, hidden, scaled=0)
     yield linear("mlp.fc2", hidden, width, scaled=width)
-
-
-def summarize_path_or_name(target: str) -> Summary:
-    """Sum up a packed file, a run or trained model file, or the name of a timm vision transformer.
-
-    A name is built with the default quantization; that, and a trained model, need PyTorch.
-
-    Raises:
-        InputError: neither a file nor a known architecture, or an architecture that cannot be packed.
-    """
-    path = Path(target)
-    if path.is_file() and not is_trained_model(path):
-        return summarize(read(path).architecture, path.stat().st_size)
-    if not path.exists() and (path.suffix == ".safetensors" or len(path.parts) > 1):
-        raise InputError(f"{target}: no such file; give a packed model, or the name of an architecture")
-    if find_spec("timm") is None:
-        raise InputError(
-            f"{target} needs PyTorch to be summed up: pip install 'gsb-vit[train]', or give a packed model"
-        )
-    from gsb_vit.export.checks import check_exportable
-    from gsb_vit.export.pack import architecture_of
-    from gsb_vit.models.binarize import Quantization
-    from gsb_vit.models.build import build_model
-    from gsb_vit.train.checkpoint import load_model
-
-    if path.exists():
-        trained = load_model(path).model
-        check_exportable(trained)
-        return summarize(architecture_of(trained))
-    return summarize(architecture_of(build_model(target, {}, NUM_CLASSES, Quantization())))
-
-
-def is_trained_model(path: Path) -> bool:
-    """Return whether a file is a trained model of the training side (rather than packed, or something else)."""
-    try:
-        with safe_open(path, "numpy") as file:
-            return "gsb_vit" in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gsb_vit.data.synthetic import smooth_pictures
 from gsb_vit.errors import InputError
 from gsb_vit.runtime.packed_file import read
 
 from .densities import Densities, measure_densities
 from .peers.isa import environment
-from .peers.prepare import CHECK_PICTURES, smooth_pictures
+from .peers.prepare import CHECK_PICTURES
 from .peers.session import batches
 
 # One-bit products that a vector instruction of the product kernels is worth at most: bits of a register × words that a

@@ -4,19 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gsb_vit.errors import InputError
-from gsb_vit.metrics import classification_metrics
-from gsb_vit.train.recipe import DataRecipe
 
 from .datasets import PICTURE_SUFFIXES, LabelledPictures
-from .splits import load_data, read_raw
+from .splits import DataRecipe, load_data, read_raw
 
 if TYPE_CHECKING:
-    from gsb_vit.runtime.classifier import Classifier
+    pass
 
-BATCH = 64
 # What decides how undivided data is split; kept in a packed model's provenance, so that it can be evaluated on the part
 # that it was not trained on.
 SPLIT_OPTIONS = ("classes", "label_noise", "shots", "split_seed", "test_fraction", "validation_fraction")
@@ -54,25 +49,6 @@ def require_same_classes(own: Sequence[str], found: Sequence[str], spec: str) ->
     for mine, other in zip(own, found, strict=True):
         if mine != other:
             raise InputError(f"class {other!r} of {spec!r} is {mine!r} in the model; use data with the same classes")
-
-
-def evaluate_packed(classifier: "Classifier", spec: str, provenance: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of a packed model on the held-out pictures of a data SPEC.
-
-    Raises:
-        InputError: the data cannot be read, its classes are not the model's, or a file is not a picture.
-    """
-    class_names, pictures = held_out_pictures(spec, provenance)
-    require_same_classes(classifier.class_names, class_names, spec)
-    return classification_metrics(logits_of(classifier, pictures.sources), pictures.labels)
-
-
-def logits_of(classifier: "Classifier", sources: Sequence[Any]) -> np.ndarray:
-    """Classify pictures (paths, arrays, Pillow images) in batches: → float32 (n, K)."""
-    parts = []
-    for start in range(0, len(sources), BATCH):
-        parts.append(classifier.logits(np.stack([classifier.preprocessing(one) for one in sources[start:][:BATCH]])))
-    return np.concatenate(parts)
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:

@@ -6,7 +6,7 @@ import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import numpy as np
 
@@ -14,8 +14,28 @@ from gsb_vit.errors import InputError
 
 from .datasets import READERS, LabelledPictures, RawData, read_digits, read_folder
 
-if TYPE_CHECKING:
-    from gsb_vit.train.recipe import DataRecipe
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which part of the data is used, and how a picture becomes the model's input.
+
+    ``shots`` keeps K training pictures a class, ``label_noise`` gives that share of the training labels another,
+    uniformly drawn class (symmetric noise); ``validation_fraction`` is cut from the training data, stratified;
+    ``test_fraction`` applies to data without a test split of its own. All draws depend on ``split_seed`` only.
+    """
+
+    validation_fraction: float = 0.15
+    test_fraction: float = 0.3
+    split_seed: int = 0
+    classes: str = "all"
+    shots: int | None = None
+    label_noise: float = 0.0
+    resize: Literal["crop", "squash"] = "crop"
+    crop_ratio: float = 0.875
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    memory_limit_mb: int = 4096
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from torch import nn
 
 from gsb_vit.errors import InputError
 from gsb_vit.nn.attention import GSBAttention
-from gsb_vit.nn.binary_linear import BinaryLinear, InitializedOnce, QuantizedConv2d, QuantizedLinear
+from gsb_vit.nn.binary_linear import BinaryLinear
+from gsb_vit.nn.edges import QuantizedConv2d, QuantizedLinear
+from gsb_vit.nn.input_quantizers import InitializedOnce
 from gsb_vit.quantization import PACKED_VALUES
 
 # Switch → the way out of a value that a packed file cannot hold.

@@ -17,13 +17,17 @@ from torch import Tensor, nn
 
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
+from gsb_vit.models.pixel_inputs import stored_tokens
 from gsb_vit.nn import exact
-from gsb_vit.nn.binary_linear import BinaryLinear, QuantizedConv2d, Quantizer
+from gsb_vit.nn.binary_linear import BinaryLinear
+from gsb_vit.nn.edges import QuantizedConv2d
+from gsb_vit.nn.input_quantizers import Quantizer
 from gsb_vit.nn.quantize import SCALE_MIN
 from gsb_vit.runtime import packed_file
 from gsb_vit.runtime.bits import pack
-from gsb_vit.runtime.packed_file import Architecture, PackedModel
+from gsb_vit.runtime.packed_file import PackedModel
 
+from .architecture import architecture_of
 from .checks import check_exportable
 
 Arrays = dict[str, NDArray[Any]]
@@ -81,35 +85,11 @@ def _heads(model: Any) -> list[Any]:
     return [model.head, model.head_dist] if isinstance(model, VisionTransformerDistilled) else [model.head]
 
 
-def architecture_of(model: Any) -> Architecture:
-    """Return the shape of a binarized model as a packed file states it. Raises InputError for values out of range."""
-    attention, mlp = model.blocks[0].attn, model.blocks[0].mlp
-    q = model.quantization
-    prefixes = len(_heads(model))
-    return Architecture(
-        name=(getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__,
-        image_size=tuple(model.patch_embed.img_size),
-        patch_size=tuple(model.patch_embed.patch_size),
-        embed_dim=model.embed_dim,
-        depth=len(model.blocks),
-        num_heads=attention.num_heads,
-        mlp_hidden=mlp.fc1.out_features,
-        prefix_tokens=prefixes,
-        num_heads_out=prefixes,
-        num_classes=model.head.out_features,
-        layer_norm_eps=float(model.norm.eps),
-        attention_thresholds=q.attention_thresholds,
-        value_thresholds=q.value_thresholds,
-        threshold_scope=q.threshold_scope,
-        attention_bias=q.attention_bias,
-    )
-
-
 def _embedding(model: Any, preprocessing: Preprocessing) -> Arrays:
     """Patch embedding with the normalisation of the pixels folded in, in float64, rounded once."""
     conv: QuantizedConv2d = model.patch_embed.proj
     weight, scale = conv.quantized_weight()
-    prefixes, position = exact.stored_tokens(model, (preprocessing.mean, preprocessing.std))
+    prefixes, position = stored_tokens(model, (preprocessing.mean, preprocessing.std))
     return {
         "patch_embed.weight": weight.numpy().astype(np.int8),
         "patch_embed.scale": _array(exact.pixel_scale(scale, preprocessing.std)),

@@ -1,7 +1,6 @@
 """Does a packed file still say what the trained model says? Both ends are run on the same pictures and compared."""
 
 import copy
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,9 @@ from torch import Tensor, nn
 
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
+from gsb_vit.files import staged
 from gsb_vit.models.binarize import set_pixel_scaling
+from gsb_vit.models.pixel_inputs import normalize
 from gsb_vit.runtime import packed_file
 from gsb_vit.runtime.packed_file import PackedModel
 from gsb_vit.runtime.reference import ReferenceModel, check_batch
@@ -143,34 +144,27 @@ def export_and_verify(
         InputError: with the figures, where the two disagree; and as ``export_model`` and :func:`compare`.
     """
     path = Path(path)
-    candidate = path.with_name(f".{path.name}.{os.getpid()}.candidate")
     try:
-        model = export_model(
-            trained_model, candidate, class_names=class_names, preprocessing=preprocessing, provenance=provenance
-        )
-        parity = compare(trained_model, candidate, pictures, engine=engine)
-        if not parity.ok:
-            worst = max(parity.flipped, key=lambda kind: parity.flipped[kind], default="none")
-            raise InputError(
-                f"{path} was not written: the packed model disagrees with the trained one on {parity.disagreements} of "
-                f"{parity.n} pictures ({parity.allowed} allowed), logits differ by up to "
-                f"{parity.max_logit_difference:.3g}, most flipped bits in {worst} "
-                f"({parity.flipped.get(worst, 0):.2%}); train longer so that the answers have a margin, use "
-                "attention_bias = relative, or report this"
+        with staged(path) as candidate:
+            model = export_model(
+                trained_model, candidate, class_names=class_names, preprocessing=preprocessing, provenance=provenance
             )
-        os.replace(candidate, path)
+            parity = compare(trained_model, candidate, pictures, engine=engine)
+            if not parity.ok:
+                raise InputError(_refusal(path, parity))
         return model, parity
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error}); give a file in a folder that exists") from error
-    finally:
-        candidate.unlink(missing_ok=True)
 
 
-def normalize(pictures: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
-    """Scale pixels as training does: uint8 (B, H, W, 3) → float32 (B, 3, H, W), (u/255 − mean)/std."""
-    images = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-    return (images - mean) / std
+def _refusal(path: Path, parity: Parity) -> str:
+    worst = max(parity.flipped, key=lambda kind: parity.flipped[kind], default="none")
+    return (
+        f"{path} was not written: the packed model disagrees with the trained one on {parity.disagreements} of "
+        f"{parity.n} pictures ({parity.allowed} allowed), logits differ by up to {parity.max_logit_difference:.3g}, "
+        f"most flipped bits in {worst} ({parity.flipped.get(worst, 0):.2%}); train longer so that the answers have a "
+        "margin, use attention_bias = relative, or report this"
+    )
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ import numpy as np
 from gsb_vit.data.held_out import SPLIT_OPTIONS, require_same_classes
 from gsb_vit.data.splits import load_data
 from gsb_vit.errors import InputError
+from gsb_vit.models.trained import load_model
 from gsb_vit.runtime.packed_file import PackedModel
-from gsb_vit.train.checkpoint import load_model
 from gsb_vit.train.evaluate import run_data_options
 
 from .parity import Parity, export_and_verify

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gsb_vit.errors import InputError
+from gsb_vit.quantization import Quantization
 
-from .binarize import Quantization
 from .zoo import GSBVisionTransformer
 
 # Their names, where they differ from ours; the three scales of a superposition are stacked afterwards.

@@ -13,22 +13,16 @@ from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
 from gsb_vit.nn.attention import GSBAttention
 from gsb_vit.nn.attention_bias import FullAttentionBias, RelativeAttentionBias
-from gsb_vit.nn.binary_linear import BinaryLinear, InitializedOnce, QuantizedConv2d, QuantizedLinear
-from gsb_vit.nn.exact import PIXEL_MODELS, OrderedNorm, PixelInputs, order_norm
+from gsb_vit.nn.binary_linear import BinaryLinear
+from gsb_vit.nn.edges import QuantizedConv2d, QuantizedLinear
+from gsb_vit.nn.exact import OrderedNorm, order_norm
+from gsb_vit.nn.input_quantizers import InitializedOnce
 from gsb_vit.nn.mlp import BinaryMlp
 from gsb_vit.nn.schemes import Scheme, scheme_of
 from gsb_vit.nn.superposition_quantizers import Superposition
-from gsb_vit.quantization import PRESETS, Quantization
+from gsb_vit.quantization import Quantization
 
-__all__ = [
-    "PRESETS",
-    "Quantization",
-    "binarize",
-    "calibrate_thresholds",
-    "initialize_scales",
-    "quantize_heads",
-    "set_pixel_scaling",
-]
+from .pixel_inputs import PIXEL_MODELS, PixelInputs
 
 MLP_CLIP = 10.0
 

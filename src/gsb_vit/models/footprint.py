@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from gsb_vit.nn.binary_linear import BinaryLinear, QuantizedWeight
+from gsb_vit.nn.binary_linear import BinaryLinear
+from gsb_vit.nn.edges import QuantizedWeight
 from gsb_vit.nn.weight_quantizers import AnalyticWeight
 
 FLOAT_BYTES = 4

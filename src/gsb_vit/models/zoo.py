@@ -12,9 +12,10 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.deit import VisionTransformerDistilled
 
 from gsb_vit.errors import InputError
-from gsb_vit.nn.exact import PixelInputs
+from gsb_vit.quantization import Quantization
 
-from .binarize import Quantization, binarize, quantize_heads
+from .binarize import binarize, quantize_heads
+from .pixel_inputs import PixelInputs
 
 LAYER_NORM_EPS = 1e-12
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 from timm.layers import LayerNorm as TimmLayerNorm
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F  # noqa: N812
@@ -155,55 +153,3 @@ def patch_sums(pixels: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     parts = [(patches[c].to(kind) @ planes[:, c].T).float().mul_(scale[:, c]) for c in range(3)]
     sums = parts[0].add_(parts[1]).add_(parts[2])
     return sums.view(batch, height // h, width // w, channels).permute(0, 3, 1, 2)
-
-
-@torch.no_grad()
-def stored_tokens(vit: Any, scaling: Scaling) -> tuple[Tensor, Tensor]:
-    """Return the prefix tokens (P, C) with their position added, and ``position`` (Np, C), each rounded once.
-
-    position[n,o] = pos_embed[n,o] + bias[o] − s_w[o]·Σ_c (mean_c/std_c)·Σ w[o,c,·]
-    """
-    conv, pos_embed = vit.patch_embed.proj, vit.pos_embed
-    weight, scale = (part.double() for part in conv.quantized_weight())
-    mean, std = scaling
-    sums = weight.sum(dim=(2, 3))
-    offset = -scale * sum(sums[:, c] * (mean[c] / std[c]) for c in range(3))
-    offset = offset if conv.bias is None else conv.bias.double() + offset
-    tokens = [vit.cls_token[0], *([vit.dist_token[0]] if isinstance(vit, VisionTransformerDistilled) else [])]
-    prefixes = torch.cat(tokens).double()
-    position = offset.new_zeros(vit.patch_embed.num_patches, len(offset))
-    if pos_embed is not None:
-        position = pos_embed[0].double()
-        if not vit.no_embed_class:
-            prefixes, position = prefixes + position[: len(prefixes)], position[len(prefixes) :]
-    return prefixes.float(), (position + offset).float()
-
-
-class PixelInputs:
-    """Mixin for a timm VisionTransformer whose patch embedding may know what its pictures were scaled from.
-
-    Then pictures (u/255 − mean)/std of whole u are embedded as docs/numerics.md says. The patch embedding tells so by
-    its sums' type: float64 from a float32 model means sums to which ``position`` is still to be added.
-    """
-
-    def _pos_embed(self, x: Tensor) -> Tensor:
-        vit: Any = self
-        if x.dtype != torch.float64 or vit.cls_token.dtype == torch.float64:
-            return super()._pos_embed(x)  # type: ignore[misc]
-        prefixes, position = stored_tokens(vit, vit.patch_embed.proj.pixel_scaling)
-        value = torch.cat([prefixes.expand(len(x), -1, -1), x.float() + position], dim=1)
-        return in_order(value, lambda: super(PixelInputs, self)._pos_embed(x.float()))  # type: ignore[misc]
-
-
-class PixelVisionTransformer(PixelInputs, VisionTransformer):
-    """timm's VisionTransformer with ``PixelInputs``."""
-
-
-class PixelVisionTransformerDistilled(PixelInputs, VisionTransformerDistilled):
-    """timm's distilled VisionTransformer with ``PixelInputs``."""
-
-
-PIXEL_MODELS: dict[type, type] = {
-    VisionTransformer: PixelVisionTransformer,
-    VisionTransformerDistilled: PixelVisionTransformerDistilled,
-}

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib import colormaps
 
-from gsb_vit.runtime.packed_file import Architecture, PackedModel
+from gsb_vit.runtime.packed_file import PackedModel
 from gsb_vit.runtime.reference import ReferenceModel
+from gsb_vit.runtime.schema import Architecture
 
 from .charts import png_uri
 
@@ -113,6 +113,8 @@ def _colours(values: np.ndarray) -> np.ndarray:
     """Values → viridis colours uint8 (..., 3), the smallest dark and the largest bright."""
     low, high = float(values.min()), float(values.max())
     shares = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    from matplotlib import colormaps
+
     return (255 * colormaps["viridis"](shares)[..., :3]).round().astype(np.uint8)
 
 

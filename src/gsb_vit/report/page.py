@@ -12,11 +12,11 @@ from gsb_vit.bench.cost import Summary, summarize
 from gsb_vit.bench.peers.timing import Measurement
 from gsb_vit.data.datasets import LabelledPictures
 from gsb_vit.errors import InputError
+from gsb_vit.files import write_atomically
 from gsb_vit.metrics import METRIC_NAMES, confusion_matrix
 from gsb_vit.runtime.classifier import Classifier, load
 from gsb_vit.runtime.packed_file import PackedModel
 from gsb_vit.runtime.packed_file import read as read_packed
-from gsb_vit.train.checkpoint import write_atomically
 
 from .charts import Band, Line, bars, confusion_chart, line_chart, png_uri
 from .masks import mask_rows

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from gsb_vit.data.preprocess import Picture, Preprocessing
 from gsb_vit.errors import InputError
 
-from .packed_file import Architecture, read
+from .packed_file import read
 from .reference import ReferenceModel, check_batch
+from .schema import Architecture
 
 ENGINES = ("native", "reference")
 

@@ -11,14 +11,13 @@ from typing import Any, Union
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
+from gsb_vit.files import write_atomically
 
 from .schema import Architecture, check_specs, check_values, expected_tensors
-
-__all__ = ["FORMAT", "VERSION", "Architecture", "PackedModel", "check", "expected_tensors", "read", "write"]
 
 FORMAT = "gsb-vit-packed"
 VERSION = "1"
@@ -99,16 +98,12 @@ def write(path: PathLike, model: PackedModel) -> None:
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: provenance is not plain JSON ({error}); give text and finite numbers") from error
     metadata = {"format": FORMAT, "version": VERSION, "model": text}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = save({name: np.ascontiguousarray(array) for name, array in model.tensors.items()}, metadata)
     try:
-        save_file({name: np.ascontiguousarray(array) for name, array in model.tensors.items()}, temporary, metadata)
-        os.chmod(temporary, 0o644)  # safetensors makes files that only their owner may read
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
+        write_atomically(path, data)
+    except OSError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be written ({reason}); give a file in a folder that exists") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check(model: PackedModel) -> None:

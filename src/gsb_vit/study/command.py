@@ -17,9 +17,9 @@ from rich.console import Console
 from gsb_vit.data.splits import load_data
 from gsb_vit.errors import InputError
 from gsb_vit.export.pack import export_model
+from gsb_vit.files import write_atomically, write_json
 from gsb_vit.models.footprint import footprint
-from gsb_vit.train.checkpoint import load_model, write_atomically
-from gsb_vit.train.folder import write_json
+from gsb_vit.models.trained import load_model
 from gsb_vit.train.recipe_io import toml_value
 from gsb_vit.train.run import require_models, require_validation
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from gsb_vit.errors import InputError
-from gsb_vit.train.checkpoint import write_atomically
+from gsb_vit.files import write_atomically
 from gsb_vit.train.recipe_io import dump_recipe
 
 from .plan import Job, is_finished, run_folder

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gsb_vit.data.held_out import held_out_pictures, require_same_classes
+from gsb_vit.data.splits import DataRecipe
 from gsb_vit.metrics import classification_metrics
 from gsb_vit.models.binarize import set_pixel_scaling
+from gsb_vit.models.pixel_inputs import normalize
+from gsb_vit.models.trained import load_model
 
-from .augment import EvaluationPictures, normalise
-from .checkpoint import load_model
-from .recipe import DataRecipe
+from .batches import EvaluationPictures
 from .recipe_io import load_recipe
 
 BATCH = 64
@@ -38,7 +39,7 @@ def model_logits(model: nn.Module, pictures: EvaluationPictures, accelerator: Ac
         for number, start in enumerate(range(0, len(pictures), BATCH)):
             if number % world == rank:
                 indices = np.arange(start, min(start + BATCH, len(pictures)))
-                images = normalise(pictures.batch(indices), pictures.preprocessing).to(device)
+                images = normalize(pictures.batch(indices), pictures.preprocessing).to(device)
                 parts.append((number, model(images).float().cpu().numpy()))
     model.train(training)
     if world > 1:

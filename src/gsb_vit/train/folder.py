@@ -6,7 +6,6 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any
 
 import accelerate
 import numpy as np
@@ -16,8 +15,8 @@ from accelerate import Accelerator
 
 from gsb_vit import __version__
 from gsb_vit.errors import InputError
+from gsb_vit.files import write_atomically, write_json
 
-from . import checkpoint
 from .provenance import commit, machine
 from .recipe import Recipe
 from .recipe_io import dump_recipe, load_recipe
@@ -48,7 +47,7 @@ def prepare_folder(folder: Path, recipe: Recipe, data_spec: str, resume: bool) -
         if run["status"] != "finished" and commit() not in run["commit"].split(", "):
             write_json(run_path, {**run, "commit": f"{run['commit']}, {commit()}"})
         return
-    checkpoint.write_atomically(recipe_path, dump_recipe(recipe).encode())
+    write_atomically(recipe_path, dump_recipe(recipe).encode())
     versions = {
         "gsb_vit": __version__,
         "torch": torch.__version__,
@@ -84,8 +83,3 @@ def sensible_threads(recipe: Recipe, processes: int) -> int:
     tokens = (model.img_size // model.patch_size) ** 2
     work = max(recipe.stage2.batch_size, 1) * tokens * 4 * (model.embed_dim or 192)
     return max(1, min(cores // processes, round(work / 2**20)))
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON atomically."""
-    checkpoint.write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())

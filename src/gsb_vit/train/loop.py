@@ -13,16 +13,17 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from gsb_vit.errors import InputError
-from gsb_vit.models.build import ModelInfo
-from gsb_vit.nn.matmul import fast_attention, fast_products
+from gsb_vit.models.trained import BEST, LAST, ModelInfo, find_model, read_tensors, save_model, write_tensors
 
-from . import checkpoint
-from .augment import EvaluationPictures, Mixing, TrainingPictures
+from .augment import Mixing
+from .batches import EvaluationPictures, TrainingPictures
+from .checkpoint import STATE, optimizer_tensors, restore_optimizer
 from .distill import DistillationTask
 from .evaluate import model_logits, validation_score
 from .guards import check_loss, check_parameters
 from .log import RunLog
 from .optimize import make_optimizer, scale_factors
+from .precision import fast_attention, fast_products
 from .recipe import STAGES, DistillationRecipe, StageRecipe
 from .seeds import seed_everything
 
@@ -115,25 +116,25 @@ class StageRun:
 
     def restore(self) -> bool:
         """Go back to the last saved epoch; False where there is none."""
-        path = self.setting.folder / checkpoint.STATE
+        path = self.setting.folder / STATE
         if not path.is_file():
             return False
-        tensors, state = checkpoint.read_tensors(path)
+        tensors, state = read_tensors(path)
         if state.keys() != {*vars(self.progress), "scale_factors"}:
             raise InputError(
                 f"{path} was written by another version of gsb-vit; start a new run, or resume it with that"
             )
         self.model.load_state_dict(_named(tensors, "model."))
         self._make_optimizer(state.pop("scale_factors"))
-        checkpoint.restore_optimizer(self.optimizer, tensors)
+        restore_optimizer(self.optimizer, tensors)
         self._start_average()
         if self.average is not None:
             self.averaged.load_state_dict(_named(tensors, "average."))
         self.progress = Progress(**state)
         # A best file newer than the state is a true result of the epoch that is about to be repeated.
-        best = self.setting.folder / checkpoint.BEST
+        best = self.setting.folder / BEST
         if best.is_file():
-            provenance = checkpoint.read_tensors(best)[1]["provenance"]
+            provenance = read_tensors(best)[1]["provenance"]
             self.best = (provenance["validation_top1"], -provenance["validation_loss"])
         return True
 
@@ -207,7 +208,7 @@ class StageRun:
         top1, loss = validation_score(logits, setting.validation_labels)
         if setting.recipe.select == "best" and (self.best is None or (top1, -loss) > self.best):
             self.best = (top1, -loss)
-            self._save_model(checkpoint.BEST, epoch, validation_top1=top1, validation_loss=loss)
+            self._save_model(BEST, epoch, validation_top1=top1, validation_loss=loss)
         return {"validation_top1": top1, "validation_loss": loss}
 
     def _finish_epoch(self, epoch: int, record: dict[str, float], seconds: float, bar: Any) -> None:
@@ -229,24 +230,24 @@ class StageRun:
 
     def _save(self, epoch: int) -> None:
         """Write the model, then the state that resuming needs."""
-        self._save_model(checkpoint.LAST, epoch)
+        self._save_model(LAST, epoch)
         if self.accelerator.is_main_process:
             tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
             if self.average is not None:
                 tensors |= {f"average.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
-            tensors |= checkpoint.optimizer_tensors(self.optimizer)
+            tensors |= optimizer_tensors(self.optimizer)
             state = {**vars(self.progress), "scale_factors": self.factors}
-            checkpoint.write_tensors(self.setting.folder / checkpoint.STATE, tensors, state)
+            write_tensors(self.setting.folder / STATE, tensors, state)
 
     def _save_model(self, name: str, epoch: int, **extra: float) -> None:
         if self.accelerator.is_main_process:
             provenance = {**self.setting.info.provenance, "epoch": epoch + 1, **extra}
             info = replace(self.setting.info, provenance=provenance)
-            checkpoint.save_model(self.setting.folder / name, self.averaged, info)
+            save_model(self.setting.folder / name, self.averaged, info)
 
     def _load_chosen(self) -> None:
         self.accelerator.wait_for_everyone()
-        tensors, _ = checkpoint.read_tensors(checkpoint.find_model(self.setting.folder))
+        tensors, _ = read_tensors(find_model(self.setting.folder))
         self.model.load_state_dict(tensors)
         self.model.eval()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from gsb_vit.data.splits import DataRecipe
 from gsb_vit.quantization import Quantization
 
 STAGES = ("teacher", "stage1", "stage2")
@@ -25,28 +26,9 @@ class ModelRecipe:
     attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.1
 
-
-@dataclass(frozen=True)
-class DataRecipe:
-    """Which part of the data is used, and how a picture becomes the model's input.
-
-    ``shots`` keeps K training pictures a class, ``label_noise`` gives that share of the training labels another,
-    uniformly drawn class (symmetric noise); ``validation_fraction`` is cut from the training data, stratified;
-    ``test_fraction`` applies to data without a test split of its own. All draws depend on ``split_seed`` only.
-    """
-
-    validation_fraction: float = 0.15
-    test_fraction: float = 0.3
-    split_seed: int = 0
-    classes: str = "all"
-    shots: int | None = None
-    label_noise: float = 0.0
-    resize: Literal["crop", "squash"] = "crop"
-    crop_ratio: float = 0.875
-    interpolation: str = "bicubic"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    memory_limit_mb: int = 4096
+    def arguments(self) -> dict[str, Any]:
+        """Return keyword arguments for the architecture, without what the recipe leaves to it."""
+        return {name: value for name, value in vars(self).items() if name != "architecture" and value is not None}
 
 
 @dataclass(frozen=True)

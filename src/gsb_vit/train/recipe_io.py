@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from gsb_vit.errors import InputError
-from gsb_vit.models.binarize import PRESETS, Quantization
+from gsb_vit.quantization import PRESETS, Quantization
 
 from .recipe import Recipe
 

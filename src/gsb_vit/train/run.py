@@ -19,19 +19,22 @@ from gsb_vit import __version__
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.data.splits import DataSplits, load_data
 from gsb_vit.errors import InputError
+from gsb_vit.files import write_json
 from gsb_vit.metrics import classification_metrics, confusion_matrix
 from gsb_vit.models.binarize import initialize_scales
-from gsb_vit.models.build import ModelInfo, build_model, build_teacher, model_args, require_architecture
-from gsb_vit.nn.matmul import emulates_bfloat16
+from gsb_vit.models.build import build_model, require_architecture
+from gsb_vit.models.trained import ModelInfo, find_model, load_model, read_tensors
 
-from . import checkpoint
-from .augment import EvaluationPictures, TrainingPictures
+from .batches import EvaluationPictures, TrainingPictures
+from .checkpoint import start_from
 from .evaluate import model_logits
-from .folder import prepare_folder, run_threads, write_json
+from .folder import prepare_folder, run_threads
 from .log import RunLog, summary_table
 from .loop import StageRun, StageSetting
+from .precision import emulates_bfloat16
 from .recipe import STAGES, Recipe, StageRecipe
 from .seeds import seed_everything
+from .teacher import build_teacher
 
 _BEFORE_FIRST_EPOCH = 2**31 - 1
 
@@ -127,7 +130,7 @@ class _Run:
         model = build_model(info.architecture, info.model_args, len(info.class_names), info.quantization)
         source = list(models)[-1] if stage.initialize == "previous" and models else stage.initialize
         if source in models:
-            carried, fresh = checkpoint.start_from(model, models[source])
+            carried, fresh = start_from(model, models[source])
             text = ", ".join(fresh[:4]) + (", …" if len(fresh) > 4 else "")
             self.log.say(
                 f"{name}: {len(carried)} tensors from {source}; {len(fresh)} start fresh" + f" ({text})" * bool(fresh)
@@ -171,7 +174,7 @@ class _Run:
     def _info(self, name: str, stage: StageRecipe) -> ModelInfo:
         return ModelInfo(
             architecture=self.recipe.model.architecture,
-            model_args=model_args(self.recipe.model),
+            model_args=self.recipe.model.arguments(),
             quantization=stage.quantization,
             class_names=self.data.class_names,
             preprocessing=self.preprocessing,
@@ -195,7 +198,7 @@ class _Run:
             if not (self.folder / name).is_dir():
                 continue
             logits = model_logits(model, pictures, self.accelerator)
-            provenance = checkpoint.read_tensors(checkpoint.find_model(self.folder / name))[1]["provenance"]
+            provenance = read_tensors(find_model(self.folder / name))[1]["provenance"]
             stages[name] = {
                 "test": classification_metrics(logits, labels),
                 "chosen_epoch": provenance["epoch"],
@@ -260,7 +263,7 @@ def require_models(recipe: Recipe, data: DataSplits) -> None:
             require_architecture(source.removeprefix("timm:"))
         for name in students:
             stage: StageRecipe = getattr(recipe, name)
-            build_model(recipe.model.architecture, model_args(recipe.model), len(data.class_names), stage.quantization)
+            build_model(recipe.model.architecture, recipe.model.arguments(), len(data.class_names), stage.quantization)
     for name in students:
         if getattr(recipe, name).initialize == "teacher" and not has_teacher:
             raise InputError(f'{name}.initialize = "teacher", but the recipe has no teacher; use "fresh" or "previous"')
@@ -270,7 +273,7 @@ def require_models(recipe: Recipe, data: DataSplits) -> None:
 
 def load_teacher(source: str, data: DataSplits) -> nn.Module:
     """A trained teacher from a file or run. Raises InputError where its classes are not the data's."""
-    trained = checkpoint.load_model(source)
+    trained = load_model(source)
     if trained.class_names != data.class_names:
         raise InputError(
             f"teacher {source!r} knows {len(trained.class_names)} classes that are not the {len(data.class_names)} of "

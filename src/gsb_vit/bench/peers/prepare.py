@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gsb_vit.data.synthetic import smooth_pictures
 from gsb_vit.errors import InputError
 
 from .engines import PEERS, Engine
@@ -89,15 +90,6 @@ def has_vnni() -> bool:
     """Return whether this CPU multiplies and adds 8-bit numbers in one step, as far as the system tells."""
     info = Path("/proc/cpuinfo")
     return info.exists() and bool({"avx512_vnni", "avx_vnni"} & set(info.read_text().split()))
-
-
-def smooth_pictures(count: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return random pictures (count, H, W, 3) of soft blobs, always the same: 7×7 noise, enlarged."""
-    from PIL import Image
-
-    noise = np.random.default_rng(0).integers(0, 256, (count, 7, 7, 3), dtype=np.uint8)
-    enlarged = [Image.fromarray(one).resize(size[::-1], Image.Resampling.BICUBIC) for one in noise]
-    return np.stack([np.asarray(one) for one in enlarged])
 
 
 def _run_in_own_process(folder: Path) -> None:

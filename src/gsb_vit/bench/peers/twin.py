@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gsb_vit.data.preprocess import Preprocessing
-    from gsb_vit.runtime.packed_file import Architecture
+    from gsb_vit.runtime.schema import Architecture
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -1,0 +1,78 @@
+"""The architecture of a packed model: read off a trained one, or found by a file or a name."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from gsb_vit.errors import InputError
+from gsb_vit.quantization import Quantization
+from gsb_vit.runtime.packed_file import read
+from gsb_vit.runtime.schema import Architecture
+
+NUM_CLASSES = 1000  # of an architecture that is only named
+
+
+def architecture_of(model: Any) -> Architecture:
+    """Return the shape of a binarized model as a packed file states it. Raises InputError for values out of range."""
+    attention, mlp = model.blocks[0].attn, model.blocks[0].mlp
+    q = model.quantization
+    heads = 1 + hasattr(model, "head_dist")
+    return Architecture(
+        name=(getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__,
+        image_size=tuple(model.patch_embed.img_size),
+        patch_size=tuple(model.patch_embed.patch_size),
+        embed_dim=model.embed_dim,
+        depth=len(model.blocks),
+        num_heads=attention.num_heads,
+        mlp_hidden=mlp.fc1.out_features,
+        prefix_tokens=heads,
+        num_heads_out=heads,
+        num_classes=model.head.out_features,
+        layer_norm_eps=float(model.norm.eps),
+        attention_thresholds=q.attention_thresholds,
+        value_thresholds=q.value_thresholds,
+        threshold_scope=q.threshold_scope,
+        attention_bias=q.attention_bias,
+    )
+
+
+def find_architecture(target: str) -> tuple[Architecture, int | None]:
+    """Return the architecture of a packed file, with the file's bytes, of a run or trained model file, or of a name.
+
+    A name is that of a timm vision transformer, built with the default quantization; that, and a trained model, need
+    PyTorch.
+
+    Raises:
+        InputError: neither a file nor a known architecture, or an architecture that cannot be packed.
+    """
+    path = Path(target)
+    if path.is_file() and not is_trained_model(path):
+        return read(path).architecture, path.stat().st_size
+    if not path.exists() and (path.suffix == ".safetensors" or len(path.parts) > 1):
+        raise InputError(f"{target}: no such file; give a packed model, or the name of an architecture")
+    if find_spec("timm") is None:
+        raise InputError(
+            f"{target} needs PyTorch to be summed up: pip install 'gsb-vit[train]', or give a packed model"
+        )
+    from gsb_vit.models.build import build_model
+    from gsb_vit.models.trained import load_model
+
+    from .checks import check_exportable
+
+    if path.exists():
+        model = load_model(path).model
+        check_exportable(model)
+    else:
+        model = build_model(target, {}, NUM_CLASSES, Quantization())
+    return architecture_of(model), None
+
+
+def is_trained_model(path: Path) -> bool:
+    """Return whether a file is a trained model of the training side (rather than packed, or something else)."""
+    try:
+        with safe_open(path, "numpy") as file:
+            return "gsb_vit" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False

@@ -1,0 +1,32 @@
+"""How well a packed model does on pictures. No PyTorch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gsb_vit.data.held_out import held_out_pictures, require_same_classes
+from gsb_vit.metrics import classification_metrics
+
+from .classifier import Classifier
+
+BATCH = 64
+
+
+def evaluate_packed(classifier: Classifier, spec: str, provenance: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of a packed model on the held-out pictures of a data SPEC.
+
+    Raises:
+        InputError: the data cannot be read, its classes are not the model's, or a file is not a picture.
+    """
+    class_names, pictures = held_out_pictures(spec, provenance)
+    require_same_classes(classifier.class_names, class_names, spec)
+    return classification_metrics(logits_of(classifier, pictures.sources), pictures.labels)
+
+
+def logits_of(classifier: Classifier, sources: Sequence[Any]) -> np.ndarray:
+    """Classify pictures (paths, arrays, Pillow images) in batches: → float32 (n, K)."""
+    parts = []
+    for start in range(0, len(sources), BATCH):
+        parts.append(classifier.logits(np.stack([classifier.preprocessing(one) for one in sources[start:][:BATCH]])))
+    return np.concatenate(parts)

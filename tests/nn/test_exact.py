@@ -17,7 +17,7 @@ from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.export.pack import _folded, pack_model
 from gsb_vit.export.parity import torch_bits
 from gsb_vit.models.binarize import binarize, initialize_scales, set_pixel_scaling
-from gsb_vit.models.pixel_inputs import normalize
+from gsb_vit.models.pixel_inputs import PixelInputs, normalize
 from gsb_vit.nn import exact
 from gsb_vit.quantization import Quantization
 from gsb_vit.runtime import reference
@@ -214,15 +214,15 @@ def test_which_models_follow():
         return VisionTransformer(**{**shape, **options})
 
     model = binarize(vit())
-    assert isinstance(model, exact.PixelInputs) and isinstance(model.norm, exact.OrderedNorm)
+    assert isinstance(model, PixelInputs) and isinstance(model.norm, exact.OrderedNorm)
     assert isinstance(model.blocks[0].norm1, LayerNorm) and model.blocks[0].attn.ordered
     for switches in ("full_precision", "stage1", "authors_stage2", {"scheme": "xnor"}, {"weight_bits": 2}):
         model = binarize(vit(), switches)
-        assert not any(isinstance(part, exact.PixelInputs | exact.OrderedNorm) for part in model.modules())
+        assert not any(isinstance(part, PixelInputs | exact.OrderedNorm) for part in model.modules())
         set_pixel_scaling(model, IMAGENET)
         assert getattr(model.patch_embed.proj, "pixel_scaling", None) is None
     model = binarize(timm.create_model("deit_tiny_distilled_patch16_224", depth=1))
-    assert isinstance(model, VisionTransformerDistilled) and isinstance(model, exact.PixelInputs)
+    assert isinstance(model, VisionTransformerDistilled) and isinstance(model, PixelInputs)
 
     class Own(VisionTransformer):
         pass

@@ -83,7 +83,7 @@ def test_the_wheel_holds_extension_recipes_and_template(wheel):
     with zipfile.ZipFile(wheel) as file:
         found = set(file.namelist())
     assert any(re.fullmatch(r"gsb_vit/_native\..*(so|pyd)", name) for name in found)
-    assert "gsb_vit/train/templates/report.html" in found
+    assert "gsb_vit/report/templates/report.html" in found
     for recipe in (ROOT / "src" / "gsb_vit" / "train" / "recipes").glob("*.toml"):
         assert f"gsb_vit/train/recipes/{recipe.name}" in found
     for source in (ROOT / "src" / "gsb_vit").rglob("*.py"):

@@ -125,7 +125,9 @@ def test_studies_keep_their_rows_beside_them():
     for page in (DOCS / "studies").glob("*.md"):
         for name in re.findall(r"<!-- study (\S+) -->", read(page)):
             assert name == page.stem and (DOCS / "studies" / f"{name}.svg").is_file()
-            assert f"recipes/studies/{name}.toml" in read(page) and (ROOT / "recipes/studies" / f"{name}.toml").is_file()
+            assert (
+                f"recipes/studies/{name}.toml" in read(page) and (ROOT / "recipes/studies" / f"{name}.toml").is_file()
+            )
             assert f"--write docs/studies/{name}.md" in read(page)
 
 

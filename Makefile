@@ -9,7 +9,7 @@ SOURCES := pyproject.toml constraints.txt $(shell find src native CMakeLists.txt
 NATIVE  := $(shell find native -name '*.cpp' -o -name '*.h' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check format native clean
+.PHONY: help quickstart test check docs format native clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ check: $(VENV)/.dev  ## lint, check formats and types
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+
+docs: build/docs-venv/.installed  ## build the documentation into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 PATH="$(abspath build/docs-venv/bin):$$PATH" build/docs-venv/bin/mkdocs build --strict --quiet
 
 format: $(VENV)/.dev  ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix src tests benchmarks
@@ -52,4 +55,11 @@ $(VENV)/.train: $(BIN)/python $(SOURCES)
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	@echo "installing the package, PyTorch and the tools into $(VENV); this takes some minutes"
 	$(BIN)/python -m pip install --quiet -c constraints.txt '.[train,dev]'
+	@touch $@
+
+# The site's tools need neither PyTorch nor the package: names and docstrings are read from the sources.
+build/docs-venv/.installed: pyproject.toml
+	$(PYTHON) -m venv build/docs-venv
+	build/docs-venv/bin/python -m pip install --quiet \
+		$$(sed -n 's/^docs = \[\(.*\)\]$$/\1/p' pyproject.toml | sed 's/", "/ /g; s/"//g')
 	@touch $@

@@ -69,8 +69,8 @@ def test_a_c_program_classifies_a_picture(native, model):
 
 
 def test_a_photo_made_into_a_ppm_is_classified_as_in_python(native, tmp_path):
-    """As docs/performance.md tells, with its own lines: JPEG → PPM of the model's size → class and logit."""
-    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    """As docs/runtime.md tells, with its own lines: JPEG → PPM of the model's size → class and logit."""
+    text = (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8")
     code = re.search(r'^python -c "(import sys, gsb_vit.*?)" MODEL photo.jpg photo.ppm', text, re.DOTALL | re.MULTILINE)
     write_random_packed(tmp_path / "model.safetensors", seed=7, **MODELS["relative"])
     rng = np.random.default_rng(0)

@@ -72,7 +72,7 @@ def test_what_is_finished_is_not_run_again(done, monkeypatch) -> None:
     assert run_here(monkeypatch, file, out, document=document) == ({}, [])
     text = document.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith("after\n") and "\nold\n" not in text and "| GSB |" in text
-    assert (out / "images" / "study-tiny.svg").is_file()
+    assert (out / "tiny.svg").is_file() and (out / "tiny.json").is_file()
 
 
 def test_recorded_rows_outlive_the_runs_as_long_as_the_recipe_is_theirs(done, tmp_path: Path, monkeypatch) -> None:
@@ -80,7 +80,7 @@ def test_recorded_rows_outlive_the_runs_as_long_as_the_recipe_is_theirs(done, tm
     document = tmp_path / "doc.md"
     document.write_text("<!-- study tiny -->\n<!-- /study tiny -->\n", encoding="utf-8")
     assert run_here(monkeypatch, file, out, jobs=0, document=document) == ({}, [])
-    first, kept = document.read_text(encoding="utf-8"), tmp_path / "studies" / "tiny.json"
+    first, kept = document.read_text(encoding="utf-8"), tmp_path / "tiny.json"
     recorded = kept.read_text(encoding="utf-8")
     assert run_here(monkeypatch, file, tmp_path / "nothing", document=document) == ({}, [])
     assert document.read_text(encoding="utf-8") == first and kept.read_text(encoding="utf-8") == recorded
@@ -105,7 +105,7 @@ def test_a_printed_table_stays_while_nothing_is_found(done, tmp_path: Path, monk
     document = tmp_path / "doc.md"
     document.write_text("<!-- study tiny -->\nprinted\n<!-- /study tiny -->\n", encoding="utf-8")
     assert run_here(monkeypatch, file, tmp_path / "nothing", jobs=0, document=document) == ({}, [])
-    assert "\nprinted\n" in document.read_text(encoding="utf-8") and not (tmp_path / "studies").exists()
+    assert "\nprinted\n" in document.read_text(encoding="utf-8") and not (tmp_path / "tiny.json").exists()
 
 
 def test_a_moved_study_stays_finished_and_a_changed_one_is_refused(done, tmp_path: Path, monkeypatch) -> None:

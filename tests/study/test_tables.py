@@ -57,14 +57,31 @@ def test_means_gaps_and_paired_leads() -> None:
     assert a.seconds == 30.0
 
 
-def test_the_table() -> None:
+def test_the_tables() -> None:
     text = markdown(make(), aggregate(make(), rows()), "plot.svg")
     lines = text.splitlines()
-    assert lines[2].startswith("| variant | teacher top-1 | stage 1 top-1 | top-1 | top-5 | precision | recall | F1 |")
-    assert lines[4].startswith("| A | 55.00 ± 0.00 | 53.00 ± 0.00 | **52.00 ± 2.00** | 25.00 ± 0.00 |")
-    assert lines[5].startswith("| B | 55.00 ± 0.00 | 53.00 ± 0.00 | 49.00 ± 1.73 |") and "| 2* |" in lines[5]
+    assert lines[2] == "| variant | top-1 | minus teacher | minus a, 95 % interval | kB |"
+    assert lines[4].startswith("| A | **52.00 ± 2.00** | -3.00 ± 2.00 |")
+    assert lines[5].startswith("| B | 49.00 ± 1.73 |") and lines[5].endswith("| 2* |")
+    assert "| variant | top-5 | precision | recall | F1 |" in lines
+    assert "| variant | teacher top-1 | stage 1 top-1 | training |" in lines
+    assert "| A | 55.00 ± 0.00 | 53.00 ± 0.00 | 30 s |" in lines
     assert "`gsb-vit study s.toml`; commit abc; CPU, 1 thread a run" in text and "![Study](plot.svg)" in text
-    assert len({line.count("|") for line in lines[2:6]}) == 1
+
+
+def test_no_table_has_more_than_six_columns() -> None:
+    axes = ("data.shots", "data.label_noise", "seed_of_data")
+    for count in range(4):
+        point = tuple((axis, 2) for axis in axes[:count])
+        study = make(axes[:count], None, (point,))
+        mixed = [{**one, "commit": one["variant"]} for one in rows(latency_ms=1.0, **dict(point))]
+        text = markdown(study, aggregate(study, mixed))
+        tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
+        assert all(
+            line.count("|") <= 7 and line.count("|") == table[0].count("|") for table in tables for line in table
+        )
+        head = {cell.strip() for table in tables for cell in table[0].split("|")}
+        assert {"top-1", "kB", "ms per image", "F1", "stage 1 top-1", "training", "made by"} <= head
 
 
 def test_rows_of_different_origin_are_told_apart() -> None:

@@ -51,7 +51,7 @@ def run_study(
         jobs: how many runs at a time; None for one a core of this process, 0 to run none and write what there is.
         executor: ``local``, ``submitit``, or ``submitit:CLUSTER`` (``local``, ``debug``).
         document: a Markdown file whose part between this study's markers becomes the table. All rows are kept beside
-            it, in ``studies/NAME.json``; what is kept there, of the same recipe, is not run again.
+            it, in ``NAME.json``, with the plot ``NAME.svg``; what is kept there, of the same recipe, is not run again.
         latency: time the packed models at the end (one thread, one picture); only what is not timed yet.
         dry_run: check everything and list the runs.
 
@@ -202,12 +202,10 @@ class _Results:
         text = markdown(self.study, groups, "plot.svg" if picture else None)
         write_atomically(self.out / "table.md", text.encode())
         if document is not None and picture is not None:
-            place = document.parent / "images" / f"study-{self.study.name}.svg"
-            records = records_file(document, self.study)
-            for path, content in ((place, picture), (records, records_text(self.study, found))):
-                path.parent.mkdir(exist_ok=True)
-                write_atomically(path, content.encode())
-            text = markdown(self.study, groups, f"images/{place.name}")
+            place = document.with_name(f"{self.study.name}.svg")
+            write_atomically(place, picture.encode())
+            write_atomically(records_file(document, self.study), records_text(self.study, found).encode())
+            text = markdown(self.study, groups, place.name)
             write_atomically(document, replace_between_markers(document, self.study.name, text).encode())
         return len(found)
 

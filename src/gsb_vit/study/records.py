@@ -16,8 +16,8 @@ from .results import Row
 
 
 def records_file(document: Path, study: Study) -> Path:
-    """``studies/NAME.json`` beside the document."""
-    return document.parent / "studies" / f"{study.name}.json"
+    """``NAME.json`` beside the document."""
+    return document.with_name(f"{study.name}.json")
 
 
 def read_records(path: Path, study: Study) -> tuple[dict[str, list[Row]], list[str]]:

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from gsb_vit.metrics import METRIC_NAMES
 
 from .plan import Study
 from .results import Group, Row, Spread, file_bytes, public_spec
+
+MOST_COLUMNS = 6  # wider tables cannot be read on a telephone
+Column = tuple[str, Callable[..., str]]
 
 
 def study_command(study_file: Path, data: str) -> str:
@@ -36,57 +39,80 @@ def csv_text(study: Study, rows: Sequence[Row]) -> str:
 
 
 def markdown(study: Study, groups: Sequence[Group], plot: str | None = None) -> str:
-    """The table: percent, mean ± sample standard deviation over seeds; best final top-1 of each grid point in bold."""
+    """Tables of at most six columns: percent, mean ± sample standard deviation over seeds.
+
+    The best final top-1 of each grid point is in bold.
+    """
     if not groups:
         return f"**{study.title}**: no run is finished yet.\n"
-    columns = _columns(study, groups)
     best = {
         point: max(g.metrics[g.final]["top1"].mean for g in groups if g.point == point) for point in _points(groups)
     }
     shared = [len(set(parts)) == 1 for parts in zip(*map(_origin, groups), strict=True)]
     own = dict.fromkeys(_joined(group, [not same for same in shared]) for group in groups)
     letters = {text: f"({_letter(index)})" for index, text in enumerate(own)}
+    made_by: list[Column] = [("made by", lambda group: letters[_joined(group, [not same for same in shared])])]
+    result, others, training = _columns(study, groups, best)
+    training += made_by if len(letters) > 1 else []
+    parts = [f"**{study.title}**", *_tables(study, groups, result), "The other metrics:"]
+    parts += [*_tables(study, groups, others), "Teacher, stage 1 and training time:", *_tables(study, groups, training)]
+    parts += [_note(study, groups), _joined(groups[0], shared)]
     if len(letters) > 1:
-        columns.append(("made by", lambda group: letters[_joined(group, [not same for same in shared])]))
-    lines = ["| " + " | ".join(name for name, _ in columns) + " |", "|" + "---|" * len(columns)]
-    for group in groups:
-        cells = [text(group) for _, text in columns]
-        if group.metrics[group.final]["top1"].mean == best[group.point]:
-            place = [name for name, _ in columns].index("top-1")
-            cells[place] = f"**{cells[place]}**"
-        lines.append("| " + " | ".join(cells) + " |")
-    notes = [_note(study, groups), _joined(groups[0], shared)]
-    if len(letters) > 1:
-        notes.append("; ".join(f"{letter} {text}" for text, letter in letters.items()))
+        parts.append("; ".join(f"{letter} {text}" for text, letter in letters.items()))
     if plot:
-        notes.append(f"![{study.title}]({plot})")
-    return "\n".join([f"**{study.title}**", "", *lines, "", "\n\n".join(notes)]) + "\n"
+        parts.append(f"![{study.title}]({plot})")
+    return "\n\n".join(parts) + "\n"
 
 
-def _columns(study: Study, groups: Sequence[Group]) -> list[tuple[str, Any]]:
+def _tables(study: Study, groups: Sequence[Group], columns: Sequence[Column]) -> list[str]:
+    """``columns`` behind what names a row, in as many tables as that needs."""
+    keys: list[Column] = [("variant", lambda g: g.title)]
+    keys += [(f"`{axis}`", lambda g, axis=axis: str(dict(g.point)[axis])) for axis in study.axes]
+    room = max(MOST_COLUMNS - len(keys), 1)
+    tables = []
+    for start in range(0, len(columns), room):
+        shown = [*keys, *columns[start : start + room]]
+        lines = [[name for name, _ in shown], ["---"] * len(shown)]
+        lines += [[text(group) for _, text in shown] for group in groups]
+        tables.append("\n".join("| " + " | ".join(cells) + " |" for cells in lines))
+    return tables
+
+
+def _columns(
+    study: Study, groups: Sequence[Group], best: Mapping[Any, float]
+) -> tuple[list[Column], list[Column], list[Column]]:
+    """What the last stage reached and costs; its other metrics; what came before it."""
     wanted = max((len(g.seeds) for g in groups), default=0)
-    columns: list[tuple[str, Any]] = [("variant", lambda g: g.title)]
-    for axis in study.axes:
-        columns.append((f"`{axis}`", lambda g, axis=axis: str(dict(g.point)[axis])))
+    result: list[Column] = []
     if any(len(g.seeds) != len(study.seeds) for g in groups) or wanted != len(study.seeds):
-        columns.append(("seeds", lambda g: f"{len(g.seeds)} of {len(study.seeds)}"))
-    for stage, title in (("teacher", "teacher top-1"), ("stage1", "stage 1 top-1")):
-        if any(stage in g.metrics and g.final != stage for g in groups):
-            columns.append((title, lambda g, stage=stage: _earlier(g, stage)))
-    for key, title in METRIC_NAMES.items():
-        columns.append((title, lambda g, key=key: percent(g.metrics[g.final][key])))
+        result.append(("seeds", lambda g: f"{len(g.seeds)} of {len(study.seeds)}"))
+    result.append((METRIC_NAMES["top1"], lambda g: _top1(g, best[g.point])))
     if any(g.gap for g in groups):
-        columns.append(("minus teacher", lambda g: signed(g.gap)))
+        result.append(("minus teacher", lambda g: signed(g.gap)))
     if any(g.lead for g in groups):
-        columns.append((f"minus {study.reference}, 95 % interval", lambda g: interval(g.lead)))
+        result.append((f"minus {study.reference}, 95 % interval", lambda g: interval(g.lead)))
     if any(g.size for g in groups):
-        columns.append(("kB", lambda g: kilobytes(g)))
+        result.append(("kB", lambda g: kilobytes(g)))
     if any("latency_ms" in g.size for g in groups):
-        columns.append(
-            ("ms a picture", lambda g: f"{g.size['latency_ms']:.3f}" if "latency_ms" in g.size else "not run")
-        )
-    columns.append(("training", lambda g: f"{g.seconds:.0f} s"))
-    return columns
+        latency = "ms per image", lambda g: f"{g.size['latency_ms']:.3f}" if "latency_ms" in g.size else "not run"
+        result.append(latency)
+    others: list[Column] = [
+        (title, lambda g, key=key: percent(g.metrics[g.final][key]))
+        for key, title in METRIC_NAMES.items()
+        if key != "top1"
+    ]
+    training: list[Column] = [
+        (title, lambda g, stage=stage: _earlier(g, stage))
+        for stage, title in (("teacher", "teacher top-1"), ("stage1", "stage 1 top-1"))
+        if any(stage in g.metrics and g.final != stage for g in groups)
+    ]
+    training.append(("training", lambda g: f"{g.seconds:.0f} s"))
+    return result, others, training
+
+
+def _top1(group: Group, best: float) -> str:
+    mean = group.metrics[group.final]["top1"]
+    return f"**{percent(mean)}**" if mean.mean == best else percent(mean)
 
 
 def _earlier(group: Group, stage: str) -> str:
@@ -133,7 +159,7 @@ def _note(study: Study, groups: Sequence[Group]) -> str:
         "counted in each row."
     )
     if any(group.size for group in groups):
-        text += " Sizes are of the packed file; * where the runtime does not run it: all numbers at their trained bits."
+        text += " kB: the packed file; * where the runtime does not run the model: all numbers at their trained bits."
     return text
 
 
@@ -170,9 +196,7 @@ def replace_between_markers(document: Path, name: str, text: str) -> str:
     except OSError as error:
         raise InputError(f"cannot read {document} ({error.strerror}); give a Markdown file") from error
     if old.count(start) != 1 or old.count(end) != 1 or old.index(start) > old.index(end):
-        raise InputError(
-            f"{document} needs the lines {start} and {end}, once each; add them where the table shall stand"
-        )
+        raise InputError(f"{document} needs the lines {start} and {end}, once each; add them where the table belongs")
     return re.sub(
         re.escape(start) + ".*?" + re.escape(end), lambda _: f"{start}\n{text.strip()}\n{end}", old, flags=re.DOTALL
     )

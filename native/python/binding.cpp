@@ -6,9 +6,9 @@
 
 #include <utility>
 
-#include "core_speed.h"
-#include "dispatch.h"
 #include "error.h"
+#include "kernels/dispatch.h"
+#include "machine/core_speed.h"
 #include "model.h"
 
 namespace nb = nanobind;

@@ -7,9 +7,9 @@
 
 #include <cstring>
 
-#include "dispatch.h"
 #include "error.h"
-#include "prepack.h"
+#include "kernels/dispatch.h"
+#include "weights/model_weights.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

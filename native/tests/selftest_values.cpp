@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "prepack.h"
 #include "selftest.h"
+#include "weights/model_weights.h"
 
 namespace gsb::selftest {
 

@@ -1,4 +1,4 @@
-#include "packed_model.h"
+#include "file/packed_model.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "error.h"
-#include "json.h"
+#include "file/json.h"
 
 namespace gsb {
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "safetensors_file.h"
+#include "file/safetensors_file.h"
 
 namespace gsb {
 

@@ -1,4 +1,4 @@
-#include "safetensors_file.h"
+#include "file/safetensors_file.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -10,7 +10,7 @@
 #include <string_view>
 
 #include "error.h"
-#include "json.h"
+#include "file/json.h"
 
 namespace gsb {
 

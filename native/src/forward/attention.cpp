@@ -4,8 +4,8 @@
 #include <cstring>
 #include <limits>
 
-#include "float_ops.h"
-#include "forward_call.h"
+#include "forward/call.h"
+#include "kernels/float_ops.h"
 
 namespace gsb {
 

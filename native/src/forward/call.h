@@ -1,7 +1,7 @@
 // One picture on its way through Forward.
 #pragma once
 
-#include "forward.h"
+#include "forward/forward.h"
 
 namespace gsb {
 

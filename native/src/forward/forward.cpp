@@ -1,12 +1,12 @@
-#include "forward.h"
+#include "forward/forward.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <utility>
 
-#include "float_ops.h"
-#include "forward_call.h"
+#include "forward/call.h"
+#include "kernels/float_ops.h"
 
 namespace gsb {
 

@@ -9,12 +9,12 @@
 #include <cstdint>
 #include <vector>
 
-#include "buffer.h"
-#include "kernels.h"
-#include "packed_model.h"
-#include "prepack.h"
-#include "profile.h"
-#include "threads.h"
+#include "file/packed_model.h"
+#include "forward/profile.h"
+#include "kernels/contract.h"
+#include "machine/buffer.h"
+#include "machine/threads.h"
+#include "weights/model_weights.h"
 
 namespace gsb {
 

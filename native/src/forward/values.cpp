@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "forward_call.h"
+#include "forward/call.h"
 
 namespace gsb {
 

@@ -1,4 +1,4 @@
-#include "float_ops.h"
+#include "kernels/float_ops.h"
 
 #include <cmath>
 

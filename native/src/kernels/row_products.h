@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels.h"
+#include "kernels/contract.h"
 
 namespace gsb {
 

@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
-#include "float_ops.h"
-#include "kernels.h"
-#include "row_products.h"
+#include "kernels/contract.h"
+#include "kernels/float_ops.h"
+#include "kernels/row_products.h"
 
 namespace gsb {
 

@@ -1,4 +1,4 @@
-#include "prepack.h"
+#include "weights/model_weights.h"
 
 #include <algorithm>
 #include <cstring>

@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "buffer.h"
-#include "kernels.h"
-#include "packed_model.h"
+#include "file/packed_model.h"
+#include "kernels/contract.h"
+#include "machine/buffer.h"
 
 namespace gsb {
 

@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "kernels.h"
+#include "kernels/contract.h"
 
 // Of each function, not of the file: nothing outside the kernels may use instructions the processor may lack.
 #define GSB_AVX2 __attribute__((target("avx2,f16c")))

@@ -1,13 +1,13 @@
 // AVX2 kernels: products, norms, patch embedding, heads.
 //
-// Contract: kernels.h. Layout: lane weights in triples, one output channel a 32-bit lane; see kernels_avx512.cpp for
-// the carry-save sum. Counting the bits of a register takes seven operations here, so saving one of three counts pays.
-// Cost of three words: three xors, three operations for the carry, two counts.
+// Contract: kernels/contract.h. Layout: lane weights in triples, one output channel a 32-bit lane; see
+// kernels_avx512.cpp for the carry-save sum. Counting the bits of a register takes seven operations here, so saving one
+// of three counts pays. Cost of three words: three xors, three operations for the carry, two counts.
 #include <cstring>
 
-#include "avx2.h"
-#include "dispatch.h"
-#include "kernels.h"
+#include "kernels/avx2/isa.h"
+#include "kernels/contract.h"
+#include "kernels/dispatch.h"
 
 namespace gsb {
 

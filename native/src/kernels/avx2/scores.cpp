@@ -1,10 +1,10 @@
 // AVX2 kernels: scores, Value planes, and what follows attention × Value.
 //
-// Contract: kernels.h. Sixteen keys are two registers, so that the lanes of a sum are those of sum16.
+// Contract: kernels/contract.h. Sixteen keys are two registers, so that the lanes of a sum are those of sum16.
 #include <cstring>
 
-#include "avx2.h"
-#include "kernels.h"
+#include "kernels/avx2/isa.h"
+#include "kernels/contract.h"
 
 namespace gsb {
 

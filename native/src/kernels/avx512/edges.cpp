@@ -1,11 +1,11 @@
 // AVX-512 kernels (VPOPCNTDQ, VNNI: Ice Lake, Zen 4 and later): norms, patch embedding, heads; and the table.
 //
-// Contract: kernels.h.
+// Contract: kernels/contract.h.
 #include <cstring>
 
-#include "avx512.h"
-#include "dispatch.h"
-#include "kernels.h"
+#include "kernels/avx512/isa.h"
+#include "kernels/contract.h"
+#include "kernels/dispatch.h"
 
 namespace gsb {
 

@@ -1,16 +1,16 @@
 // AVX-512 kernels: products of bits.
 //
-// Contract: kernels.h. Layout: lane weights, one output channel a 32-bit lane, and operand rows as running xors: with
-// P_k = x_0 ^ … ^ x_k in both operands, one xor each gives P_k of the products' differences. P_2i is the sum bit of the
-// carry-save adder that takes P_2i−2 and the words 2i − 1 and 2i, and its carry is P_2i−1 ? ¬P_2i : P_2i−2. Cost of two
-// words: two xors, one ternary operation, one popcount, one addition; only the last sum is counted.
+// Contract: kernels/contract.h. Layout: lane weights, one output channel a 32-bit lane, and operand rows as running
+// xors: with P_k = x_0 ^ … ^ x_k in both operands, one xor each gives P_k of the products' differences. P_2i is the sum
+// bit of the carry-save adder that takes P_2i−2 and the words 2i − 1 and 2i, and its carry is P_2i−1 ? ¬P_2i : P_2i−2.
+// Cost of two words: two xors, one ternary operation, one popcount, one addition; only the last sum is counted.
 //
 // Up to kResidentWords words deep, sixteen channels' weights stay in registers while all rows stream past as broadcast
 // operands; deeper products go through tiles of rows by registers, whose weights come from the first-level cache.
 #include <cstring>
 
-#include "avx512.h"
-#include "kernels.h"
+#include "kernels/avx512/isa.h"
+#include "kernels/contract.h"
 
 namespace gsb {
 

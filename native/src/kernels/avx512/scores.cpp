@@ -1,10 +1,10 @@
 // AVX-512 kernels: scores.
 //
-// Contract: kernels.h. Sixteen keys a register, one a 32-bit lane, so that lane l of a sum is lane l of sum16.
+// Contract: kernels/contract.h. Sixteen keys a register, one a 32-bit lane, so that lane l of a sum is lane l of sum16.
 #include <cstring>
 
-#include "avx512.h"
-#include "kernels.h"
+#include "kernels/avx512/isa.h"
+#include "kernels/contract.h"
 
 namespace gsb {
 

@@ -1,10 +1,10 @@
 // AVX-512 kernels: extremes and planes of the Value, and what follows attention × Value.
 //
-// Contract: kernels.h. Counts of 32 channels a register, one a 16-bit lane; products one a 32-bit lane.
+// Contract: kernels/contract.h. Counts of 32 channels a register, one a 16-bit lane; products one a 32-bit lane.
 #include <cstring>
 
-#include "avx512.h"
-#include "kernels.h"
+#include "kernels/avx512/isa.h"
+#include "kernels/contract.h"
 
 namespace gsb {
 

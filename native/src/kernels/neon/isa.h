@@ -5,7 +5,7 @@
 
 #include <cstring>
 
-#include "kernels.h"
+#include "kernels/contract.h"
 
 namespace gsb {
 

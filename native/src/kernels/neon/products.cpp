@@ -1,11 +1,11 @@
 // NEON kernels: products, norms, patch embedding, heads.
 //
-// Contract: kernels.h. Layout: lane weights, one output channel a 32-bit lane. Cost of 128 bits: one xor, one count of
-// bytes, one addition; loads and broadcasts are shared by rows and channels. Multiply and add stay apart: a fused one
-// would round once instead of twice (the build forbids the compiler to fuse them, too).
-#include "dispatch.h"
-#include "kernels.h"
-#include "neon.h"
+// Contract: kernels/contract.h. Layout: lane weights, one output channel a 32-bit lane. Cost of 128 bits: one xor, one
+// count of bytes, one addition; loads and broadcasts are shared by rows and channels. Multiply and add stay apart: a
+// fused one would round once instead of twice (the build forbids the compiler to fuse them, too).
+#include "kernels/contract.h"
+#include "kernels/dispatch.h"
+#include "kernels/neon/isa.h"
 
 namespace gsb {
 

@@ -1,11 +1,11 @@
 // NEON kernels: scores, their softmax and its masks.
 //
-// Contract: kernels.h. Sixteen keys go together: their distances are one register of bytes, and their exponentials come
-// from a table of bytes in registers, one look-up for each of a float's four bytes. Distances that do not fit in a
-// byte, or span 64 and more, take a plain path.
-#include "float_ops.h"
-#include "kernels.h"
-#include "neon.h"
+// Contract: kernels/contract.h. Sixteen keys go together: their distances are one register of bytes, and their
+// exponentials come from a table of bytes in registers, one look-up for each of a float's four bytes. Distances that do
+// not fit in a byte, or span 64 and more, take a plain path.
+#include "kernels/contract.h"
+#include "kernels/float_ops.h"
+#include "kernels/neon/isa.h"
 
 namespace gsb {
 

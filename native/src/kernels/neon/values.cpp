@@ -1,10 +1,10 @@
 // NEON kernels: extremes and planes of the Value, and what follows attention × Value.
 //
-// Contract: kernels.h. Counts of eight channels a register, one a 16-bit lane; products one a 32-bit lane.
+// Contract: kernels/contract.h. Counts of eight channels a register, one a 16-bit lane; products one a 32-bit lane.
 #include <cstring>
 
-#include "kernels.h"
-#include "neon.h"
+#include "kernels/contract.h"
+#include "kernels/neon/isa.h"
 
 namespace gsb {
 

@@ -1,16 +1,16 @@
 // Portable kernels: plain C++ on 64-bit words, the yardstick of the vector backends.
 //
-// Contract: kernels.h. Layout: weights row after row. Cost of a product: one load with xor, one popcount and one
-// addition per 64 bits.
+// Contract: kernels/contract.h. Layout: weights row after row. Cost of a product: one load with xor, one popcount and
+// one addition per 64 bits.
 #include <cmath>
 #include <cstring>
 #include <limits>
 
-#include "dispatch.h"
-#include "float_ops.h"
-#include "kernels.h"
-#include "row_products.h"
-#include "row_scores.h"
+#include "kernels/contract.h"
+#include "kernels/dispatch.h"
+#include "kernels/float_ops.h"
+#include "kernels/row_products.h"
+#include "kernels/row_scores.h"
 
 namespace gsb {
 

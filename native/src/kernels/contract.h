@@ -1,4 +1,5 @@
-// The operations a backend implements: one table of function pointers an instruction set, filled once (dispatch.h).
+// The operations a backend implements: one table of function pointers an instruction set, filled by name
+// (avx2/table.cpp) and chosen once (dispatch.h).
 //
 // Kernels neither allocate nor throw. Every one computes exactly what docs/numerics.md says, so that all backends give
 // the same bits. Bits live in 32-bit words, element 32·i + j of a row in bit j of its word i; pad bits are zero.
@@ -21,12 +22,12 @@ constexpr int kScoreRows = 8;    // attention rows a backend may work on togethe
 // 32 − m mod 32 gives entry z at z mod 32), with period 64 (128 numbers), and as it is.
 constexpr int kExpCyclic32 = 0, kExpCyclic64 = 64, kExpTable = 192;
 
-// How a backend wants its one-bit weights.
+// How a backend wants its one-bit weights; 0 is none.
 enum class WeightLayout {
-    rows,     // (channels, stride): a row of words a channel, stride even
-    lanes,    // blocks of 64 channels, the last one narrower: (block, depth, lanes)
-    triples,  // as lanes, words x0 x1 x2 of each whole triple stored as (x0, x0^x1, x0^x1^x2), in both operands
-    running   // as lanes, each word stored as the xor of all up to it, but the last of an even depth; in both operands
+    rows = 1,  // (channels, stride): a row of words a channel, stride even
+    lanes,     // blocks of 64 channels, the last one narrower: (block, depth, lanes)
+    triples,   // as lanes, words x0 x1 x2 of each whole triple stored as (x0, x0^x1, x0^x1^x2), in both operands
+    running    // as lanes, each word stored as the xor of all up to it, but the last of an even depth; in both operands
 };
 
 // Is word k of `depth` stored as the xor of itself and the stored word before it?
@@ -35,11 +36,11 @@ inline bool is_running(WeightLayout layout, int k, int depth) {
     return layout == WeightLayout::running && k != 0 && (k % 2 == 0 || k + 1 < depth);
 }
 
-// How it wants the int8 weights of the patch embedding; `area` is the pixels a colour, padded to 4.
+// How it wants the int8 weights of the patch embedding; `area` is the pixels a colour, padded to 4; 0 is none.
 enum class PatchLayout {
-    rows,   // int8 (channels, 3, area)
-    quads,  // int8 (block, 3, area / 4, lanes, 4)
-    pairs   // int16 (channels / 16, 3, area / 2, 16, 2)
+    rows = 1,  // int8 (channels, 3, area)
+    quads,     // int8 (block, 3, area / 4, lanes, 4)
+    pairs      // int16 (channels / 16, 3, area / 2, 16, 2)
 };
 
 // counts[row, channel] = popcount(rows[row] ^ weights[channel]).
@@ -53,7 +54,7 @@ struct Product {
 };
 
 // The sign of a layer norm. With t = (x − μ)·r, t·γ + β >= 0 holds from one float t on, or, where γ < 0, up to one: see
-// norm_signs() in prepack.h.
+// weights/norm_signs.h.
 struct Norm {
     const float* x;  // (count, stride)
     size_t stride;
@@ -141,36 +142,70 @@ struct Combine {
     size_t out_stride;
 };
 
+// The types of a backend's functions: the header of an instruction set declares each by its name (avx2/isa.h).
+namespace kernel {
+
+// Bits as they are → operand rows.
+using PrepareRows = void(const uint32_t* bits, size_t bit_stride, int count, int depth, uint32_t* rows, size_t stride);
+// bit = counts <= threshold; (count, out_stride) words.
+using ProductThreshold = void(const Product&, const int32_t* threshold, uint32_t* out, size_t out_stride);
+// bit = 0 where (uint32)(counts − low) <= range.
+using ProductInterval = void(const Product&, const int32_t* low, const uint32_t* range, uint32_t* out,
+                             size_t out_stride);
+// The counts themselves, (channels / 32, group_stride / 32, 32); channels a multiple of 32.
+using ProductCount = void(const Product&, uint16_t* out, size_t group_stride);
+// base − counts.
+using ProductIntegers = void(const Product&, const int32_t* base, int32_t* out, size_t out_stride);
+// x += f(base − (counts << shift)) · scale + bias.
+using ProductResidual = void(const Product&, const int32_t* base, int shift, const float* scale, const float* bias,
+                             float* x, size_t x_stride);
+// bit = layer norm >= 0; (count, out_stride) words.
+using NormBits = void(const Norm&, uint32_t* out, size_t out_stride);
+using PatchesEmbed = void(const Patches&);
+// out[row] = Σ x·w[row], exact.
+using DotBytes = void(const int8_t* x, const int8_t* weights, int depth, int rows, int32_t* out);
+using AttentionScores = void(const Scores&);
+// Smallest and largest count of each channel over rows first … last − 1.
+using CountExtremes = void(const uint16_t* counts, size_t group_stride, int channels, int first, int last,
+                           uint16_t* smallest, uint16_t* largest);
+using MakeValuePlanes = void(const ValuePlanes&);
+using CombineProducts = void(const Combine&);
+
+}  // namespace kernel
+
 struct Kernels {
     const char* name;
     WeightLayout weights;
     PatchLayout patches;
 
-    // Bits as they are → operand rows. nullptr: bits are operand rows already.
-    void (*prepare_rows)(const uint32_t* bits, size_t bit_stride, int count, int depth, uint32_t* rows, size_t stride);
-    // bit = counts <= threshold; (count, out_stride) words.
-    void (*product_threshold)(const Product&, const int32_t* threshold, uint32_t* out, size_t out_stride);
-    // bit = 0 where (uint32)(counts − low) <= range.
-    void (*product_interval)(const Product&, const int32_t* low, const uint32_t* range, uint32_t* out,
-                             size_t out_stride);
-    // The counts themselves, (channels / 32, group_stride / 32, 32); channels a multiple of 32.
-    void (*product_count)(const Product&, uint16_t* out, size_t group_stride);
-    // base − counts.
-    void (*product_integers)(const Product&, const int32_t* base, int32_t* out, size_t out_stride);
-    // x += f(base − (counts << shift)) · scale + bias.
-    void (*product_residual)(const Product&, const int32_t* base, int shift, const float* scale, const float* bias,
-                             float* x, size_t x_stride);
-    // bit = layer norm >= 0; (count, out_stride) words.
-    void (*norm_bits)(const Norm&, uint32_t* out, size_t out_stride);
-    void (*patches_embed)(const Patches&);
-    void (*scores)(const Scores&);
-    // Smallest and largest count of each channel over rows first … last − 1.
-    void (*count_extremes)(const uint16_t* counts, size_t group_stride, int channels, int first, int last,
-                           uint16_t* smallest, uint16_t* largest);
-    void (*value_planes)(const ValuePlanes&);
-    void (*combine)(const Combine&);
-    // out[row] = Σ x·w[row], exact.
-    void (*dot_bytes)(const int8_t* x, const int8_t* weights, int depth, int rows, int32_t* out);
+    kernel::PrepareRows* prepare_rows;  // nullptr: bits are operand rows already
+    // products.cpp of an instruction set
+    kernel::ProductThreshold* product_threshold;
+    kernel::ProductInterval* product_interval;
+    kernel::ProductCount* product_count;
+    kernel::ProductIntegers* product_integers;
+    kernel::ProductResidual* product_residual;
+    // edges.cpp
+    kernel::NormBits* norm_bits;
+    kernel::PatchesEmbed* patches_embed;
+    kernel::DotBytes* dot_bytes;
+    // scores.cpp
+    kernel::AttentionScores* scores;
+    // values.cpp
+    kernel::CountExtremes* count_extremes;
+    kernel::MakeValuePlanes* value_planes;
+    kernel::CombineProducts* combine;
 };
+
+// Is every entry there that has to be? Takes the table apart, so that an entry added to it does not compile until it is
+// asked for here, too.
+constexpr bool complete(const Kernels& table) {
+    const auto& [name, weights, patches, prepare_rows, product_threshold, product_interval, product_count,
+                 product_integers, product_residual, norm_bits, patches_embed, dot_bytes, scores, count_extremes,
+                 value_planes, combine] = table;
+    return name && weights != WeightLayout{} && patches != PatchLayout{} && product_threshold && product_interval &&
+           product_count && product_integers && product_residual && norm_bits && patches_embed && dot_bytes && scores &&
+           count_extremes && value_planes && combine;
+}
 
 }  // namespace gsb

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "kernels/candidates.h"
 #include "kernels/contract.h"
 #include "kernels/float_ops.h"
 #include "kernels/row_products.h"
@@ -58,22 +59,10 @@ struct RowScores {
     }
 
     static void collect(Candidates& c, int row, const float* a, int tokens, float largest) {
-        c.maximum = largest > c.maximum ? largest : c.maximum;
-        const float limit = c.fixed ? c.limit : c.ratio * c.maximum;
-        c.begin[row] = c.used;
-        c.count[row] = 0;
-        if (!(largest > limit)) return;
-        if (c.capacity - c.used < static_cast<size_t>(tokens)) {
-            c.count[row] = -1;
-            return;
-        }
-        for (int j = 0; j < tokens; ++j) {
-            if (a[j] > limit) {
-                c.columns[c.used] = j;
-                c.values[c.used++] = a[j];
-            }
-        }
-        c.count[row] = static_cast<int32_t>(c.used - c.begin[row]);
+        if (!begin_list(c, row, tokens, largest)) return;
+        const float limit = limit_of(c);
+        for (int j = 0; j < tokens; ++j) list_marked(c, a[j] > limit, j, a);
+        end_list(c, row);
     }
 };
 

@@ -10,7 +10,7 @@
 #define GSB_AVX2_APART GSB_AVX2 __attribute__((noinline))
 #define GSB_AVX2_INLINE GSB_AVX2 __attribute__((always_inline)) inline
 
-namespace gsb {
+namespace gsb::avx2 {
 
 GSB_AVX2_INLINE __m256i load256(const void* from) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(from));
@@ -54,11 +54,25 @@ GSB_AVX2_INLINE __m256i lanes256(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-// kernels_avx2_attention.cpp
-void scores_avx2(const Scores&);
-void count_extremes_avx2(const uint16_t* counts, size_t group_stride, int channels, int first, int last,
-                         uint16_t* smallest, uint16_t* largest);
-void value_planes_avx2(const ValuePlanes&);
-void combine_avx2(const Combine&);
+// products.cpp
+kernel::PrepareRows prepare_rows;
+kernel::ProductThreshold product_threshold;
+kernel::ProductInterval product_interval;
+kernel::ProductCount product_count;
+kernel::ProductIntegers product_integers;
+kernel::ProductResidual product_residual;
 
-}  // namespace gsb
+// edges.cpp
+kernel::NormBits norm_bits;
+kernel::PatchesEmbed patches_embed;
+kernel::DotBytes dot_bytes;
+
+// scores.cpp
+kernel::AttentionScores scores;
+
+// values.cpp
+kernel::CountExtremes count_extremes;
+kernel::MakeValuePlanes value_planes;
+kernel::CombineProducts combine;
+
+}  // namespace gsb::avx2

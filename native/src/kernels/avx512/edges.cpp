@@ -1,13 +1,12 @@
-// AVX-512 kernels (VPOPCNTDQ, VNNI: Ice Lake, Zen 4 and later): norms, patch embedding, heads; and the table.
+// AVX-512 kernels: norms, patch embedding, heads.
 //
 // Contract: kernels/contract.h.
 #include <cstring>
 
 #include "kernels/avx512/isa.h"
 #include "kernels/contract.h"
-#include "kernels/dispatch.h"
 
-namespace gsb {
+namespace gsb::avx512 {
 
 namespace {
 
@@ -61,14 +60,6 @@ GSB_AVX512_INLINE void norm_rows(const Norm& norm, int row, uint32_t* out, size_
             std::memcpy(to + r * out_stride * sizeof(*out), &bits, sizeof(bits));
         }
     }
-}
-
-GSB_AVX512 void norm_bits(const Norm& given, uint32_t* out, size_t out_stride) {
-    const Norm norm = given;  // a copy of its own, which the stores below cannot be thought to change
-    int row = 0;
-    for (; row + 8 <= norm.count; row += 8) norm_rows<8>(norm, row, out, out_stride);
-    for (; row + 2 <= norm.count; row += 2) norm_rows<2>(norm, row, out, out_stride);
-    for (; row < norm.count; ++row) norm_rows<1>(norm, row, out, out_stride);
 }
 
 // acc += Σ of four u8 · s8. As assembly, because GCC copies the accumulators of the intrinsic.
@@ -126,21 +117,6 @@ GSB_AVX512_INLINE void patch_block(const Patches& p, int first) {
     }
 }
 
-GSB_AVX512 void patches_embed(const Patches& p) {
-    int first = 0;
-    for (; first + 64 <= p.channels; first += 64) patch_block<4>(p, first);
-    switch ((p.channels - first) / 16) {
-        case 1:
-            return patch_block<1>(p, first);
-        case 2:
-            return patch_block<2>(p, first);
-        case 3:
-            return patch_block<3>(p, first);
-        default:
-            return;
-    }
-}
-
 template <int R>
 GSB_AVX512_INLINE void dot_rows(const int8_t* x, const int8_t* weights, int depth, int32_t* out) {
     __m512i acc[R];
@@ -156,31 +132,35 @@ GSB_AVX512_INLINE void dot_rows(const int8_t* x, const int8_t* weights, int dept
     for (int r = 0; r < R; ++r) out[r] = _mm512_reduce_add_epi32(acc[r]);
 }
 
+}  // namespace
+
+GSB_AVX512 void norm_bits(const Norm& given, uint32_t* out, size_t out_stride) {
+    const Norm norm = given;  // a copy of its own, which the stores below cannot be thought to change
+    int row = 0;
+    for (; row + 8 <= norm.count; row += 8) norm_rows<8>(norm, row, out, out_stride);
+    for (; row + 2 <= norm.count; row += 2) norm_rows<2>(norm, row, out, out_stride);
+    for (; row < norm.count; ++row) norm_rows<1>(norm, row, out, out_stride);
+}
+
+GSB_AVX512 void patches_embed(const Patches& p) {
+    int first = 0;
+    for (; first + 64 <= p.channels; first += 64) patch_block<4>(p, first);
+    switch ((p.channels - first) / 16) {
+        case 1:
+            return patch_block<1>(p, first);
+        case 2:
+            return patch_block<2>(p, first);
+        case 3:
+            return patch_block<3>(p, first);
+        default:
+            return;
+    }
+}
+
 GSB_AVX512 void dot_bytes(const int8_t* x, const int8_t* weights, int depth, int rows, int32_t* out) {
     int row = 0;
     for (; row + 4 <= rows; row += 4) dot_rows<4>(x, weights + static_cast<size_t>(row) * depth, depth, out + row);
     for (; row < rows; ++row) dot_rows<1>(x, weights + static_cast<size_t>(row) * depth, depth, out + row);
 }
 
-}  // namespace
-
-const Kernels kAvx512Kernels = {
-    "avx512",
-    WeightLayout::running,
-    PatchLayout::quads,
-    prepare_rows_avx512,
-    product_threshold_avx512,
-    product_interval_avx512,
-    product_count_avx512,
-    product_integers_avx512,
-    product_residual_avx512,
-    norm_bits,
-    patches_embed,
-    scores_avx512,
-    count_extremes_avx512,
-    value_planes_avx512,
-    combine_avx512,
-    dot_bytes,
-};
-
-}  // namespace gsb
+}  // namespace gsb::avx512

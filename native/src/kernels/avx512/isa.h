@@ -5,14 +5,18 @@
 
 #include "kernels/contract.h"
 
-// Of each function, not of the file: nothing outside the kernels may use instructions the processor may lack.
-#define GSB_AVX512         \
-    __attribute__((target( \
-        "avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,avx512vnni,prefer-vector-width=512")))
+// Of each function, not of the file: nothing outside the kernels may use instructions the processor may lack. GCC keeps
+// to 256 bits where it vectorizes unless told otherwise; Clang knows no such word.
+#define GSB_AVX512_FEATURES "avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vpopcntdq,avx512vnni"
+#if defined(__clang__)
+#define GSB_AVX512 __attribute__((target(GSB_AVX512_FEATURES)))
+#else
+#define GSB_AVX512 __attribute__((target(GSB_AVX512_FEATURES ",prefer-vector-width=512")))
+#endif
 #define GSB_AVX512_APART GSB_AVX512 __attribute__((noinline))
 #define GSB_AVX512_INLINE GSB_AVX512 __attribute__((always_inline)) inline
 
-namespace gsb {
+namespace gsb::avx512 {
 
 GSB_AVX512_INLINE __m512i load(const void* from) {
     return _mm512_loadu_si512(from);
@@ -35,23 +39,25 @@ GSB_AVX512_INLINE __mmask16 first_lanes(int n) {
     return static_cast<__mmask16>((1u << n) - 1);
 }
 
-// kernels_avx512_products.cpp
-void prepare_rows_avx512(const uint32_t* bits, size_t bit_stride, int count, int depth, uint32_t* rows, size_t stride);
-void product_threshold_avx512(const Product&, const int32_t* threshold, uint32_t* out, size_t out_stride);
-void product_interval_avx512(const Product&, const int32_t* low, const uint32_t* range, uint32_t* out,
-                             size_t out_stride);
-void product_count_avx512(const Product&, uint16_t* out, size_t group_stride);
-void product_integers_avx512(const Product&, const int32_t* base, int32_t* out, size_t out_stride);
-void product_residual_avx512(const Product&, const int32_t* base, int shift, const float* scale, const float* bias,
-                             float* x, size_t x_stride);
+// products.cpp
+kernel::PrepareRows prepare_rows;
+kernel::ProductThreshold product_threshold;
+kernel::ProductInterval product_interval;
+kernel::ProductCount product_count;
+kernel::ProductIntegers product_integers;
+kernel::ProductResidual product_residual;
 
-// kernels_avx512_scores.cpp
-void scores_avx512(const Scores&);
+// edges.cpp
+kernel::NormBits norm_bits;
+kernel::PatchesEmbed patches_embed;
+kernel::DotBytes dot_bytes;
 
-// kernels_avx512_values.cpp
-void count_extremes_avx512(const uint16_t* counts, size_t group_stride, int channels, int first, int last,
-                           uint16_t* smallest, uint16_t* largest);
-void value_planes_avx512(const ValuePlanes&);
-void combine_avx512(const Combine&);
+// scores.cpp
+kernel::AttentionScores scores;
 
-}  // namespace gsb
+// values.cpp
+kernel::CountExtremes count_extremes;
+kernel::MakeValuePlanes value_planes;
+kernel::CombineProducts combine;
+
+}  // namespace gsb::avx512

@@ -4,9 +4,10 @@
 #include <cstring>
 
 #include "kernels/avx512/isa.h"
+#include "kernels/candidates.h"
 #include "kernels/contract.h"
 
-namespace gsb {
+namespace gsb::avx512 {
 
 namespace {
 
@@ -152,7 +153,7 @@ template <class Bias>
 GSB_AVX512_APART void collect(Candidates& c, int row, const Scores& s, const int32_t* p, __m512 factor,
                               const Bias& bias, float largest) {
     c.maximum = largest > c.maximum ? largest : c.maximum;
-    const float limit = c.fixed ? c.limit : c.ratio * c.maximum;
+    const float limit = limit_of(c);
     if (!(largest > limit)) return;
     if (c.capacity - c.used < static_cast<size_t>(s.tokens)) {
         c.count[row] = -1;
@@ -237,7 +238,7 @@ GSB_AVX512_INLINE void score_some(const Scores& given, const Scores& s, int row,
         const int at = row + r - s.first;
         c.begin[at] = c.used;
         c.count[at] = 0;
-        const float limit = c.fixed ? c.limit : c.ratio * c.maximum, bound = limit < c.maximum ? limit : c.maximum;
+        const float limit = limit_of(c), bound = limit < c.maximum ? limit : c.maximum;
         if (_mm512_cmp_ps_mask(largest, _mm512_set1_ps(bound), _CMP_GT_OQ)) {
             collect(c, at, given, p, factor[r], Bias(given, row + r), _mm512_reduce_max_ps(largest));
         }
@@ -276,7 +277,7 @@ GSB_AVX512_INLINE void score_words(const Scores& s) {
 
 }  // namespace
 
-GSB_AVX512 void scores_avx512(const Scores& s) {
+GSB_AVX512 void scores(const Scores& s) {
     if (s.half_bias) {
         score_words<HalfBias>(s);
     } else {
@@ -284,4 +285,4 @@ GSB_AVX512 void scores_avx512(const Scores& s) {
     }
 }
 
-}  // namespace gsb
+}  // namespace gsb::avx512

@@ -6,7 +6,7 @@
 #include "kernels/avx512/isa.h"
 #include "kernels/contract.h"
 
-namespace gsb {
+namespace gsb::avx512 {
 
 namespace {
 
@@ -172,8 +172,8 @@ GSB_AVX512_APART void combine_channels(const Combine& given, int first) {
 
 }  // namespace
 
-GSB_AVX512 void count_extremes_avx512(const uint16_t* counts, size_t group_stride, int channels, int first, int last,
-                                      uint16_t* smallest, uint16_t* largest) {
+GSB_AVX512 void count_extremes(const uint16_t* counts, size_t group_stride, int channels, int first, int last,
+                               uint16_t* smallest, uint16_t* largest) {
     for (int c = 0; c < channels; c += kCountGroup) {
         const uint16_t* group = counts + c / kCountGroup * group_stride;
         __m512i low = load(group + static_cast<size_t>(first) * kCountGroup), high = low;
@@ -187,7 +187,7 @@ GSB_AVX512 void count_extremes_avx512(const uint16_t* counts, size_t group_strid
     }
 }
 
-GSB_AVX512 void value_planes_avx512(const ValuePlanes& v) {
+GSB_AVX512 void value_planes(const ValuePlanes& v) {
     for (int plane = 0; plane < v.planes; ++plane) {
         const uint8_t* active = v.active + plane * (v.channels / kPiece);
         bool any = false;
@@ -202,10 +202,10 @@ GSB_AVX512 void value_planes_avx512(const ValuePlanes& v) {
     }
 }
 
-GSB_AVX512 void combine_avx512(const Combine& c) {
+GSB_AVX512 void combine(const Combine& c) {
     int first = 0;
     for (; first + 64 <= c.channels; first += 64) combine_channels<4>(c, first);
     if (first < c.channels) combine_channels<2>(c, first);
 }
 
-}  // namespace gsb
+}  // namespace gsb::avx512

@@ -7,7 +7,7 @@
 
 #include "kernels/contract.h"
 
-namespace gsb {
+namespace gsb::neon {
 
 constexpr int kWide = 16;  // lanes of four registers of 32 bits
 
@@ -75,13 +75,24 @@ inline uint32x4_t sum_bytes(uint8x16_t x) {
     return vpaddlq_u16(vpaddlq_u8(x));
 }
 
-// kernels_neon_scores.cpp
-void scores_neon(const Scores&);
+// products.cpp
+kernel::ProductThreshold product_threshold;
+kernel::ProductInterval product_interval;
+kernel::ProductCount product_count;
+kernel::ProductIntegers product_integers;
+kernel::ProductResidual product_residual;
 
-// kernels_neon_values.cpp
-void count_extremes_neon(const uint16_t* counts, size_t group_stride, int channels, int first, int last,
-                         uint16_t* smallest, uint16_t* largest);
-void value_planes_neon(const ValuePlanes&);
-void combine_neon(const Combine&);
+// edges.cpp
+kernel::NormBits norm_bits;
+kernel::PatchesEmbed patches_embed;
+kernel::DotBytes dot_bytes;
 
-}  // namespace gsb
+// scores.cpp
+kernel::AttentionScores scores;
+
+// values.cpp
+kernel::CountExtremes count_extremes;
+kernel::MakeValuePlanes value_planes;
+kernel::CombineProducts combine;
+
+}  // namespace gsb::neon

@@ -3,11 +3,12 @@
 // Contract: kernels/contract.h. Sixteen keys go together: their distances are one register of bytes, and their
 // exponentials come from a table of bytes in registers, one look-up for each of a float's four bytes. Distances that do
 // not fit in a byte, or span 64 and more, take a plain path.
+#include "kernels/candidates.h"
 #include "kernels/contract.h"
 #include "kernels/float_ops.h"
 #include "kernels/neon/isa.h"
 
-namespace gsb {
+namespace gsb::neon {
 
 namespace {
 
@@ -184,15 +185,8 @@ inline float finish_row(const Scores& s, int i, float sum) {
 }
 
 inline void collect(Candidates& c, int row, const Scores& s, float largest) {
-    c.maximum = largest > c.maximum ? largest : c.maximum;
-    const float limit = c.fixed ? c.limit : c.ratio * c.maximum;
-    c.begin[row] = c.used;
-    c.count[row] = 0;
-    if (!(largest > limit)) return;
-    if (c.capacity - c.used < static_cast<size_t>(s.tokens)) {
-        c.count[row] = -1;
-        return;
-    }
+    if (!begin_list(c, row, s.tokens, largest)) return;
+    const float limit = limit_of(c);
     const float32x4_t limits = vdupq_n_f32(limit);
     for (int j = 0; j < s.tokens; j += 16) {
         const Floats16 a = load16(s.row + j);
@@ -200,13 +194,9 @@ inline void collect(Candidates& c, int row, const Scores& s, float largest) {
         if (!(vmaxvq_f32(most) > limit)) continue;
         uint32x4_t above[4];
         for (int part = 0; part < 4; ++part) above[part] = vcgtq_f32(a.part[part], limits);
-        for (unsigned bits = bits16(above); bits != 0; bits &= bits - 1) {
-            const int column = j + __builtin_ctz(bits);
-            c.columns[c.used] = column;
-            c.values[c.used++] = s.row[column];
-        }
+        list_marked(c, bits16(above), j, s.row);
     }
-    c.count[row] = static_cast<int32_t>(c.used - c.begin[row]);
+    end_list(c, row);
 }
 
 template <int WORDS, class Bias>
@@ -249,7 +239,7 @@ void score_words(const Scores& s) {
 
 }  // namespace
 
-void scores_neon(const Scores& s) {
+void scores(const Scores& s) {
     if (s.half_bias) {
         score_words<HalfBias>(s);
     } else {
@@ -257,4 +247,4 @@ void scores_neon(const Scores& s) {
     }
 }
 
-}  // namespace gsb
+}  // namespace gsb::neon

@@ -6,7 +6,7 @@
 #include "kernels/contract.h"
 #include "kernels/neon/isa.h"
 
-namespace gsb {
+namespace gsb::neon {
 
 namespace {
 
@@ -146,8 +146,8 @@ void combine_piece(const Combine& given, int first) {
 
 }  // namespace
 
-void count_extremes_neon(const uint16_t* counts, size_t group_stride, int channels, int first, int last,
-                         uint16_t* smallest, uint16_t* largest) {
+void count_extremes(const uint16_t* counts, size_t group_stride, int channels, int first, int last, uint16_t* smallest,
+                    uint16_t* largest) {
     for (int c = 0; c < channels; c += 8) {
         const uint16_t* group = counts + c / kCountGroup * group_stride + c % kCountGroup;
         uint16x8_t low = vld1q_u16(group + static_cast<size_t>(first) * kCountGroup), high = low;
@@ -161,7 +161,7 @@ void count_extremes_neon(const uint16_t* counts, size_t group_stride, int channe
     }
 }
 
-void value_planes_neon(const ValuePlanes& v) {
+void value_planes(const ValuePlanes& v) {
     for (int plane = 0; plane < v.planes; ++plane) {
         const uint8_t* active = v.active + plane * (v.channels / kPiece);
         bool any = false;
@@ -177,8 +177,8 @@ void value_planes_neon(const ValuePlanes& v) {
     }
 }
 
-void combine_neon(const Combine& c) {
+void combine(const Combine& c) {
     for (int first = 0; first < c.channels; first += kPiece) combine_piece(c, first);
 }
 
-}  // namespace gsb
+}  // namespace gsb::neon

@@ -9,7 +9,8 @@
 
 #include "error.h"
 #include "kernels/dispatch.h"
-#include "weights/model_weights.h"
+#include "weights/layout.h"
+#include "weights/norm_signs.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

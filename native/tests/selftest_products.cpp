@@ -3,7 +3,8 @@
 #include <cmath>
 
 #include "selftest.h"
-#include "weights/model_weights.h"
+#include "weights/layout.h"
+#include "weights/norm_signs.h"
 
 namespace gsb::selftest {
 

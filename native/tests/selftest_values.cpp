@@ -3,7 +3,7 @@
 #include <limits>
 
 #include "selftest.h"
-#include "weights/model_weights.h"
+#include "weights/layout.h"
 
 namespace gsb::selftest {
 

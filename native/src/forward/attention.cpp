@@ -205,12 +205,14 @@ void Forward::attention_value(Call& call, Scratch& scratch, int block, int first
             c.products = scratch.products.data();
             c.active = active;
             c.scale = weights_.blocks[block].product_scale.data();
-            c.columns = scratch.columns.data();
-            c.list_begin = scratch.list_begin.data();
-            c.list_count = scratch.list_count.data();
-            c.byte_stride = w.byte_stride;
-            c.plane_bytes = tokens * w.byte_stride;
-            c.bytes = w.plane_bytes.data() + head * planes * c.plane_bytes;
+            if (shape_.attention_groups > 1) {
+                c.columns = scratch.columns.data();
+                c.list_begin = scratch.list_begin.data();
+                c.list_count = scratch.list_count.data();
+                c.byte_stride = w.byte_stride;
+                c.plane_bytes = tokens * w.byte_stride;
+                c.bytes = w.plane_bytes.data() + head * planes * c.plane_bytes;
+            }
             c.shift = weights_.blocks[block].projection_shift.data() + head * channels;
             c.out = scratch.inner_bits.data() + (step - first) * shape_.inner_words + head * shape_.head_words;
             c.out_stride = shape_.inner_words;

@@ -132,6 +132,7 @@ struct Combine {
     const int32_t* products;  // (planes, rows, channels): I_00, then 2·I_0b − I_00
     const uint8_t* active;    // (planes, channels / 16): elsewhere products are not read, and 0
     const float* scale;       // (groups, planes)
+    // Of the upper groups alone, else nullptr and 0.
     const int32_t* columns;
     const size_t* list_begin;   // (rows, groups − 1): row's entries of group g + 1 among columns
     const int32_t* list_count;  // (rows, groups − 1)

@@ -1,35 +1,20 @@
 // Single kernels of a backend, for tests. Operands are copied to addresses that are aligned to their element only, and
 // everything around them is poisoned: a kernel that reads or writes where it must not gives wrong numbers or an error.
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
 
+#include "arrays.h"
 #include "error.h"
 #include "kernels/dispatch.h"
 #include "weights/layout.h"
 #include "weights/norm_signs.h"
 
-namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace {
-
-template <class T, int Dimensions>
-using Array = nb::ndarray<const T, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
-template <class T>
-using Result = nb::ndarray<nb::numpy, T>;
-
-template <class T>
-Result<T> result(const T* values, std::initializer_list<size_t> shape) {
-    size_t size = 1;
-    for (size_t side : shape) size *= side;
-    auto* owned = new std::vector<T>(values, values + size);
-    nb::capsule owner(owned, [](void* pointer) noexcept { delete static_cast<std::vector<T>*>(pointer); });
-    return Result<T>(owned->data(), shape, owner);
-}
 
 // An array one element behind a 64-byte boundary, in the middle of 0xAA bytes.
 template <class T>

@@ -115,7 +115,7 @@ inline double core_hz() {
     return core_speed_detail::rate(64, core_speed_detail::add_chain);
 }
 
-// `backend` must be one that this machine has (dispatch.h).
+// `backend` must be one that this machine has (kernels/dispatch.h).
 inline CoreSpeed core_speed(const std::string& backend) {
     CoreSpeed speed;
     speed.hz = core_hz();

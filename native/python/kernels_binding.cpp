@@ -70,7 +70,8 @@ struct Operands {
             prepared.check();
             rows = prepared.data();
         }
-        product = {rows, stride, static_cast<int>(count), weights.data(), depth, static_cast<int>(channels)};
+        product = {rows,       stride, static_cast<int>(count), weights.data(), depth, static_cast<int>(channels),
+                   gsb::kSigns};
     }
 
     size_t count, channels, stride;
@@ -140,7 +141,8 @@ Result<float> product_residual(const std::string& name, Array<uint32_t, 2> x, Ar
     Poisoned<float> scales = per_channel<float>(scale, o.channels, 0), biases = per_channel<float>(bias, o.channels, 0);
     if (stream.shape(0) != o.count || stream.shape(1) != o.channels) throw gsb::Error("the stream must be padded");
     Poisoned<float> out(o.count * o.channels, stream.data());
-    kernels.product_residual(o.product, bases.data(), shift, scales.data(), biases.data(), out.data(), o.channels);
+    o.product.inputs = shift ? gsb::kSigns : gsb::kSteps;
+    kernels.product_residual(o.product, bases.data(), scales.data(), biases.data(), out.data(), o.channels);
     out.check();
     return result(out.data(), {o.count, o.channels});
 }

@@ -49,7 +49,7 @@ Scores Forward::scores_of(Call& call, Scratch& scratch, int block, int head) con
     const size_t square = static_cast<size_t>(shape_.tokens) * shape_.tokens;
     Scores s{};
     s.queries = w.queries.data() + head * shape_.head_words;
-    s.query_stride = shape_.inner_words;
+    s.query_stride = shape_.query_words;
     s.keys = w.keys[block % 2].data() + head * shape_.head_words * shape_.key_stride;
     s.key_stride = shape_.key_stride;
     s.words = shape_.head_words;
@@ -179,7 +179,7 @@ void Forward::attention_value(Call& call, Scratch& scratch, int block, int first
             const uint32_t* masks = w.masks.data() + step * stride + head * words;
             const uint8_t* active = w.plane_active.data() + head * planes * channels / kPiece;
             if (shape_.attention_groups > 1) list_groups(call, scratch, block, head, step, step + rows);
-            Product p{masks, stride, rows, nullptr, depth, shape_.head_channels};
+            Product p{masks, stride, rows, nullptr, depth, shape_.head_channels, shape_.token_format};
             if (kernels_.prepare_rows) {
                 kernels_.prepare_rows(masks, stride, rows, depth, scratch.operand.data(), words);
                 p.rows = scratch.operand.data();

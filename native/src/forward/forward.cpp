@@ -132,10 +132,18 @@ void Forward::embed(Call& call, Scratch& scratch, int first, int last) const {
 Product Forward::product(Scratch& scratch, const uint32_t* bits, size_t stride, int count,
                          const BinaryWeights& weights) const {
     if (kernels_.prepare_rows) {
-        kernels_.prepare_rows(bits, stride, count, weights.depth, scratch.operand.data(), stride);
+        const int planes = weights.inputs.planes;  // rows of their own here
+        kernels_.prepare_rows(bits, stride / planes, count * planes, weights.depth, scratch.operand.data(),
+                              stride / planes);
         bits = scratch.operand.data();
     }
-    return {bits, stride, count, weights.words.data(), weights.depth, weights.channels};
+    return {bits, stride, count, weights.words.data(), weights.depth, weights.channels, weights.inputs};
+}
+
+void Forward::add_residual(Scratch& scratch, const uint32_t* bits, size_t stride, int count, const ResidualLayer& layer,
+                           float* x) const {
+    const Product p = product(scratch, bits, stride, count, layer.weights);
+    kernels_.product_residual(p, layer.base.data(), layer.scale.data(), layer.bias.data(), x, shape_.padded_width);
 }
 
 void Forward::norm(Scratch& scratch, const float* x, int count, const NormSigns& signs) const {
@@ -154,7 +162,7 @@ void Forward::query_key_value(Call& call, Scratch& scratch, int block, int chunk
     const BlockWeights& weights = weights_.blocks[block];
     Workspace& w = call.workspace;
     const int count = last - first;
-    const size_t words = shape_.inner_words;
+    const size_t words = shape_.query_words;
     {
         StageTimer timer(call.seconds(scratch), Stage::norms);
         norm(scratch, w.x.data() + static_cast<size_t>(first) * shape_.padded_width, count, weights.norm1);
@@ -163,10 +171,10 @@ void Forward::query_key_value(Call& call, Scratch& scratch, int block, int chunk
     Product p = product(scratch, scratch.width_bits.data(), shape_.width_words, count, weights.query);
     kernels_.product_threshold(p, weights.query_threshold.data(), w.queries.data() + first * words, words);
     p.weights = weights.key.words.data();
-    kernels_.product_threshold(p, weights.key_threshold.data(), scratch.inner_bits.data(), words);
+    kernels_.product_threshold(p, weights.key_threshold.data(), scratch.key_bits.data(), words);
     uint32_t* keys = w.keys[block % 2].data() + first;
     for (int row = 0; row < count; ++row) {
-        const uint32_t* bits = scratch.inner_bits.data() + row * words;
+        const uint32_t* bits = scratch.key_bits.data() + row * words;
         for (int word = 0; word < shape_.inner / 32; ++word) keys[word * shape_.key_stride + row] = bits[word];
     }
     p.weights = weights.value.words.data();
@@ -179,14 +187,11 @@ void Forward::query_key_value(Call& call, Scratch& scratch, int block, int chunk
 
 void Forward::rest_of_block(Call& call, Scratch& scratch, int block, int first, int last) const {
     const BlockWeights& weights = weights_.blocks[block];
-    const size_t stride = shape_.padded_width;
     const int count = last - first;
-    float* x = call.workspace.x.data() + first * stride;
+    float* x = call.workspace.x.data() + static_cast<size_t>(first) * shape_.padded_width;
     {
         StageTimer timer(call.seconds(scratch), Stage::projection);
-        const Product p = product(scratch, scratch.inner_bits.data(), shape_.inner_words, count, weights.projection);
-        kernels_.product_residual(p, weights.projection_base.data(), 1, weights.projection_scale.data(),
-                                  weights.projection_bias.data(), x, stride);
+        add_residual(scratch, scratch.inner_bits.data(), shape_.inner_words, count, weights.projection, x);
     }
     {
         StageTimer timer(call.seconds(scratch), Stage::norms);
@@ -199,9 +204,7 @@ void Forward::rest_of_block(Call& call, Scratch& scratch, int block, int first, 
                                   shape_.hidden_words);
     }
     StageTimer timer(call.seconds(scratch), Stage::fc2);
-    const Product p = product(scratch, scratch.hidden_bits.data(), shape_.hidden_words, count, weights.fc2);
-    kernels_.product_residual(p, weights.fc2_base.data(), 0, weights.fc2_scale.data(), weights.fc2_bias.data(), x,
-                              stride);
+    add_residual(scratch, scratch.hidden_bits.data(), shape_.hidden_words, count, weights.fc2, x);
 }
 
 void Forward::heads(Call& call, Scratch& scratch, float* logits) const {

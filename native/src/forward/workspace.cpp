@@ -24,8 +24,8 @@ Workspace::Workspace(const Shape& s, int threads) {
     }
     const size_t tokens = s.tokens, heads = s.heads, planes = s.value_groups, tasks = heads * score_chunks;
     x = Buffer<float>(tokens * s.padded_width);
-    queries = Buffer<uint32_t>(tokens * s.inner_words);
-    for (Buffer<uint32_t>& block_keys : keys) block_keys = Buffer<uint32_t>(s.inner_words * s.key_stride);
+    queries = Buffer<uint32_t>(tokens * s.query_words);
+    for (Buffer<uint32_t>& block_keys : keys) block_keys = Buffer<uint32_t>(s.query_words * s.key_stride);
     counts = Buffer<uint16_t>(tokens * s.inner);
     smallest = Buffer<uint16_t>(static_cast<size_t>(row_chunks) * s.inner);
     largest = Buffer<uint16_t>(static_cast<size_t>(row_chunks) * s.inner);
@@ -53,6 +53,7 @@ Scratch::Scratch(const Shape& s, const Architecture& a, int row_count) {
     const size_t rows = row_count, tokens = s.tokens, groups = s.attention_groups - 1;
     pixels = Buffer<uint8_t>(rows * 3 * s.patch_area);
     width_bits = Buffer<uint32_t>(rows * s.width_words);
+    key_bits = Buffer<uint32_t>(rows * s.query_words);
     inner_bits = Buffer<uint32_t>(rows * s.inner_words);
     hidden_bits = Buffer<uint32_t>(rows * s.hidden_words);
     operand = Buffer<uint32_t>(

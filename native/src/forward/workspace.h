@@ -24,9 +24,9 @@ struct Workspace {
     int score_step, score_chunks;  // token rows a task of a score phase
     std::vector<int> score_order;  // its tasks in the order they are begun: scores, then Value planes of each head
     Buffer<float> x;               // (N, padded_width)
-    Buffer<uint32_t> queries;      // (N, inner_words)
+    Buffer<uint32_t> queries;      // (N, query_words)
     // Of even and odd blocks: while some rows still read a block's keys, others write the next block's.
-    Buffer<uint32_t> keys[2];               // (inner_words, key_stride)
+    Buffer<uint32_t> keys[2];               // (query_words, key_stride)
     Buffer<uint16_t> counts;                // (inner / 32, N, 32) popcounts of the Value
     Buffer<uint16_t> smallest, largest;     // (row_chunks, inner)
     Buffer<int16_t> value_low, value_high;  // (heads, V − 1, head_channels)
@@ -52,6 +52,7 @@ struct alignas(64) Scratch {
 
     Buffer<uint8_t> pixels;        // (rows, 3, patch_area)
     Buffer<uint32_t> width_bits;   // (rows, width_words)
+    Buffer<uint32_t> key_bits;     // (rows, query_words)
     Buffer<uint32_t> inner_bits;   // (rows, inner_words)
     Buffer<uint32_t> hidden_bits;  // (rows, hidden_words)
     Buffer<uint32_t> operand;      // (rows, the widest)

@@ -43,14 +43,31 @@ enum class PatchLayout {
     pairs      // int16 (channels / 16, 3, area / 2, 16, 2)
 };
 
+// How a row of activations is kept: as `planes` rows of bits, one behind the other, that all meet the same weights.
+// Bits are signs, −1 and +1, or steps, 0 and 1.
+struct ActivationFormat {
+    int planes;
+    bool is_signed;
+
+    // Words of a row; even, so that the portable kernels may read two at a time.
+    constexpr size_t row_words(int channels) const {
+        return static_cast<size_t>(planes) * static_cast<size_t>((channels + 63) / 64 * 2);
+    }
+    // A product with weights ±1 is base − (counts << shift): where a sign differs from its weight, two are lost; a step
+    // loses one from the number of weights +1.
+    constexpr int count_shift() const { return is_signed ? 1 : 0; }
+};
+constexpr ActivationFormat kSigns{1, true}, kSteps{1, false};
+
 // counts[row, channel] = popcount(rows[row] ^ weights[channel]).
 struct Product {
     const uint32_t* rows;  // (count, stride), as prepare_rows wrote them
     size_t stride;         // words, even
     int count;
     const uint32_t* weights;
-    int depth;     // words that hold bits
-    int channels;  // a multiple of 16
+    int depth;                // words that hold bits
+    int channels;             // a multiple of 16
+    ActivationFormat inputs;  // one plane so far
 };
 
 // The sign of a layer norm. With t = (x − μ)·r, t·γ + β >= 0 holds from one float t on, or, where γ < 0, up to one: see
@@ -157,9 +174,9 @@ using ProductInterval = void(const Product&, const int32_t* low, const uint32_t*
 using ProductCount = void(const Product&, uint16_t* out, size_t group_stride);
 // base − counts.
 using ProductIntegers = void(const Product&, const int32_t* base, int32_t* out, size_t out_stride);
-// x += f(base − (counts << shift)) · scale + bias.
-using ProductResidual = void(const Product&, const int32_t* base, int shift, const float* scale, const float* bias,
-                             float* x, size_t x_stride);
+// x += f(base − (counts << the inputs' shift)) · scale + bias.
+using ProductResidual = void(const Product&, const int32_t* base, const float* scale, const float* bias, float* x,
+                             size_t x_stride);
 // bit = layer norm >= 0; (count, out_stride) words.
 using NormBits = void(const Norm&, uint32_t* out, size_t out_stride);
 using PatchesEmbed = void(const Patches&);

@@ -60,8 +60,9 @@ struct RowProducts {
         });
     }
 
-    static void residual(const Product& p, const int32_t* base, int shift, const float* scale, const float* bias,
-                         float* x, size_t x_stride) {
+    static void residual(const Product& p, const int32_t* base, const float* scale, const float* bias, float* x,
+                         size_t x_stride) {
+        const int shift = p.inputs.count_shift();
         each_block(p, [=](int row, int first, int channels, const int32_t* counts) {
             float* y = x + row * x_stride + first;
             for (int c = 0; c < channels; ++c) {

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <iterator>
 #include <limits>
+#include <string>
 
 namespace gsb {
 
@@ -27,7 +28,8 @@ BitRows bit_rows(const PackedModel& model, int block, const char* name, int dept
 
 // Packs the rows `source(channel)` of the file, −1 standing for a row of zeros.
 template <class Source>
-BinaryWeights pack_rows(const Kernels& kernels, const BitRows& rows, int channels, int depth_bits, Source source) {
+BinaryWeights pack_rows(const Kernels& kernels, const BitRows& rows, ActivationFormat inputs, int channels,
+                        int depth_bits, Source source) {
     const int depth = words_for(depth_bits);
     const size_t stride = round_up(depth, 2);
     Buffer<uint32_t> matrix(channels * stride);
@@ -35,7 +37,7 @@ BinaryWeights pack_rows(const Kernels& kernels, const BitRows& rows, int channel
         const int row = source(channel);
         for (int i = 0; row >= 0 && i < depth; ++i) matrix[channel * stride + i] = rows.word(row, i);
     }
-    BinaryWeights packed{Buffer<uint32_t>(weight_words(kernels.weights, channels, depth)), channels, depth};
+    BinaryWeights packed{Buffer<uint32_t>(weight_words(kernels.weights, channels, depth)), channels, depth, inputs};
     pack_weights(kernels.weights, matrix.data(), stride, channels, depth, packed.words.data());
     return packed;
 }
@@ -46,6 +48,19 @@ Buffer<float> padded_floats(const PackedModel& model, int block, const char* nam
     Buffer<float> padded(size);
     std::copy(values.begin(), values.end(), padded.begin());
     return padded;
+}
+
+// Fills what follows from the bits of a layer's rows (width, depth_bits) and from its tensors.
+void finish_residual(const PackedModel& model, int block, const std::string& name, const BitRows& rows, int depth_bits,
+                     const Shape& shape, ResidualLayer& layer) {
+    layer.base = Buffer<int32_t>(shape.padded_width);
+    for (int channel = 0; channel < shape.width; ++channel) {
+        int ones = 0;
+        for (int i = 0; i < words_for(depth_bits); ++i) ones += __builtin_popcount(rows.word(channel, i));
+        layer.base[channel] = layer.weights.inputs.is_signed ? depth_bits : ones;
+    }
+    layer.scale = padded_floats(model, block, (name + ".scale").c_str(), shape.padded_width);
+    layer.bias = padded_floats(model, block, (name + ".bias").c_str(), shape.padded_width);
 }
 
 template <class T>
@@ -84,8 +99,8 @@ void BlockWeights::pack_qkv(const PackedModel& model, const Shape& shape, const 
     };
     BinaryWeights* const weights[] = {&query, &key, &value};
     for (int part = 0; part < 3; ++part) {
-        *weights[part] =
-            pack_rows(kernels, rows, shape.inner, shape.width, [&](int channel) { return source(part, channel); });
+        *weights[part] = pack_rows(kernels, rows, shape.width_format, shape.inner, shape.width,
+                                   [&](int channel) { return source(part, channel); });
     }
     query_threshold = Buffer<int32_t>(shape.inner);
     key_threshold = Buffer<int32_t>(shape.inner);
@@ -149,32 +164,24 @@ void BlockWeights::pack_projection(const PackedModel& model, const Shape& shape,
             out[place / 32] |= (rows.word(row, channel / 32) >> (channel % 32) & 1u) << (place % 32);
         }
     }
-    projection = {Buffer<uint32_t>(weight_words(kernels.weights, shape.padded_width, depth)), shape.padded_width,
-                  depth};
-    pack_weights(kernels.weights, matrix.data(), stride, shape.padded_width, depth, projection.words.data());
+    projection.weights = {Buffer<uint32_t>(weight_words(kernels.weights, shape.padded_width, depth)),
+                          shape.padded_width, depth, shape.inner_format};
+    pack_weights(kernels.weights, matrix.data(), stride, shape.padded_width, depth, projection.weights.words.data());
+    finish_residual(model, block, "attn.proj", rows, shape.width, shape, projection);
     const std::vector<float> shift = model.copy<float>(block, "attn.proj.shift");
     projection_shift = filled(shape.inner, -std::numeric_limits<float>::infinity());
     for (int channel = 0; channel < shape.width; ++channel) {
         projection_shift[shape.inner_channel(channel)] = shift[channel];
     }
-    projection_base = filled<int32_t>(shape.padded_width, shape.width);
-    projection_scale = padded_floats(model, block, "attn.proj.scale", shape.padded_width);
-    projection_bias = padded_floats(model, block, "attn.proj.bias", shape.padded_width);
 }
 
 void BlockWeights::pack_mlp(const PackedModel& model, const Shape& shape, const Kernels& kernels, int block) {
     const auto within = [](int limit) { return [limit](int channel) { return channel < limit ? channel : -1; }; };
-    fc1 = pack_rows(kernels, bit_rows(model, block, "mlp.fc1.weight", shape.width), shape.padded_hidden, shape.width,
-                    within(shape.hidden));
+    fc1 = pack_rows(kernels, bit_rows(model, block, "mlp.fc1.weight", shape.width), shape.width_format,
+                    shape.padded_hidden, shape.width, within(shape.hidden));
     const BitRows rows = bit_rows(model, block, "mlp.fc2.weight", shape.hidden);
-    fc2 = pack_rows(kernels, rows, shape.padded_width, shape.hidden, within(shape.width));
-    // {0, 1} · ±1: 2·pc(p & w) − pc(p) = pc(w) − pc(p ^ w).
-    fc2_base = Buffer<int32_t>(shape.padded_width);
-    for (int channel = 0; channel < shape.width; ++channel) {
-        for (int i = 0; i < fc2.depth; ++i) fc2_base[channel] += __builtin_popcount(rows.word(channel, i));
-    }
-    fc2_scale = padded_floats(model, block, "mlp.fc2.scale", shape.padded_width);
-    fc2_bias = padded_floats(model, block, "mlp.fc2.bias", shape.padded_width);
+    fc2.weights = pack_rows(kernels, rows, shape.hidden_format, shape.padded_width, shape.hidden, within(shape.width));
+    finish_residual(model, block, "mlp.fc2", rows, shape.hidden, shape, fc2);
     const std::vector<int16_t> intervals = model.copy<int16_t>(block, "mlp.fc1.zero_interval");
     // Pad channels are zero whatever the count.
     fc1_low = Buffer<int32_t>(shape.padded_hidden);

@@ -13,6 +13,13 @@
 
 namespace gsb {
 
+// A linear layer whose output is added to the residual stream.
+struct ResidualLayer {
+    BinaryWeights weights;
+    Buffer<int32_t> base;       // (padded_width): what counts are subtracted from
+    Buffer<float> scale, bias;  // (padded_width)
+};
+
 struct BlockWeights {
     BlockWeights(const PackedModel& model, const Shape& shape, const Kernels& kernels, int block);
 
@@ -30,11 +37,9 @@ struct BlockWeights {
     float half_scale;
     std::vector<float> attention_limits, value_limits;  // scope fixed
     std::vector<float> product_scale;
-    BinaryWeights projection;        // (padded_width, inner)
+    ResidualLayer projection, fc2;   // (padded_width, inner), (padded_width, M)
     Buffer<float> projection_shift;  // (inner), −infinity in pad channels
-    Buffer<int32_t> projection_base, fc2_base;
-    Buffer<float> projection_scale, projection_bias, fc2_scale, fc2_bias;  // (padded_width)
-    BinaryWeights fc1, fc2;
+    BinaryWeights fc1;               // (padded_hidden, C)
     Buffer<int32_t> fc1_low;
     Buffer<uint32_t> fc1_range;
 

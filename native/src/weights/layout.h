@@ -13,7 +13,8 @@ namespace gsb {
 struct BinaryWeights {
     Buffer<uint32_t> words;
     int channels = 0;  // padded
-    int depth = 0;     // words
+    int depth = 0;     // words of a plane of inputs
+    ActivationFormat inputs{};
 };
 
 // Words of packed weights of that shape; `depth` in words.

@@ -21,9 +21,15 @@ Shape::Shape(const Architecture& a)
       attention_groups(a.attention_groups()),
       value_groups(a.value_groups()),
       key_stride(round_up(tokens, 64)),
-      token_words(round_up(words_for(tokens), 2)),
-      width_words(round_up(words_for(padded_width), 2)),
-      inner_words(round_up(words_for(inner), 2)),
-      hidden_words(round_up(words_for(padded_hidden), 2)) {}
+      width_format(kSigns),
+      query_format(kSigns),
+      inner_format(kSigns),
+      hidden_format(kSteps),
+      token_format(kSteps),
+      width_words(width_format.row_words(padded_width)),
+      query_words(query_format.row_words(inner)),
+      inner_words(inner_format.row_words(inner)),
+      hidden_words(hidden_format.row_words(padded_hidden)),
+      token_words(token_format.row_words(tokens)) {}
 
 }  // namespace gsb

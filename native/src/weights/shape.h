@@ -5,6 +5,7 @@
 #include <cstddef>
 
 #include "file/packed_model.h"
+#include "kernels/contract.h"
 
 namespace gsb {
 
@@ -27,8 +28,10 @@ struct Shape {
     int inner;       // heads · head_channels
     int patch_area;  // pixels a colour of a patch, rounded up to 4
     int attention_groups, value_groups;
-    size_t key_stride;                                           // tokens rounded up to 64
-    size_t token_words, width_words, inner_words, hidden_words;  // row strides: even numbers of words
+    size_t key_stride;  // tokens rounded up to 64
+    // How activations are kept: behind a norm, queries and keys, what attention gives, behind GELU, attention masks.
+    ActivationFormat width_format, query_format, inner_format, hidden_format, token_format;
+    size_t width_words, query_words, inner_words, hidden_words, token_words;  // their row strides
 };
 
 }  // namespace gsb

@@ -188,9 +188,9 @@ GSB_AVX2 void product_integers(const Product& p, const int32_t* base, int32_t* o
     product(p, Integers{base, out, out_stride});
 }
 
-GSB_AVX2 void product_residual(const Product& p, const int32_t* base, int shift, const float* scale, const float* bias,
-                               float* x, size_t x_stride) {
-    product(p, Residual{base, _mm_cvtsi32_si128(shift), scale, bias, x, x_stride});
+GSB_AVX2 void product_residual(const Product& p, const int32_t* base, const float* scale, const float* bias, float* x,
+                               size_t x_stride) {
+    product(p, Residual{base, _mm_cvtsi32_si128(p.inputs.count_shift()), scale, bias, x, x_stride});
 }
 
 void prepare_rows(const uint32_t* bits, size_t bit_stride, int count, int depth, uint32_t* rows, size_t stride) {

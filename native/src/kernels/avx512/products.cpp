@@ -219,9 +219,9 @@ GSB_AVX512 void product_integers(const Product& p, const int32_t* base, int32_t*
     product(p, Integers{base, out, out_stride});
 }
 
-GSB_AVX512 void product_residual(const Product& p, const int32_t* base, int shift, const float* scale,
-                                 const float* bias, float* x, size_t x_stride) {
-    product(p, Residual{base, _mm_cvtsi32_si128(shift), scale, bias, x, x_stride});
+GSB_AVX512 void product_residual(const Product& p, const int32_t* base, const float* scale, const float* bias, float* x,
+                                 size_t x_stride) {
+    product(p, Residual{base, _mm_cvtsi32_si128(p.inputs.count_shift()), scale, bias, x, x_stride});
 }
 
 // Running xors of a row, sixteen words at a time; the last word of an even depth stays as it is.

@@ -175,9 +175,9 @@ void product_integers(const Product& p, const int32_t* base, int32_t* out, size_
     });
 }
 
-void product_residual(const Product& p, const int32_t* base, int shift, const float* scale, const float* bias, float* x,
+void product_residual(const Product& p, const int32_t* base, const float* scale, const float* bias, float* x,
                       size_t x_stride) {
-    const uint16x8_t factor = vdupq_n_u16(static_cast<uint16_t>(1 << shift));
+    const uint16x8_t factor = vdupq_n_u16(static_cast<uint16_t>(1 << p.inputs.count_shift()));
     product(p, [=](int first) {
         return [=](int row, const Counts16& counts) {
             float* y = x + row * x_stride + first;

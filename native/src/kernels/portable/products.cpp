@@ -55,9 +55,9 @@ void product_integers(const Product& p, const int32_t* base, int32_t* out, size_
     Products::integers(p, base, out, out_stride);
 }
 
-void product_residual(const Product& p, const int32_t* base, int shift, const float* scale, const float* bias, float* x,
+void product_residual(const Product& p, const int32_t* base, const float* scale, const float* bias, float* x,
                       size_t x_stride) {
-    Products::residual(p, base, shift, scale, bias, x, x_stride);
+    Products::residual(p, base, scale, bias, x, x_stride);
 }
 
 }  // namespace gsb::portable

@@ -7,30 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "file/architecture.h"
 #include "file/safetensors_file.h"
 
 namespace gsb {
-
-struct Architecture {
-    std::string name;
-    int image_height, image_width, patch_height, patch_width;
-    int embed_dim, depth, num_heads, mlp_hidden, prefix_tokens, num_classes;
-    float layer_norm_eps;
-    std::vector<float> attention_thresholds, value_thresholds;
-    bool fixed_thresholds;
-    enum class Bias { none, relative, full } attention_bias;
-
-    int grid_height() const { return image_height / patch_height; }
-    int grid_width() const { return image_width / patch_width; }
-    int num_patches() const { return grid_height() * grid_width(); }
-    int num_tokens() const { return prefix_tokens + num_patches(); }
-    int head_dim() const { return embed_dim / num_heads; }
-    int attention_groups() const { return static_cast<int>(attention_thresholds.size()) + 1; }
-    int value_groups() const { return static_cast<int>(value_thresholds.size()) + 1; }
-    int relative_bias_size() const {
-        return (2 * grid_height() - 1) * (2 * grid_width() - 1) + prefix_tokens * prefix_tokens + 2 * prefix_tokens;
-    }
-};
 
 class PackedModel {
   public:

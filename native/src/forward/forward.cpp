@@ -92,10 +92,13 @@ void Forward::run(const uint8_t* picture, float* logits, Workspace& w, std::vect
         });
         attention_limits(call, block);
         const bool last_block = block + 1 == architecture_.depth;
-        // Only the prefix tokens are read behind the last block.
-        phase(last_block ? 1 : w.row_chunks, [&](int chunk, int thread) {
-            const auto [first, end] = rows(chunk);
-            const int last = last_block ? std::min(end, shape_.prefix) : end;
+        // Behind the last block only some tokens are read.
+        const TokenRange wanted = last_block ? architecture_.tokens_read() : TokenRange{0, shape_.tokens};
+        const int begin = wanted.first / w.row_step, chunks = (wanted.end() - 1) / w.row_step + 1 - begin;
+        phase(chunks, [&](int task, int thread) {
+            const int chunk = begin + task;
+            const auto [chunk_first, chunk_last] = rows(chunk);
+            const int first = std::max(chunk_first, wanted.first), last = std::min(chunk_last, wanted.end());
             attention_value(call, scratch[thread], block, first, last);
             rest_of_block(call, scratch[thread], block, first, last);
             if (!last_block) query_key_value(call, scratch[thread], block + 1, chunk, first, last);
@@ -210,9 +213,10 @@ void Forward::rest_of_block(Call& call, Scratch& scratch, int block, int first, 
 void Forward::heads(Call& call, Scratch& scratch, float* logits) const {
     StageTimer timer(call.seconds(scratch), Stage::heads);
     const int classes = architecture_.num_classes;
-    for (int i = 0; i < shape_.prefix; ++i) {
+    for (size_t i = 0; i < architecture_.heads.size(); ++i) {
         const HeadWeights& head = weights_.heads[i];
-        const float* x = call.workspace.x.data() + static_cast<size_t>(i) * shape_.padded_width;
+        const int token = architecture_.heads[i].reads.first;  // the only one so far
+        const float* x = call.workspace.x.data() + static_cast<size_t>(token) * shape_.padded_width;
         layer_norm(x, shape_.width, weights_.norm_weight.data(), weights_.norm_bias.data(),
                    architecture_.layer_norm_eps, scratch.normed.data());
         for (int c = 0; c < shape_.width; ++c) {

@@ -23,7 +23,7 @@ ModelWeights::ModelWeights(const PackedModel& model, const Shape& shape, const K
     prefix_tokens = model.copy<float>(-1, "prefix_tokens");
     norm_weight = model.copy<float>(-1, "norm.weight");
     norm_bias = model.copy<float>(-1, "norm.bias");
-    for (int head = 0; head < shape.prefix; ++head) {
+    for (size_t head = 0; head < a.heads.size(); ++head) {
         const std::string name = "heads." + std::to_string(head) + ".";
         const auto floats = [&](const char* part) { return model.copy<float>(-1, (name + part).c_str()); };
         heads.push_back({floats("shift"), floats("scale"), floats("bias"), floats("input_scale")[0],

@@ -23,7 +23,7 @@ def compiler(name):
     return next(filter(None, map(shutil.which, others)), None) or needed(last)
 
 
-@pytest.fixture(params=[("c++", "address,undefined"), ("c++", "thread"), ("clang", "address,undefined")], ids=str)
+@pytest.fixture(params=[("c++", "address,undefined"), ("c++", "thread"), ("clang", "address,undefined")], ids=" ".join)
 def sanitized(request, tmp_path):
     """The test program built with a sanitizer; skipped where the compiler lacks it or its programs cannot run here."""
     program, sanitizers = compiler(request.param[0]), request.param[1]

@@ -4,6 +4,10 @@
 
 #include "error.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace gsb {
 
 Features processor_features() {
@@ -12,7 +16,9 @@ Features processor_features() {
     // __builtin_cpu_supports asks the operating system, too, whether it saves the wide registers.
     __builtin_cpu_init();
     f.avx2 = __builtin_cpu_supports("avx2");
-    f.f16c = __builtin_cpu_supports("f16c");
+    // Asked of the processor alone: older Clangs do not know the name, and what the system saves for AVX2 is enough.
+    unsigned eax, ebx, ecx, edx;
+    f.f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
     f.avx512f = __builtin_cpu_supports("avx512f");
     f.avx512bw = __builtin_cpu_supports("avx512bw");
     f.avx512dq = __builtin_cpu_supports("avx512dq");

@@ -1,32 +1,19 @@
 // gsb_vit._native: the model, and single kernels for the tests.
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <utility>
 
-#include "core_speed.h"
-#include "dispatch.h"
+#include "arrays.h"
 #include "error.h"
+#include "kernels/dispatch.h"
+#include "machine/core_speed.h"
 #include "model.h"
 
-namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace {
-
-template <class T, int Dimensions>
-using Array = nb::ndarray<const T, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
-template <class T>
-using Result = nb::ndarray<nb::numpy, T>;
-
-template <class T>
-Result<T> result(std::vector<T> values, std::initializer_list<size_t> shape) {
-    auto* owned = new std::vector<T>(std::move(values));
-    nb::capsule owner(owned, [](void* pointer) noexcept { delete static_cast<std::vector<T>*>(pointer); });
-    return Result<T>(owned->data(), shape, owner);
-}
 
 Result<float> logits(gsb::Model& model, Array<uint8_t, 4> pixels) {
     const gsb::Architecture& a = model.architecture();

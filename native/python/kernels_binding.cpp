@@ -1,34 +1,20 @@
 // Single kernels of a backend, for tests. Operands are copied to addresses that are aligned to their element only, and
 // everything around them is poisoned: a kernel that reads or writes where it must not gives wrong numbers or an error.
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
 
-#include "dispatch.h"
+#include "arrays.h"
 #include "error.h"
-#include "prepack.h"
+#include "kernels/dispatch.h"
+#include "weights/layout.h"
+#include "weights/norm_signs.h"
 
-namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace {
-
-template <class T, int Dimensions>
-using Array = nb::ndarray<const T, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
-template <class T>
-using Result = nb::ndarray<nb::numpy, T>;
-
-template <class T>
-Result<T> result(const T* values, std::initializer_list<size_t> shape) {
-    size_t size = 1;
-    for (size_t side : shape) size *= side;
-    auto* owned = new std::vector<T>(values, values + size);
-    nb::capsule owner(owned, [](void* pointer) noexcept { delete static_cast<std::vector<T>*>(pointer); });
-    return Result<T>(owned->data(), shape, owner);
-}
 
 // An array one element behind a 64-byte boundary, in the middle of 0xAA bytes.
 template <class T>
@@ -84,7 +70,8 @@ struct Operands {
             prepared.check();
             rows = prepared.data();
         }
-        product = {rows, stride, static_cast<int>(count), weights.data(), depth, static_cast<int>(channels)};
+        product = {rows,       stride, static_cast<int>(count), weights.data(), depth, static_cast<int>(channels),
+                   gsb::kSigns};
     }
 
     size_t count, channels, stride;
@@ -154,7 +141,8 @@ Result<float> product_residual(const std::string& name, Array<uint32_t, 2> x, Ar
     Poisoned<float> scales = per_channel<float>(scale, o.channels, 0), biases = per_channel<float>(bias, o.channels, 0);
     if (stream.shape(0) != o.count || stream.shape(1) != o.channels) throw gsb::Error("the stream must be padded");
     Poisoned<float> out(o.count * o.channels, stream.data());
-    kernels.product_residual(o.product, bases.data(), shift, scales.data(), biases.data(), out.data(), o.channels);
+    o.product.inputs = shift ? gsb::kSigns : gsb::kSteps;
+    kernels.product_residual(o.product, bases.data(), scales.data(), biases.data(), out.data(), o.channels);
     out.check();
     return result(out.data(), {o.count, o.channels});
 }

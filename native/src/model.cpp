@@ -69,9 +69,9 @@ void Model::set_profiling(bool on) {
 std::vector<StageReport> Model::profile() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     const Architecture& a = architecture();
-    const double tokens = a.num_tokens(), width = a.embed_dim, hidden = a.mlp_hidden, prefix = a.prefix_tokens;
-    const double full = a.depth, short_ = a.depth - 1;  // the last block continues with the prefix tokens only
-    const double rows = tokens * short_ + prefix;
+    const double tokens = a.num_tokens(), width = a.embed_dim, hidden = a.mlp_hidden;
+    const double full = a.depth, short_ = a.depth - 1;  // the last block continues with the tokens that are read
+    const double rows = tokens * short_ + a.tokens_read().count;
     std::vector<StageReport> stages(kStages);
     for (size_t i = 0; i < kStages; ++i) {
         stages[i] = {kStageNames[i], 0, 0, 0};
@@ -84,7 +84,7 @@ std::vector<StageReport> Model::profile() const {
     at(Stage::attention_value).bit_macs = pictures_ * rows * tokens * width;
     at(Stage::projection).bit_macs = pictures_ * rows * width * width;
     at(Stage::fc1).bit_macs = at(Stage::fc2).bit_macs = pictures_ * rows * width * hidden;
-    at(Stage::heads).byte_macs = pictures_ * prefix * width * a.num_classes;
+    at(Stage::heads).byte_macs = pictures_ * static_cast<double>(a.heads.size()) * width * a.num_classes;
     return stages;
 }
 

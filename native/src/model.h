@@ -6,11 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "dispatch.h"
-#include "forward.h"
-#include "packed_model.h"
-#include "prepack.h"
-#include "threads.h"
+#include "file/packed_model.h"
+#include "forward/forward.h"
+#include "kernels/dispatch.h"
+#include "machine/threads.h"
+#include "weights/model_weights.h"
 
 namespace gsb {
 

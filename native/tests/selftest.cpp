@@ -11,8 +11,8 @@
 #include <set>
 #include <sstream>
 
-#include "dispatch.h"
 #include "error.h"
+#include "kernels/dispatch.h"
 #include "model.h"
 
 namespace gsb::selftest {

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "buffer.h"
-#include "kernels.h"
+#include "kernels/contract.h"
+#include "machine/buffer.h"
 
 namespace gsb::selftest {
 

@@ -2,8 +2,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "prepack.h"
 #include "selftest.h"
+#include "weights/layout.h"
+#include "weights/norm_signs.h"
 
 namespace gsb::selftest {
 
@@ -40,7 +41,7 @@ struct Case {
         } else {
             std::copy_n(bits.data(), bits.size(), operand.data());
         }
-        product = {operand.data(), stride, rows, weights.data(), depth, channels};
+        product = {operand.data(), stride, rows, weights.data(), depth, channels, kSigns};
     }
     int at(int row, int c) const { return differing[row * channels + c]; }
 
@@ -103,6 +104,7 @@ void test_integers(const Kernels& kernels, Case& c, Results& results) {
     }
     results.check(right, c.what + " product_integers");
     for (int shift = 0; shift <= 1; ++shift) {
+        c.product.inputs = shift ? kSigns : kSteps;
         std::vector<float> expected(stream.size());
         for (size_t at = 0; at < stream.size(); ++at) {
             const int i = static_cast<int>(at) % c.channels, row = static_cast<int>(at) / c.channels;
@@ -111,7 +113,7 @@ void test_integers(const Kernels& kernels, Case& c, Results& results) {
             const float change = scaled + bias[i];
             expected[at] = stream[at] + change;
         }
-        kernels.product_residual(c.product, base.data(), shift, scale.data(), bias.data(), stream.data(), c.channels);
+        kernels.product_residual(c.product, base.data(), scale.data(), bias.data(), stream.data(), c.channels);
         const bool equal = std::memcmp(expected.data(), stream.data(), stream.size() * sizeof(float)) == 0;
         results.check(equal && stream.clean(), c.what + " product_residual shift " + std::to_string(shift));
     }

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <limits>
 
-#include "float_ops.h"
+#include "kernels/float_ops.h"
 #include "selftest.h"
 
 namespace gsb::selftest {

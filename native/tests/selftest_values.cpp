@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "prepack.h"
 #include "selftest.h"
+#include "weights/layout.h"
 
 namespace gsb::selftest {
 

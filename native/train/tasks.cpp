@@ -5,7 +5,7 @@
 #include <memory>
 #include <mutex>
 
-#include "threads.h"
+#include "machine/threads.h"
 
 namespace gsb::train {
 namespace {

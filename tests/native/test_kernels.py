@@ -152,7 +152,7 @@ def test_dot_bytes(backend, depth):
 
 
 def exp_tables(head_dim, step):
-    """The layout of kernels.h: period 32, period 64, plain; what would be below 1e-30 is 0."""
+    """The layout of native/src/kernels/contract.h: period 32, period 64, plain; what would be below 1e-30 is 0."""
     table = np.exp(-step * np.arange(head_dim + 1)).astype(np.float32)
     table[table < 1e-30] = 0
     longer = np.zeros(max(64, head_dim + 1), dtype=np.float32)

@@ -20,10 +20,6 @@ def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def _is_half(x: Tensor | None) -> bool:
-    return x is not None and x.dtype == torch.bfloat16
-
-
 class NativeKernels:
     """The kernels of one instruction set; a layer's code is three bytes an input (M, 3·in)."""
 
@@ -41,16 +37,26 @@ class NativeKernels:
         sums = torch.empty(-(-rows // 16) * 16, dtype=torch.int32)
         mean = weight.mean()
         self.module.pack_weight(
-            *(weight.data_ptr(), rows, width, mean.data_ptr(), words.data_ptr(), sums.data_ptr()),
-            torch.get_num_threads(),
+            weight=weight.data_ptr(),
+            channels=rows,
+            width=width,
+            mean=mean.data_ptr(),
+            packed=words.data_ptr(),
+            sums=sums.data_ptr(),
+            threads=torch.get_num_threads(),
         )
         return PackedWeight(words, sums, scale.squeeze(1).expand(rows).contiguous(), weight.shape)
 
     def expand_weight(self, weight: PackedWeight, dtype: torch.dtype) -> Tensor:
         out = torch.empty(weight.shape, dtype=dtype)
+        channels, width = weight.shape
         self.module.expand_weight(
-            *(weight.plane.data_ptr(), *weight.shape, weight.scale.data_ptr(), out.data_ptr(), _is_half(out)),
-            torch.get_num_threads(),
+            packed=weight.plane.data_ptr(),
+            channels=channels,
+            width=width,
+            scale=weight.scale.data_ptr(),
+            out=self._tensor(out),
+            threads=torch.get_num_threads(),
         )
         return out
 
@@ -83,19 +89,34 @@ class NativeKernels:
         code: Tensor | None = None,
     ) -> None:
         """Quantize, multiply, and write what is given: out and integers (M, out), code (M, 3·in)."""
-        a, x, settings = _address, inputs.x, inputs.settings
-        words, sums, channels = (0, 0, 0) if weight is None else (a(weight.plane), a(weight.sums), weight.shape[0])
+        plane, sums, channels = (None, None, 0) if weight is None else (weight.plane, weight.sums, weight.shape[0])
         self.module.linear_forward(
-            *(a(x), _is_half(x), *x.shape, a(inputs.shift), settings.clip, a(inputs.scale), settings.step),
-            *(words, sums, channels, a(row_scale), a(bias), a(out), _is_half(out), a(integers), a(code)),
-            torch.get_num_threads(),
+            inputs=self._inputs(inputs.x, inputs.shift, inputs.scale, inputs.settings),
+            x=self._tensor(inputs.x),
+            layer=self.module.Layer(
+                packed=_address(plane),
+                sums=_address(sums),
+                channels=channels,
+                scale=_address(row_scale),
+                bias=_address(bias),
+            ),
+            y=self._tensor(out),
+            integers=_address(integers),
+            code=_address(code),
+            threads=torch.get_num_threads(),
         )
 
     def rescale(self, integers: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         out = torch.empty(integers.shape, dtype=dtype)
+        rows, channels = integers.shape
         self.module.rescale(
-            *(integers.data_ptr(), *integers.shape, scale.data_ptr(), _address(bias), out.data_ptr(), _is_half(out)),
-            torch.get_num_threads(),
+            integers=integers.data_ptr(),
+            rows=rows,
+            channels=channels,
+            scale=scale.data_ptr(),
+            bias=_address(bias),
+            y=self._tensor(out),
+            threads=torch.get_num_threads(),
         )
         return out
 
@@ -105,8 +126,12 @@ class NativeKernels:
         dequantized = torch.empty_like(grad)
         shift_grad = torch.empty(grad.shape[1]) if with_shift else None
         scale_grad = self.module.inputs_backward(
-            *(code.data_ptr(), *grad.shape, scale.data_ptr(), settings.step, grad.data_ptr(), dequantized.data_ptr()),
-            *(_is_half(grad), _address(shift_grad), torch.get_num_threads()),
+            inputs=self._inputs(grad, None, scale, settings),
+            code=code.data_ptr(),
+            grad=self._tensor(grad),
+            dequantized=self._tensor(dequantized),
+            shift_grad=_address(shift_grad),
+            threads=torch.get_num_threads(),
         )
         return InputGradients(grad, shift_grad, torch.tensor(scale_grad), dequantized)
 
@@ -121,6 +146,26 @@ class NativeKernels:
         self, tensors: CoreTensors, settings: CoreSettings, limits: tuple[Tensor, Tensor], grad: Tensor, in_place: bool
     ) -> CoreGradients:
         return _Core(self.module, tensors, settings.heads).backward(grad, *limits, settings.aligned, in_place)
+
+    def _tensor(self, x: Tensor | None) -> Any:
+        """The module's view of a float tensor."""
+        return _tensor(self.module, x)
+
+    def _inputs(self, x: Tensor, shift: Tensor | None, scale: Tensor, settings: InputSettings) -> Any:
+        """The module's view of inputs as large as x (M, in)."""
+        rows, width = x.shape
+        return self.module.Inputs(
+            rows=rows,
+            width=width,
+            shift=_address(shift),
+            clip=settings.clip,
+            scale=scale.data_ptr(),
+            step=settings.step,
+        )
+
+
+def _tensor(module: Any, x: Tensor | None) -> Any:
+    return module.Tensor(data=_address(x), half=x is not None and x.dtype == torch.bfloat16)
 
 
 def _new_code(inputs: Inputs) -> Tensor:
@@ -138,41 +183,54 @@ class _Core:
         self.shape = batch, tokens, heads, width // (3 * heads)
         self.query_scale, self.key_scale, self.attention_scale, self.value_scale = tensors.scales
         self.bias, self.shifts = tensors.bias, tensors.shifts
-        self.heads = module.Heads(*self.shape, qkv.data_ptr(), _is_half(qkv), *map(_address, tensors.shifts))
+        query_shift, key_shift, value_shift = tensors.shifts
+        self.heads = module.Heads(
+            batch=batch,
+            tokens=tokens,
+            heads=heads,
+            channels=self.shape[3],
+            qkv=_tensor(module, qkv),
+            query_shift=_address(query_shift),
+            key_shift=_address(key_shift),
+            value_shift=_address(value_shift),
+            query_scale=self.query_scale.data_ptr(),
+            key_scale=self.key_scale.data_ptr(),
+        )
 
     def probabilities(self) -> Tensor:
         """The softmax of the scores (B, h, N, N), float32."""
         batch, tokens, heads, channels = self.shape
         factor = self.query_scale * self.key_scale * channels**-0.5
         scores = torch.empty(batch, heads, tokens, tokens)
-        self.native.scores(self.heads, factor.data_ptr(), scores.data_ptr(), self.threads)
+        self.native.scores(self.heads, factor=factor.data_ptr(), out=scores.data_ptr(), threads=self.threads)
         return scores.softmax(-1)
 
     def attention_extremes(self, P: Tensor) -> Tensor:
         """(1, B, 1, 1, 1): the largest entry of every picture's matrix."""
         largest = torch.empty(1, len(P), 1, 1, 1)
-        self.native.attention_extremes(self.heads, P.data_ptr(), _address(self.bias), largest.data_ptr(), self.threads)
+        self.native.attention_extremes(
+            self.heads, P=P.data_ptr(), E=_address(self.bias), out=largest.data_ptr(), threads=self.threads
+        )
         return largest
 
     def value_extremes(self) -> Tensor:
         """(2, B, 1, 1, 1): every picture's largest and smallest Value."""
         extremes = torch.empty(2, self.shape[0], 1, 1, 1)
-        self.native.value_extremes(self.heads, extremes.data_ptr(), self.threads)
+        self.native.value_extremes(self.heads, out=extremes.data_ptr(), threads=self.threads)
         return extremes
 
-    def attention_groups(self, limits: Tensor) -> tuple[int, int, int, int]:
-        """What the kernels want to know of the attention's groups: number, scales, limits, their batch."""
-        return len(self.attention_scale), self.attention_scale.data_ptr(), limits.data_ptr(), limits.shape[2]
-
-    def value_groups(self, limits: Tensor) -> tuple[int, int, int, int]:
-        """The same of the Value's groups."""
-        return len(self.value_scale), self.value_scale.data_ptr(), limits.data_ptr(), limits.shape[2]
+    def groups(self, scales: Tensor, limits: Tensor) -> Any:
+        """The kernels' view of the groups of the attention or the Value."""
+        return self.native.Groups(
+            count=len(scales), scales=scales.data_ptr(), limits=limits.data_ptr(), limit_batch=limits.shape[2]
+        )
 
     def values(self, limits: Tensor) -> Tensor:
         """V_b (B, h, N, d), float32."""
         batch, tokens, heads, channels = self.shape
         out = torch.empty(batch, heads, tokens, channels)
-        self.native.superpose_values(self.heads, *self.value_groups(limits), out.data_ptr(), self.threads)
+        groups = self.groups(self.value_scale, limits)
+        self.native.superpose_values(self.heads, groups=groups, out=out.data_ptr(), threads=self.threads)
         return out
 
     def attend(self, P: Tensor, limits: Tensor, V: Tensor) -> Tensor:
@@ -180,8 +238,13 @@ class _Core:
         batch, tokens, heads, channels = self.shape
         y = torch.empty(batch, tokens, heads * channels, dtype=self.qkv.dtype)
         self.native.attend(
-            *(self.heads, P.data_ptr(), _address(self.bias), *self.attention_groups(limits)),
-            *(V.data_ptr(), y.data_ptr(), _is_half(y), self.threads),
+            self.heads,
+            P=P.data_ptr(),
+            E=_address(self.bias),
+            groups=self.groups(self.attention_scale, limits),
+            V=V.data_ptr(),
+            y=_tensor(self.native, y),
+            threads=self.threads,
         )
         return y
 
@@ -198,11 +261,23 @@ class _Core:
         scale_sums = torch.empty(batch * heads, 2 + groups)
         members = torch.empty(batch * heads, groups, dtype=torch.int32)
         self.native.attend_backward(
-            *(self.heads, self.query_scale.data_ptr(), self.key_scale.data_ptr(), P.data_ptr(), _address(self.bias)),
-            *(*self.attention_groups(limits), *self.value_groups(value_limits), aligned),
-            *(V.data_ptr(), grad.data_ptr(), _is_half(grad), grad_qkv.data_ptr(), work.data_ptr()),
-            *(_address(grad_bias), shift_sums.data_ptr(), scale_sums.data_ptr(), members.data_ptr()),
-            self.threads,
+            self.heads,
+            P=P.data_ptr(),
+            E=_address(self.bias),
+            groups=self.groups(self.attention_scale, limits),
+            value_groups=self.groups(self.value_scale, value_limits),
+            aligned=aligned,
+            V=V.data_ptr(),
+            grad=_tensor(self.native, grad),
+            out=self.native.AttentionGradients(
+                qkv=_tensor(self.native, grad_qkv),
+                work=work.data_ptr(),
+                bias=_address(grad_bias),
+                shifts=shift_sums.data_ptr(),
+                scales=scale_sums.data_ptr(),
+                members=members.data_ptr(),
+            ),
+            threads=self.threads,
         )
         pairs = zip(shift_sums.sum(0).unbind(1), self.shifts, strict=True)
         shifts = [part if shift is not None else None for part, shift in pairs]

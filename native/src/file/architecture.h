@@ -1,0 +1,50 @@
+// What a packed file's metadata says of the model's shape.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "file/json.h"
+
+namespace gsb {
+
+// Tokens first … first + count − 1.
+struct TokenRange {
+    int first, count;
+
+    int end() const { return first + count; }
+};
+
+// A classifier behind the last block.
+struct Head {
+    TokenRange reads;
+};
+
+struct Architecture {
+    std::string name;
+    int image_height, image_width, patch_height, patch_width;
+    int embed_dim, depth, num_heads, mlp_hidden, prefix_tokens, num_classes;
+    std::vector<Head> heads;  // one or two: their logits are averaged
+    float layer_norm_eps;
+    std::vector<float> attention_thresholds, value_thresholds;
+    bool fixed_thresholds;
+    enum class Bias { none, relative, full } attention_bias;
+
+    int grid_height() const { return image_height / patch_height; }
+    int grid_width() const { return image_width / patch_width; }
+    int num_patches() const { return grid_height() * grid_width(); }
+    int num_tokens() const { return prefix_tokens + num_patches(); }
+    int head_dim() const { return embed_dim / num_heads; }
+    int attention_groups() const { return static_cast<int>(attention_thresholds.size()) + 1; }
+    int value_groups() const { return static_cast<int>(value_thresholds.size()) + 1; }
+    // All that some head reads.
+    TokenRange tokens_read() const;
+    int relative_bias_size() const {
+        return (2 * grid_height() - 1) * (2 * grid_width() - 1) + prefix_tokens * prefix_tokens + 2 * prefix_tokens;
+    }
+};
+
+// Reads the metadata's `architecture`, an object. Throws Error.
+Architecture read_architecture(const Json& json);
+
+}  // namespace gsb

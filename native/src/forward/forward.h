@@ -1,0 +1,58 @@
+// The forward pass of one picture, in phases whose tasks may run on several threads.
+//
+// A block has two phases. `scores` needs every key: attention rows and groups, head by head. `rows` needs only its own
+// token rows: attention × Value, projection, MLP and the next block's query, key and Value. Between them the extremes
+// over the whole picture are known.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "file/packed_model.h"
+#include "forward/workspace.h"
+#include "kernels/contract.h"
+#include "machine/threads.h"
+#include "weights/model_weights.h"
+
+namespace gsb {
+
+class Forward {
+  public:
+    Forward(const Architecture& architecture, const Shape& shape, const ModelWeights& weights, const Kernels& kernels);
+
+    // Runs one picture (H, W, 3) to its logits (K). `pool` nullptr: on the calling thread with scratch[worker].
+    void run(const uint8_t* picture, float* logits, Workspace& workspace, std::vector<Scratch>& scratch,
+             ThreadPool* pool, int worker, bool profiling) const;
+
+  private:
+    struct Call;  // one picture's pointers
+
+    void embed(Call& call, Scratch& scratch, int first, int last) const;
+    void norm(Scratch& scratch, const float* x, int count, const NormSigns& signs) const;
+    void query_key_value(Call& call, Scratch& scratch, int block, int chunk, int first, int last) const;
+    void value_limits(Call& call, Scratch& scratch, int block) const;
+    void limit_counts(Workspace& workspace, const BlockWeights& weights, int group, int channel, float upper,
+                      float lower) const;
+    Scores scores_of(Call& call, Scratch& scratch, int block, int head) const;
+    void expand_bias(Scratch& scratch, const BlockWeights& weights, int head) const;
+    void score_task(Call& call, Scratch& scratch, int block, int task) const;
+    void value_task(Call& call, Scratch& scratch, int block, int head) const;
+    void attention_limits(Call& call, int block) const;
+    void attention_value(Call& call, Scratch& scratch, int block, int first, int last) const;
+    void list_groups(Call& call, Scratch& scratch, int block, int head, int first, int last) const;
+    void rest_of_block(Call& call, Scratch& scratch, int block, int first, int last) const;
+    void heads(Call& call, Scratch& scratch, float* logits) const;
+    void add_residual(Scratch& scratch, const uint32_t* bits, size_t stride, int count, const ResidualLayer& layer,
+                      float* x) const;
+    Product product(Scratch& scratch, const uint32_t* bits, size_t stride, int count,
+                    const BinaryWeights& weights) const;
+
+    const Architecture& architecture_;
+    const Shape& shape_;
+    const ModelWeights& weights_;
+    const Kernels& kernels_;
+    std::vector<int64_t> bias_begin_;  // (N)
+    std::vector<float> no_bias_;
+};
+
+}  // namespace gsb

@@ -1,0 +1,28 @@
+// The NEON backend, of every AArch64 processor.
+#include "kernels/dispatch.h"
+#include "kernels/neon/isa.h"
+
+namespace gsb {
+
+constexpr Kernels kNeonKernels = [] {
+    Kernels table{};
+    table.name = "neon";
+    table.weights = WeightLayout::lanes;
+    table.patches = PatchLayout::pairs;
+    table.product_threshold = neon::product_threshold;
+    table.product_interval = neon::product_interval;
+    table.product_count = neon::product_count;
+    table.product_integers = neon::product_integers;
+    table.product_residual = neon::product_residual;
+    table.norm_bits = neon::norm_bits;
+    table.patches_embed = neon::patches_embed;
+    table.dot_bytes = neon::dot_bytes;
+    table.scores = neon::scores;
+    table.count_extremes = neon::count_extremes;
+    table.value_planes = neon::value_planes;
+    table.combine = neon::combine;
+    return table;
+}();
+static_assert(complete(kNeonKernels));
+
+}  // namespace gsb

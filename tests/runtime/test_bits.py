@@ -1,18 +1,10 @@
 import numpy as np
 import pytest
+from bit_products import mask_dot, popcount, popcount_by_table, sign_dot, xor_popcount
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsb_vit.runtime.bits import (
-    mask_dot,
-    pack,
-    pad_is_zero,
-    popcount,
-    popcount_by_table,
-    sign_dot,
-    unpack,
-    xor_popcount,
-)
+from gsb_vit.runtime.bits import pack, pad_is_zero, unpack
 
 DEPTHS = (1, 63, 64, 65, 511, 512, 513)
 depths = st.sampled_from(DEPTHS)

@@ -15,14 +15,15 @@ from gsb_vit.nn.attention import GSBAttention
 from gsb_vit.nn.attention_bias import FullAttentionBias, RelativeAttentionBias
 from gsb_vit.nn.binary_linear import BinaryLinear
 from gsb_vit.nn.edges import QuantizedConv2d, QuantizedLinear
-from gsb_vit.nn.exact import OrderedNorm, order_norm
+from gsb_vit.nn.exact import order_norm
 from gsb_vit.nn.input_quantizers import InitializedOnce
 from gsb_vit.nn.mlp import BinaryMlp
 from gsb_vit.nn.schemes import Scheme, scheme_of
 from gsb_vit.nn.superposition_quantizers import Superposition
 from gsb_vit.quantization import Quantization
 
-from .pixel_inputs import PIXEL_MODELS, PixelInputs
+from .packable import packable
+from .pixel_inputs import PIXEL_MODELS
 
 MLP_CLIP = 10.0
 
@@ -56,14 +57,15 @@ def binarize(vit: VisionTransformer, quantization: Quantization | dict[str, Any]
         quantize_heads(vit)
     if quantization.patch_norm:
         vit.patch_embed.norm = TokenBatchNorm(vit.embed_dim).to(vit.patch_embed.proj.weight.device)
-    if quantization.packable:
-        _order(vit)
     setattr(vit, "quantization", quantization)  # noqa: B010 (timm's class declares no such attribute)
+    _order(vit)
     return vit
 
 
 def _order(vit: Any) -> None:
-    """Make evaluation follow docs/numerics.md, so that the model answers as its packed file will."""
+    """Make a packable model's evaluation follow docs/numerics.md, so that it answers as its packed file will."""
+    if not packable(vit):
+        return
     for block in vit.blocks:
         block.attn.ordered = True
         order_norm(block.norm1, block.attn.qkv)
@@ -78,15 +80,8 @@ def set_pixel_scaling(model: nn.Module, preprocessing: Preprocessing) -> None:
     Where the model can be packed, evaluation then embeds such pictures as the packed model does. Other models, and
     pictures that are not of whole pixels, are treated as ever.
     """
-    embed = getattr(model, "patch_embed", None)
-    conv = getattr(embed, "proj", None)
-    if (
-        isinstance(model, PixelInputs)
-        and isinstance(conv, QuantizedConv2d)
-        and conv.reads_patches
-        and isinstance(getattr(embed, "norm", None), nn.Identity)
-        and not getattr(model, "dynamic_img_size", False)
-    ):
+    if packable(model):
+        conv = cast(QuantizedConv2d, cast(VisionTransformer, model).patch_embed.proj)
         conv.pixel_scaling = (tuple(preprocessing.mean), tuple(preprocessing.std))
 
 
@@ -101,8 +96,7 @@ def quantize_heads(vit: VisionTransformer) -> None:
         head = getattr(vit, name, None)
         if type(head) is nn.Linear:
             setattr(vit, name, QuantizedLinear.from_linear(head))
-    if isinstance(vit.norm, OrderedNorm):
-        order_norm(vit.norm, *_quantized_heads(vit))
+    _order(vit)
 
 
 def _check_model(vit: nn.Module, quantization: Quantization) -> None:

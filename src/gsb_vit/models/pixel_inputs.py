@@ -51,7 +51,7 @@ class PixelInputs:
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         vit: Any = self
-        if x.dtype != torch.float64 or vit.cls_token.dtype == torch.float64:
+        if x.dtype != torch.float64 or vit.patch_embed.proj.weight.dtype == torch.float64:
             return super()._pos_embed(x)  # type: ignore[misc]
         prefixes, position = stored_tokens(vit, vit.patch_embed.proj.pixel_scaling)
         value = torch.cat([prefixes.expand(len(x), -1, -1), x.float() + position], dim=1)

@@ -139,11 +139,6 @@ class Quantization:
         """Whether the transformer blocks differ from timm's at all."""
         return (self.weights, self.activations, self.attention_bias) != ("none", "full", "none")
 
-    @property
-    def packable(self) -> bool:
-        """Whether a packed file can hold such a model."""
-        return all(getattr(self, name) in allowed for name, allowed in PACKED_VALUES.items())
-
 
 PRESETS = ("full_precision", "stage1", "stage2", "authors_stage1", "authors_stage2")
 

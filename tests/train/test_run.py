@@ -256,3 +256,14 @@ def test_short_epochs_are_not_saved_one_by_one(tmp_path: Path, console: Console,
     assert states == [("0.0", STATE), *[("inf", STATE)] * 3]
     ends = [(tmp_path / str(share) / "teacher" / "last.safetensors").read_bytes() for share in (0.0, math.inf)]
     assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("architecture", ["vit_base_patch16_gap_224", "vit_base_patch14_reg4_dinov2"])
+def test_what_cannot_be_packed_trains_and_says_so_first(tmp_path, architecture):
+    switches = [f'model.architecture="{architecture}"', "model.patch_size=8", 'distillation.kind="none"']
+    epochs = [f"{stage}.epochs=1" for stage in ("teacher", "stage1", "stage2")]
+    said = io.StringIO()
+    summary = train(quick(*switches, *epochs), "digits", tmp_path / "run", console=Console(file=said, width=200))
+    assert set(summary.stages) == {"teacher", "stage1", "stage2"}
+    text = said.getvalue()
+    assert text.index("`gsb-vit export` will refuse it: a packed model cannot have") < text.index("teacher")

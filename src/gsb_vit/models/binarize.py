@@ -130,6 +130,8 @@ def _check_model(vit: nn.Module, quantization: Quantization) -> None:
 
 def _check_block(index: int, block: nn.Module) -> None:
     attention, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
+    if attention is None or mlp is None:
+        raise InputError(f"block {index} is a {type(block).__name__}; only timm's plain Block has a one-bit form")
     if type(attention) is not Attention or type(mlp) is not Mlp:
         raise InputError(
             f"block {index} has {type(attention).__name__} and {type(mlp).__name__}; only timm's plain Attention and "

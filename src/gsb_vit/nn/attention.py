@@ -35,7 +35,7 @@ class GSBAttention(nn.Module):
     In eval mode A_b V_b is the sum of integer plane products times S_ab = s_Aa·s_Vb, in the order of
     docs/numerics.md; in training mode one product of the superposed tensors. Without quantizers (all four None) q, k,
     v and A stay in floating point. ``query_key`` makes the quantizers of q and k; without ``softmax`` the attention
-    quantizer gets the scores plus E. ``ordered`` attention evaluates as docs/numerics.md says: ``numerics``. GSB,
+    quantizer gets the scores plus E. ``ordered`` attention evaluates as docs/numerics.md says: ``exact``. GSB,
     https://arxiv.org/abs/2305.07931; other quantizers: ``schemes``.
 
     Raises InputError when called with an attention mask or causal, which one-bit attention does not have, and for

@@ -57,16 +57,11 @@ class QuantizedWeight(InitializedOnce):
 class QuantizedConv2d(QuantizedWeight, nn.Conv2d):
     """Convolution with 8-bit weights, a scale per output channel; inputs stay in floating point.
 
-    Where ``pixel_scaling`` says what a picture's pixels were scaled with (``convert.set_pixel_scaling``), evaluation
-    gives the sums of docs/numerics.md over whole pixels, to which ``exact.PixelInputs`` adds the rest.
+    Where ``pixel_scaling`` says what a picture's pixels were scaled with (``set_pixel_scaling``), evaluation
+    gives the sums of docs/numerics.md over whole pixels, to which ``PixelInputs`` adds the rest.
     """
 
     pixel_scaling: exact.Scaling | None = None
-
-    @property
-    def reads_patches(self) -> bool:
-        """Whether this is the projection of three-channel patches that lie side by side."""
-        return self.in_channels == 3 and self.stride == self.kernel_size
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d) -> "QuantizedConv2d":

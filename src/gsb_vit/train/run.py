@@ -23,6 +23,7 @@ from gsb_vit.files import write_json
 from gsb_vit.metrics import classification_metrics, confusion_matrix
 from gsb_vit.models.binarize import initialize_scales
 from gsb_vit.models.build import build_model, require_architecture
+from gsb_vit.models.packable import obstacles
 from gsb_vit.models.trained import ModelInfo, find_model, load_model, read_tensors
 
 from .batches import EvaluationPictures, TrainingPictures
@@ -70,7 +71,7 @@ def train(
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
     data = load_data(data_spec, recipe.data)
     require_validation(recipe, data)
-    require_models(recipe, data)
+    unpackable = require_models(recipe, data)
     if accelerator.is_main_process:
         prepare_folder(folder, recipe, data_spec, resume)
     accelerator.wait_for_everyone()
@@ -85,6 +86,8 @@ def train(
             'mixed_precision = "bf16": this processor has no instructions for bfloat16, which then takes about ten '
             "times as long as float32; stop and train with --set mixed_precision=no"
         )
+    if unpackable:
+        log.say(f"stage 2 will train and evaluate, but `gsb-vit export` will refuse it: {unpackable}")
     return _Run(recipe, data, folder, accelerator, log).run()
 
 
@@ -252,10 +255,14 @@ def require_validation(recipe: Recipe, data: DataSplits) -> None:
             )
 
 
-def require_models(recipe: Recipe, data: DataSplits) -> None:
-    """Raise InputError, before anything is written, where a stage's model cannot be built or the teacher not be had."""
+def require_models(recipe: Recipe, data: DataSplits) -> str | None:
+    """Raise InputError, before anything is written, where a stage's model cannot be built or the teacher not be had.
+
+    Returns why the last student, which may be trained all the same, cannot be packed; None where it can.
+    """
     source, students = recipe.teacher.source, [n for n in ("stage1", "stage2") if getattr(recipe, n).epochs]
     has_teacher = source != "none" and (source != "twin" or recipe.teacher.epochs > 0)
+    models: dict[str, nn.Module] = {}
     with torch.device("meta"):
         if has_teacher and source == "twin":
             students.append("teacher")
@@ -263,12 +270,14 @@ def require_models(recipe: Recipe, data: DataSplits) -> None:
             require_architecture(source.removeprefix("timm:"))
         for name in students:
             stage: StageRecipe = getattr(recipe, name)
-            build_model(recipe.model.architecture, recipe.model.arguments(), len(data.class_names), stage.quantization)
+            args = recipe.model.arguments()
+            models[name] = build_model(recipe.model.architecture, args, len(data.class_names), stage.quantization)
     for name in students:
         if getattr(recipe, name).initialize == "teacher" and not has_teacher:
             raise InputError(f'{name}.initialize = "teacher", but the recipe has no teacher; use "fresh" or "previous"')
     if has_teacher and source != "twin" and not source.startswith("timm:"):
         load_teacher(source, data)
+    return next(obstacles(models["stage2"]), None) if "stage2" in models else None
 
 
 def load_teacher(source: str, data: DataSplits) -> nn.Module:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from gsb_vit.bench.densities import measure_densities
+from gsb_vit.bench.palette import OWN
 from gsb_vit.data.synthetic import smooth_pictures
 from gsb_vit.runtime.packed_file import read, write
 from gsb_vit.runtime.reference import ReferenceModel
@@ -211,7 +212,7 @@ def plot(rows, path: Path) -> None:
         own = sorted((row for row in rows if row["series"] == name), key=axis)
         for line, key, label in ((0, "ms", "ms a picture"), (1, "bit_macs_per_ns", "one-bit products / ns")):
             one = axes[line][column]
-            one.plot([axis(row) for row in own], [row[key] for row in own], "o-", color="#178a6d", ms=4)
+            one.plot([axis(row) for row in own], [row[key] for row in own], "o-", color=OWN, ms=4)
             one.set_ylim(0)
             one.set_ylabel(label)
             one.grid(alpha=0.3)

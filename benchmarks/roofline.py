@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 
 from gsb_vit.bench.compare import choose_pictures
+from gsb_vit.bench.palette import OWN, SERIES, TEACHER
 from gsb_vit.bench.profile import profile
 from gsb_vit.runtime.packed_file import read
 from gsb_vit.runtime.schema import Architecture
@@ -83,13 +84,13 @@ def plot(found, bandwidth: float, rows, path: Path) -> None:
     span = [0.5, 2e5]
     for ceiling, label in ((found.bit_ceiling, "one-bit products"), (found.byte_ceiling, "int8 products")):
         if ceiling:
-            axes.plot([ceiling / bandwidth, span[1]], [ceiling] * 2, color="#8a94a6")
+            axes.plot([ceiling / bandwidth, span[1]], [ceiling] * 2, color=TEACHER)
             axes.annotate(f"{label}: {ceiling:.0f} a cycle", (span[1], ceiling), ha="right", va="bottom", fontsize=8)
     top = max(found.bit_ceiling or 1, found.byte_ceiling or 1)
-    axes.plot([span[0], top / bandwidth], [span[0] * bandwidth, top], color="#8a94a6", ls="--")
+    axes.plot([span[0], top / bandwidth], [span[0] * bandwidth, top], color=TEACHER, ls="--")
     axes.annotate(f"{bandwidth:.0f} bytes a cycle", (1, 1.2 * bandwidth), rotation=35, fontsize=8)
     for row in rows:
-        color = "#178a6d" if row["of"] == "bits" else "#b3541e"
+        color = OWN if row["of"] == "bits" else SERIES[1]
         axes.plot(row["products_per_byte"], row["products_per_cycle"], "o", color=color)
         axes.annotate(row["stage"], (row["products_per_byte"], row["products_per_cycle"]), fontsize=8,
                       xytext=OFFSETS.get(row["stage"], (4, -10)), textcoords="offset points")  # fmt: skip

@@ -9,14 +9,11 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 
-try:
-    from gsb_vit.nn import quantize, superpose
-except ImportError:  # the layout before the rooms
-    from gsb_vit import quantizers as quantize
-    from gsb_vit import superposition as superpose
+from gsb_vit.bench.palette import SERIES, TEACHER
+from gsb_vit.nn import quantize, superpose
 
 FOLDER = Path(__file__).parent
-GREEN, ORANGE, BLUE, GREY = "#178a6d", "#c4622d", "#4f6bc4", "#8a94a6"
+GREEN, ORANGE, BLUE, GREY = *SERIES[:3], TEACHER
 RATIOS = torch.tensor([0.7, 0.9])
 STYLE = {"svg.hashsalt": "gsb-vit", "font.size": 11, "axes.titlesize": 11, "axes.spines.top": False}
 

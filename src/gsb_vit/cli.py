@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from gsb_vit import __version__
+from gsb_vit.data.datasets import SPECS
 from gsb_vit.errors import InputError
 
 app = typer.Typer(
@@ -31,8 +32,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="SPEC",
-        help="A folder of class folders (perhaps with train/ and val/ or test/), digits, or flowers102:ROOT, "
-        "cifar10:ROOT, cifar100:ROOT, fashion-mnist:ROOT, chaoyang:ROOT.",
+        help="A folder of class folders (perhaps with train/ and val/ or test/), or "
+        f"{' or '.join(', '.join(SPECS).rsplit(', ', 1))}.",
     ),
 ]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the engine; 0 takes all cores.")]

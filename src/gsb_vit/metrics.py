@@ -14,6 +14,13 @@ METRIC_NAMES = {
 }
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities of logits (n, K), computed in float64: float64 (n, K), rows that sum to 1."""
+    wide = np.asarray(logits, dtype=np.float64)
+    powers = np.exp(wide - wide.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
 def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Count pictures by true class (row) and predicted class (column): (K, K) int64."""
     cells = labels.astype(np.int64) * num_classes + predicted.astype(np.int64)

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gsb_vit.data.datasets import SPECS
+
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
@@ -226,3 +228,9 @@ def test_the_two_commands_of_the_readme():
     assert "make quickstart" in text and "make test" in text and len(text.splitlines()) <= 110
     targets = re.findall(r"^([a-z]+):.*##", read(ROOT / "Makefile"), re.MULTILINE)
     assert {"quickstart", "test", "docs"} <= set(targets)
+
+
+def test_the_readme_names_every_data_spec():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{spec}`" in text for spec in SPECS)
+    assert set(re.findall(r"`([a-z0-9-]+:ROOT)`", text)) <= set(SPECS)

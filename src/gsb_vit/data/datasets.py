@@ -237,3 +237,4 @@ READERS: dict[str, Callable[[Path], RawData]] = {
     "fashion-mnist": read_fashion_mnist,
     "chaoyang": read_chaoyang,
 }
+SPECS = ("digits", *(f"{name}:ROOT" for name in READERS))  # what a data SPEC may be, other than a folder

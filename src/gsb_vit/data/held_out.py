@@ -12,6 +12,7 @@ from .splits import DataRecipe, load_data, read_raw
 if TYPE_CHECKING:
     pass
 
+BATCH = 64  # pictures that are evaluated together
 # What decides how undivided data is split; kept in a packed model's provenance, so that it can be evaluated on the part
 # that it was not trained on.
 SPLIT_OPTIONS = ("classes", "label_noise", "shots", "split_seed", "test_fraction", "validation_fraction")

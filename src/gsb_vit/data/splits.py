@@ -12,7 +12,7 @@ import numpy as np
 
 from gsb_vit.errors import InputError
 
-from .datasets import READERS, LabelledPictures, RawData, read_digits, read_folder
+from .datasets import READERS, SPECS, LabelledPictures, RawData, read_digits, read_folder
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class DataSplits:
 def load_data(spec: str, options: DataRecipe) -> DataSplits:
     """Read the data a SPEC names and split it.
 
-    SPEC is a folder of class folders (undivided, or with train/ and val/ and/or test/), ``digits``, or one of
-    ``flowers102:ROOT``, ``cifar10:ROOT``, ``cifar100:ROOT``, ``fashion-mnist:ROOT``, ``chaoyang:ROOT``.
+    SPEC is a folder of class folders (undivided, or with train/ and val/ and/or test/), or one of
+    ``datasets.SPECS``, where ROOT is the folder of that data set.
     Undivided data gives ``options.test_fraction`` of every class to the test split; ``options.validation_fraction`` of
     the training pictures of every class is set apart for validation, unless the data has a validation split of its own.
     ``options.classes`` keeps all classes, or ``most-test:K``: the K with most test pictures (ties: the first);
@@ -89,10 +89,9 @@ def read_raw(spec: str) -> RawData:
         return READERS[name](Path(root))
     if Path(spec).is_dir():
         return read_folder(Path(spec))
-    known = ["digits", *(f"{reader}:ROOT" for reader in READERS)]
-    near = difflib.get_close_matches(spec, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(spec, SPECS, n=1, cutoff=0.5)
     hint = f" (nearest: {near[0]})" if near else ""
-    raise InputError(f"no data {spec!r}; give a folder of class folders, {', '.join(known)}{hint}")
+    raise InputError(f"no data {spec!r}; give a folder of class folders, {', '.join(SPECS)}{hint}")
 
 
 def stratified_split(

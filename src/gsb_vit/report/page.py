@@ -13,8 +13,9 @@ from gsb_vit.bench.peers.timing import Measurement
 from gsb_vit.data.datasets import LabelledPictures
 from gsb_vit.errors import InputError
 from gsb_vit.files import write_atomically
-from gsb_vit.metrics import METRIC_NAMES, confusion_matrix
-from gsb_vit.runtime.classifier import Classifier, load
+from gsb_vit.metrics import METRIC_NAMES, confusion_matrix, softmax
+from gsb_vit.runtime.classifier import load
+from gsb_vit.runtime.evaluate import logits_of
 from gsb_vit.runtime.packed_file import PackedModel
 from gsb_vit.runtime.packed_file import read as read_packed
 
@@ -57,7 +58,7 @@ def write_report(
     run = Path(run)
     model, classifier = read_packed(packed), load(packed, engine=engine)
     pictures = np.stack([model.preprocessing(source) for source in test.sources])
-    logits = _logits(classifier, pictures)
+    logits = logits_of(classifier, pictures)
     results = _read_json(run / "summary.json")["stages"]
     summary = summarize(model.architecture, Path(packed).stat().st_size)
     values = {
@@ -82,10 +83,6 @@ def write_report(
     path = run / "report.html"
     write_atomically(path, page.encode("utf-8"))
     return path
-
-
-def _logits(classifier: Classifier, pictures: np.ndarray) -> np.ndarray:
-    return np.concatenate([classifier.logits(pictures[start : start + 64]) for start in range(0, len(pictures), 64)])
 
 
 def _read_text(path: Path) -> str:
@@ -178,16 +175,11 @@ def _held_out(results: Mapping[str, Any], count: int, parity: Mapping[str, Any] 
     return {"held_out_note": note, "metric_names": list(METRIC_NAMES.values()), "metric_rows": rows}
 
 
-def _probabilities(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
 def _samples(
     class_names: Sequence[str], pictures: np.ndarray, labels: np.ndarray, logits: np.ndarray
 ) -> list[dict[str, Any]]:
     """Show up to a quarter mistakes, the most confident first, then right answers spread over the classes."""
-    answers, probabilities = logits.argmax(axis=1), _probabilities(logits).max(axis=1)
+    answers, probabilities = logits.argmax(axis=1), softmax(logits).max(axis=1)
     wrong = np.flatnonzero(answers != labels)
     wrong = wrong[np.argsort(-probabilities[wrong], kind="stable")][: SAMPLES // 4]
     right = np.flatnonzero(answers == labels)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gsb_vit.data.preprocess import Picture, Preprocessing
 from gsb_vit.errors import InputError
+from gsb_vit.metrics import softmax
 
 from .packed_file import read
 from .reference import ReferenceModel, check_batch
@@ -90,7 +91,7 @@ class Classifier:
     def _predict(self, pictures: list[Picture], top: int) -> list[list[Prediction]]:
         if not pictures:
             return []
-        probabilities = _softmax(self.logits(np.stack([self.preprocessing(picture) for picture in pictures])))
+        probabilities = softmax(self.logits(np.stack([self.preprocessing(picture) for picture in pictures])))
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         return [
             [Prediction(self.class_names[k], float(row[k])) for k in best]
@@ -157,10 +158,3 @@ def load(
         )
     names = tuple(header["class_names"])
     return Classifier(architecture, names, preprocessing, native, native.backend, native.threads)
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    powers = np.exp(wide - wide.max(axis=1, keepdims=True))
-    result: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-    return result

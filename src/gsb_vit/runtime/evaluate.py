@@ -5,12 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from gsb_vit.data.held_out import held_out_pictures, require_same_classes
+from gsb_vit.data.held_out import BATCH, held_out_pictures, require_same_classes
 from gsb_vit.metrics import classification_metrics
 
 from .classifier import Classifier
-
-BATCH = 64
 
 
 def evaluate_packed(classifier: Classifier, spec: str, provenance: Mapping[str, Any]) -> dict[str, float]:
@@ -21,12 +19,17 @@ def evaluate_packed(classifier: Classifier, spec: str, provenance: Mapping[str, 
     """
     class_names, pictures = held_out_pictures(spec, provenance)
     require_same_classes(classifier.class_names, class_names, spec)
-    return classification_metrics(logits_of(classifier, pictures.sources), pictures.labels)
+    return classification_metrics(logits_of_sources(classifier, pictures.sources), pictures.labels)
 
 
-def logits_of(classifier: Classifier, sources: Sequence[Any]) -> np.ndarray:
+def logits_of_sources(classifier: Classifier, sources: Sequence[Any]) -> np.ndarray:
     """Classify pictures (paths, arrays, Pillow images) in batches: → float32 (n, K)."""
-    parts = []
-    for start in range(0, len(sources), BATCH):
-        parts.append(classifier.logits(np.stack([classifier.preprocessing(one) for one in sources[start:][:BATCH]])))
-    return np.concatenate(parts)
+    batches = (sources[start : start + BATCH] for start in range(0, len(sources), BATCH))
+    return np.concatenate(
+        [classifier.logits(np.stack([classifier.preprocessing(one) for one in batch])) for batch in batches]
+    )
+
+
+def logits_of(classifier: Classifier, pictures: np.ndarray) -> np.ndarray:
+    """Classify pictures as ``preprocessing`` makes them, uint8 (n, H, W, 3), in batches: → float32 (n, K)."""
+    return np.concatenate([classifier.logits(pictures[i : i + BATCH]) for i in range(0, len(pictures), BATCH)])

@@ -10,11 +10,10 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from gsb_vit.bench.palette import SERIES, TEACHER
+
 from .plan import Study
 from .results import Group, Spread, file_bytes
-
-COLOURS = ("#178a6d", "#c4622d", "#4f6bc4", "#a8479c", "#8a7a1f", "#5b6573", "#c43d4f", "#2f93b5")
-TEACHER = "#8a94a6"
 
 
 def plot_svg(study: Study, groups: Sequence[Group]) -> str | None:
@@ -54,7 +53,7 @@ def _curves(study: Study, groups: Sequence[Group]) -> Figure:
     teachers: dict[tuple[Any, ...], Any] = {}
     for index, (name, line) in enumerate(lines.items()):
         label = ", ".join([line[0].title, *map(str, name[1:])])
-        _curve(axes, x_key, [(g, g.metrics[g.final]["top1"]) for g in line], label, COLOURS[index % len(COLOURS)], "-")
+        _curve(axes, x_key, [(g, g.metrics[g.final]["top1"]) for g in line], label, SERIES[index % len(SERIES)], "-")
         taught = [(g, g.metrics["teacher"]["top1"]) for g in line if "teacher" in g.metrics and g.final != "teacher"]
         key = tuple((dict(g.point)[x_key], spread.mean) for g, spread in taught)
         if key and key not in teachers:
@@ -91,7 +90,7 @@ def _pareto(groups: Sequence[Group]) -> Figure:
             mean,
             half,
             fmt="o" if runs else "s",
-            color=COLOURS[0] if runs else TEACHER,
+            color=SERIES[0] if runs else TEACHER,
             capsize=3,
             markersize=6,
         )
@@ -119,10 +118,10 @@ def _dots(groups: Sequence[Group]) -> Figure:
     names = [", ".join([g.title, *(f"{key.rpartition('.')[2]} {value}" for key, value in g.point)]) for g in groups]
     for index, group in enumerate(groups):
         mean, half = _percent(group.metrics[group.final]["top1"])
-        axes.errorbar(mean, index, xerr=half, fmt="o", color=COLOURS[0], capsize=3, markersize=5)
+        axes.errorbar(mean, index, xerr=half, fmt="o", color=SERIES[0], capsize=3, markersize=5)
         for row in group.rows:
             if row["final"]:
-                axes.plot(100 * row["top1"], index, ".", color=COLOURS[0], alpha=0.45, markersize=4)
+                axes.plot(100 * row["top1"], index, ".", color=SERIES[0], alpha=0.45, markersize=4)
     teachers = {g.metrics["teacher"]["top1"].mean for g in groups if "teacher" in g.metrics and g.final != "teacher"}
     if len(teachers) == 1:
         axes.axvline(100 * teachers.pop(), color=TEACHER, linestyle="--", linewidth=1, label="teacher (full precision)")

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gsb_vit.data.held_out import held_out_pictures, require_same_classes
+from gsb_vit.data.held_out import BATCH, held_out_pictures, require_same_classes
 from gsb_vit.data.splits import DataRecipe
 from gsb_vit.metrics import classification_metrics
 from gsb_vit.models.binarize import set_pixel_scaling
@@ -22,8 +22,6 @@ from gsb_vit.models.trained import load_model
 
 from .batches import EvaluationPictures
 from .recipe_io import load_recipe
-
-BATCH = 64
 
 
 def model_logits(model: nn.Module, pictures: EvaluationPictures, accelerator: Accelerator | None = None) -> np.ndarray:

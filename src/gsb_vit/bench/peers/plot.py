@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from gsb_vit.bench.palette import OWN, TEACHER
 from gsb_vit.errors import InputError
 
 from .timing import Measurement
@@ -38,7 +39,7 @@ def plot(rows: Sequence[Measurement], path: Path) -> None:
     names = [f"{row.engine} {row.precision}" for row, _ in measured]
     bars = axes.barh(names, [ms for _, ms in measured])
     for bar, (row, _) in zip(bars, measured, strict=True):
-        bar.set_color("#178a6d" if row.engine == "gsb-vit" else "#8a94a6")
+        bar.set_color(OWN if row.engine == "gsb-vit" else TEACHER)
     axes.bar_label(bars, fmt="{:.2f}", padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.12)

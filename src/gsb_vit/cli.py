@@ -64,6 +64,11 @@ def _refuse(message: str) -> None:
     sys.exit(2)
 
 
+def _tell(line: str) -> None:
+    """Say what the user should know, beside the output, which may be JSON."""
+    print(line, file=sys.stderr)
+
+
 def _require_training(what: str) -> None:
     missing = [name for name in TRAINING_LIBRARIES if find_spec(name) is None]
     if missing:
@@ -253,7 +258,7 @@ def predict(
     from gsb_vit.data.held_out import find_pictures
 
     classifier = gsb_vit.load(model, threads=threads, engine=engine)
-    pictures = find_pictures(paths)
+    pictures = find_pictures(paths, _tell)
     answers = [classifier.predict(picture, top=top) for picture in pictures]
     if as_json:
         _print_json(

@@ -1,12 +1,13 @@
 """A packed model on pictures: which pictures, and how well it does on them. No PyTorch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsb_vit.errors import InputError
 
-from .datasets import PICTURE_SUFFIXES, LabelledPictures
+from .datasets import LabelledPictures
+from .folder import OPTIONAL_SUFFIXES, PICTURE_SUFFIXES, survey, why_not
 from .splits import DataRecipe, load_data, read_raw
 
 if TYPE_CHECKING:
@@ -52,8 +53,10 @@ def require_same_classes(own: Sequence[str], found: Sequence[str], spec: str) ->
             raise InputError(f"class {other!r} of {spec!r} is {mine!r} in the model; use data with the same classes")
 
 
-def find_pictures(paths: Sequence[Path]) -> list[Path]:
+def find_pictures(paths: Sequence[Path], say: Callable[[str], None] | None = None) -> list[Path]:
     """Return the pictures that paths name: files as they are, folders searched at any depth, in order of their names.
+
+    What a folder holds besides pictures is told to ``say``, one line a folder.
 
     Raises:
         InputError: a path that does not exist, or a folder without pictures or that cannot be read.
@@ -63,10 +66,17 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder; give pictures, or folders of pictures")
         if not path.is_dir():
+            if path.suffix.lower() in OPTIONAL_SUFFIXES and (reason := why_not(path)) is not None:
+                raise InputError(f"{path}: one of the {reason}")
             found.append(path)
             continue
-        inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in PICTURE_SUFFIXES and one.is_file())
-        if not inside:
-            raise InputError(f"{path}: a folder without pictures; give one with {', '.join(sorted(PICTURE_SUFFIXES))}")
-        found += inside
+        inside = survey(path)
+        if not inside.pictures:
+            raise InputError(
+                f"{path}: a folder without pictures{inside.left_aside(', but ')}; give one with "
+                f"{', '.join(sorted(PICTURE_SUFFIXES))}"
+            )
+        if inside.ignored and say is not None:
+            say(inside.summary())
+        found += inside.pictures
     return found

@@ -12,7 +12,8 @@ import numpy as np
 
 from gsb_vit.errors import InputError
 
-from .datasets import READERS, SPECS, LabelledPictures, RawData, read_digits, read_folder
+from .datasets import READERS, SPECS, LabelledPictures, RawData, read_digits
+from .folder import read_folder
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,12 @@ def load_data(spec: str, options: DataRecipe) -> DataSplits:
     Raises:
         InputError: for an unknown SPEC, an unreadable folder, a class with zero pictures, or fewer than two classes.
     """
-    raw = _select_classes(_divide(read_raw(spec), options), options.classes)
+    return split_raw(spec, read_raw(spec), options)
+
+
+def split_raw(spec: str, raw: RawData, options: DataRecipe) -> DataSplits:
+    """Split data that is read already, as ``load_data`` does."""
+    raw = _select_classes(_divide(raw, options), options.classes)
     train, validation, test = raw.train, raw.validation, raw.test
     if train is None or test is None:
         raise InputError(f"{spec!r} lacks training or test pictures; give a folder with train/ and val/ or test/")
@@ -80,7 +86,11 @@ def load_data(spec: str, options: DataRecipe) -> DataSplits:
 
 def read_raw(spec: str) -> RawData:
     """The data a SPEC names, with its own splits. Raises InputError as ``load_data`` does."""
-    if spec == "digits":
+    if spec == "digits" and Path(spec).is_dir():
+        raise InputError(
+            "'digits' is a built-in set and a folder here; give ./digits for the folder, digits: for the set"
+        )
+    if spec in ("digits", "digits:"):
         return read_digits()
     name, colon, root = spec.partition(":")
     if colon and name in READERS:

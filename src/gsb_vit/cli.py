@@ -114,6 +114,12 @@ def train(
         typer.Option("--label-noise", metavar="P", help="Give this share of training pictures a wrong class."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run where it was stopped.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be decoded, and keep a list of them.")
+    ] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="With --resume: go on though training pictures are gone.")
+    ] = False,
 ) -> None:
     """Train a teacher, then the one-bit student in two stages."""
     _require_training("training")
@@ -123,7 +129,8 @@ def train(
     settings = [*(settings or [])]
     settings += [f"data.shots={shots}"] if shots is not None else []
     settings += [f"data.label_noise={label_noise}"] if label_noise is not None else []
-    train_run(load_recipe(recipe, settings), data, out, resume=resume)
+    chosen = load_recipe(recipe, settings)
+    train_run(chosen, data, out, resume=resume, skip_bad=skip_bad, allow_missing=allow_missing)
 
 
 @app.command()
@@ -198,13 +205,16 @@ def export(
         typer.Option("--data", metavar="SPEC", help="Pictures for the check (default: the run's validation part)."),
     ] = None,
     most: Annotated[int, typer.Option("--most", min=1, help="Check on at most so many of them.")] = 1000,
+    digests: Annotated[
+        bool, typer.Option(help="Keep digests of the training pictures in the file, so that evaluate knows them.")
+    ] = True,
     engine: Engine = "native",
 ) -> None:
     """Pack a trained model into bits, and refuse if the packed model disagrees with it."""
     _require_training("export")
     from gsb_vit.export.run import export_run
 
-    _, parity = export_run(run, output, data_spec=data, engine=engine, most=most)
+    _, parity = export_run(run, output, data_spec=data, engine=engine, most=most, keep_digests=digests)
     flipped = ", ".join(f"{kind} {share:.1e}" for kind, share in parity.flipped.items() if share) or "none"
     print(f"{output}: {output.stat().st_size / 1e6:.3f} MB")
     print(
@@ -217,6 +227,9 @@ def export(
 def evaluate(
     model: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run's folder, a trained or a packed model.")],
     data: Data,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Judge on all pictures given, those seen in training, too.")
+    ] = False,
     as_json: Json = False,
     engine: Engine = "native",
     threads: Threads = 0,
@@ -228,14 +241,15 @@ def evaluate(
         _require_training("evaluating a run")
         from gsb_vit.train.evaluate import evaluate_run
 
-        found = evaluate_run(model, data)
+        found = evaluate_run(model, data, everything=everything, say=_tell)
     else:
         import gsb_vit
         from gsb_vit.runtime.evaluate import evaluate_packed
         from gsb_vit.runtime.packed_file import read
 
         provenance = read(model).provenance
-        found = evaluate_packed(gsb_vit.load(model, threads=threads, engine=engine), data, provenance)
+        classifier = gsb_vit.load(model, threads=threads, engine=engine)
+        found = evaluate_packed(classifier, data, provenance, everything=everything, say=_tell)
     if as_json:
         _print_json(found)
         return

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gsb_vit.errors import InputError
+
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
@@ -37,3 +39,27 @@ def write_atomically(path: Path, data: bytes) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Write JSON atomically."""
     write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path, work: str) -> Iterator[None]:
+    """Hold a folder, so that no two processes do ``work`` there; the lock ends with its process, however that ends.
+
+    Raises InputError where another process holds it. Where there are no such locks nothing is held.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # pragma: no cover (no such locks on Windows)
+        yield
+        return
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another {work} is at work in {folder}; wait for it, or end it") from error
+        except OSError:
+            pass  # a file system without locks
+        yield

@@ -5,23 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from class_folders import fill
 
 from gsb_vit.data import folder as data_folder
 from gsb_vit.data.folder import read_folder, survey
 from gsb_vit.data.held_out import find_pictures
 from gsb_vit.data.splits import DataRecipe, load_data, read_raw
 from gsb_vit.errors import InputError
-
-
-def fill(folder: Path, count: int, suffix: str = ".png", start: int = 0) -> Path:
-    """Pictures that differ from each other and from those of other folders, in the format of the suffix."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(start, start + count):
-        rng = np.random.default_rng([i, *str(folder).encode()])
-        image = Image.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8))
-        image.save(folder / f"{i:03}{suffix}", format={".jfif": "JPEG", ".jpe": "JPEG"}.get(suffix))
-    return folder
 
 
 @pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".avif", ".jp2", ".webp", ".gif", ".bmp", ".tif", ".JPG", ".ppm"])

@@ -47,8 +47,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_the_documented_files(whole: Path) -> None:
     files = {str(p.relative_to(whole)) for p in whole.rglob("*") if p.is_file() and "tensorboard" not in p.parts}
-    stages = [f"{s}/{f}.safetensors" for s in ("teacher", "stage1", "stage2") for f in ("best", "last", "state")]
-    assert files == {"recipe.toml", "run.json", "metrics.jsonl", "summary.json", *stages}
+    names = ("best", "last", "state", "previous")
+    stages = [f"{stage}/{name}.safetensors" for stage in ("teacher", "stage1", "stage2") for name in names]
+    assert files == {".lock", "recipe.toml", "run.json", "split.json", "metrics.jsonl", "summary.json", *stages}
     assert json.loads((whole / "run.json").read_text())["status"] == "finished"
     summary = json.loads((whole / "summary.json").read_text())
     assert sum(map(sum, summary["confusion_matrix"])) == summary["test"]["n"] == 539

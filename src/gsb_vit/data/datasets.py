@@ -46,6 +46,12 @@ class RawData:
     undivided: LabelledPictures | None = None
     contents: Contents | None = field(default=None, repr=False, compare=False)
 
+    def each_part(self, function: Callable[[LabelledPictures], LabelledPictures]) -> RawData:
+        """The data with every part that it has replaced by ``function`` of it."""
+        parts = (self.train, self.validation, self.test, self.undivided)
+        train, validation, test, undivided = (None if part is None else function(part) for part in parts)
+        return RawData(self.class_names, train, validation, test, undivided, self.contents)
+
 
 def is_folder(path: Path) -> bool:
     """Whether a path is a folder. Raises InputError where the system does not tell."""

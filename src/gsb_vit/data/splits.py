@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -145,16 +147,19 @@ def _select_classes(raw: RawData, choice: str) -> RawData:
     test_labels = raw.test.labels if raw.test is not None else np.array([], dtype=np.int64)
     counts = np.bincount(test_labels, minlength=len(raw.class_names))
     kept = np.sort(np.argsort(-counts, kind="stable")[first - 1 : last])
+    return keep_classes(raw, kept.tolist())
+
+
+def keep_classes(raw: RawData, kept: Sequence[int]) -> RawData:
+    """The data with some of its classes only, numbered anew in their order."""
     number_of = {int(old): new for new, old in enumerate(kept)}
 
-    def restrict(pictures: LabelledPictures | None) -> LabelledPictures | None:
-        if pictures is None:
-            return None
-        chosen = pictures.take(np.flatnonzero(np.isin(pictures.labels, kept)))
+    def restrict(pictures: LabelledPictures) -> LabelledPictures:
+        chosen = pictures.take(np.flatnonzero(np.isin(pictures.labels, list(kept))))
         return LabelledPictures(chosen.sources, np.array([number_of[int(v)] for v in chosen.labels], dtype=np.int64))
 
     names = tuple(raw.class_names[i] for i in kept)
-    return RawData(names, restrict(raw.train), restrict(raw.validation), restrict(raw.test))
+    return dataclasses.replace(raw.each_part(restrict), class_names=names)
 
 
 def _require_every_class(spec: str, split: str, pictures: LabelledPictures, names: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -138,22 +138,6 @@ class _SubmititHandle:
 
     def stop(self) -> None:
         self.job.cancel(check=False)
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold a study's folder, so that no two processes fill it. Raises InputError where another one does."""
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # pragma: no cover (no such locks on Windows)
-        yield
-        return
-    with (out / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"another gsb-vit study is at work in {out}; wait for it, or end it") from error
-        yield
 
 
 def run_jobs(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import errno
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,23 +15,28 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
 from gsb_vit import __version__
+from gsb_vit.data.datasets import RawData
+from gsb_vit.data.digests import pack_seen, unpack_seen
+from gsb_vit.data.held_out import data_name
 from gsb_vit.data.preprocess import Preprocessing
-from gsb_vit.data.splits import DataSplits, load_data
+from gsb_vit.data.splits import DataSplits, read_raw, split_raw
+from gsb_vit.data.stored_split import Drawn, StoredSplit, draw_split, find_split, read_split
 from gsb_vit.errors import InputError
-from gsb_vit.files import write_json
+from gsb_vit.files import locked, write_json
 from gsb_vit.metrics import classification_metrics, confusion_matrix
 from gsb_vit.models.binarize import initialize_scales
 from gsb_vit.models.build import build_model, require_architecture
 from gsb_vit.models.packable import obstacles
-from gsb_vit.models.trained import ModelInfo, find_model, load_model, read_tensors
+from gsb_vit.models.trained import ModelInfo, find_model, load_model
 
 from .batches import EvaluationPictures, TrainingPictures
-from .checkpoint import start_from
+from .checkpoint import read_stage_file, start_from
 from .evaluate import model_logits
-from .folder import prepare_folder, run_threads
+from .folder import RUN_FILE, check_folder, create_folder, prepare_folder, read_run, require_threads, run_threads
 from .log import RunLog, summary_table
 from .loop import StageRun, StageSetting
 from .precision import emulates_bfloat16
@@ -54,29 +61,103 @@ class RunSummary:
         return self.stages[self.final_stage]["test"]
 
 
+# What a full, vanished or write-protected disk answers; EIO and ESTALE come from disks and servers that fail.
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+_STORAGE |= {errno.ENOTDIR, errno.ENODEV, errno.EFBIG}
+
+
 def train(
-    recipe: Recipe, data_spec: str, out: str | Path, *, resume: bool = False, console: Console | None = None
+    recipe: Recipe,
+    data_spec: str,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    skip_bad: bool = False,
+    allow_missing: bool = False,
+    console: Console | None = None,
 ) -> RunSummary:
     """Train a teacher and a one-bit student as the recipe says, test every stage's chosen model, write the run folder.
 
     Under ``accelerate launch`` or ``torchrun`` every process calls this. With ``resume`` a run that was stopped goes on
-    at its last saved epoch; on a CPU it ends with the weights of a run that was never stopped.
+    at its last saved epoch; on a CPU it ends with the weights of a run that was never stopped. The split of the data is
+    kept in ``out`` and held to: pictures that came later are ignored, those that are gone stop it unless
+    ``allow_missing``. All pictures are decoded before anything trains; ``skip_bad`` leaves out those that cannot be.
 
     Raises:
-        InputError: data or recipe cannot be used; ``out`` is not empty and ``resume`` is off, or holds another recipe.
+        InputError: data or recipe cannot be used; ``out`` is not empty and ``resume`` is off, or holds another recipe,
+            is held by another process, or cannot be written to while the run goes on.
         TrainingError: the loss or a parameter is not finite, or a quantizer's scale collapsed.
     """
-    folder = Path(out)
+    with contextlib.ExitStack() as stack, _naming_the_disk(Path(out)):
+        return _train(recipe, data_spec, Path(out), resume, _Ways(skip_bad, allow_missing), console, stack)
+
+
+@contextlib.contextmanager
+def _naming_the_disk(folder: Path) -> Iterator[None]:
+    """Turn what a disk answers that is full, gone or write-protected into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        place = folder if error.filename is None else error.filename
+        raise InputError(
+            f"the run in {folder} stopped: {error.strerror} ({place}); make room or bring the folder back, then go on "
+            "with --resume"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Ways:
+    skip_bad: bool
+    allow_missing: bool
+
+
+def _train(
+    recipe: Recipe,
+    data_spec: str,
+    folder: Path,
+    resume: bool,
+    ways: _Ways,
+    console: Console | None,
+    stack: contextlib.ExitStack,
+) -> RunSummary:
+    require_threads(recipe.threads or 1)
     AcceleratorState._reset_state()  # accelerate keeps the precision of a process's first run for good
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
-    data = load_data(data_spec, recipe.data)
-    require_validation(recipe, data)
-    unpackable = require_models(recipe, data)
-    if accelerator.is_main_process:
-        prepare_folder(folder, recipe, data_spec, resume)
+    main, console = accelerator.is_main_process, console or Console()
+    if main and (folder / RUN_FILE).is_file():
+        stack.enter_context(locked(folder, "gsb-vit train"))
+    if main:
+        check_folder(folder, recipe, data_spec, resume)
+    raw = read_raw(data_spec)
+    drawn = None
+    if main:
+        stored = read_split(folder) if resume else None
+        if stored is not None:
+            drawn = find_split(data_spec, raw, stored, allow_missing=ways.allow_missing)
+        rough = split_raw(data_spec, raw, recipe.data) if drawn is None else drawn.data
+        require_validation(recipe, rough)
+        unpackable = require_models(recipe, rough)
+        if drawn is None:
+            drawn = _draw(data_spec, raw, recipe, ways, console)
+            require_validation(recipe, drawn.data)
+        if not (folder / RUN_FILE).is_file():
+            create_folder(folder)
+            stack.enter_context(locked(folder, "gsb-vit train"))
+        check_folder(folder, recipe, data_spec, resume)
+        drawn.stored.write(folder)
+        prepare_folder(folder, recipe, data_spec, resume=True)
     accelerator.wait_for_everyone()
-    log = RunLog(folder, console or Console(), accelerator.is_main_process)
+    if drawn is None:
+        stored = read_split(folder)
+        assert stored is not None  # the main process wrote it
+        drawn, unpackable = find_split(data_spec, raw, stored, allow_missing=ways.allow_missing), None
+    data = drawn.data
+    log = RunLog(folder, console, main)
     torch.set_num_threads(run_threads(folder, recipe, accelerator))
+    for line in drawn.lines if raw.contents is None else (raw.contents.summary(), *drawn.lines):
+        log.say(line)
     log.say(
         f"{data_spec}: {len(data.class_names)} classes, {len(data.train)} pictures for training, "
         f"{len(data.validation)} for validation, {len(data.test)} for the final test"
@@ -88,13 +169,35 @@ def train(
         )
     if unpackable:
         log.say(f"stage 2 will train and evaluate, but `gsb-vit export` will refuse it: {unpackable}")
-    return _Run(recipe, data, folder, accelerator, log).run()
+    return _Run(recipe, data, drawn.stored, folder, accelerator, log).run()
+
+
+def _draw(spec: str, raw: RawData, recipe: Recipe, ways: _Ways, console: Console) -> Drawn:
+    """The split, drawn now; a bar tells how many pictures have been decoded."""
+    columns = (TextColumn("pictures decoded"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+
+        def watch(count: int) -> Callable[[], None]:
+            task = bar.add_task("", total=count)
+            return lambda: bar.advance(task)
+
+        taught = seen_by_teacher(recipe.teacher.source)
+        return draw_split(spec, raw, recipe.data, skip_bad=ways.skip_bad, taught=taught, watch=watch)
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, data: DataSplits, folder: Path, accelerator: Accelerator, log: RunLog) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: DataSplits,
+        stored: StoredSplit,
+        folder: Path,
+        accelerator: Accelerator,
+        log: RunLog,
+    ) -> None:
         self.recipe = recipe
         self.data = data
+        self.seen = pack_seen(stored.seen)
         self.folder = folder
         self.accelerator = accelerator
         self.log = log
@@ -183,12 +286,13 @@ class _Run:
             preprocessing=self.preprocessing,
             stage=name,
             provenance={
-                "data": self.data.spec.partition(":")[0] if ":" in self.data.spec else Path(self.data.spec).name,
+                "data": data_name(self.data.spec),
                 "training_pictures": len(self.data.train),
                 "seed": self.recipe.seed,
                 "gsb_vit": __version__,
                 "torch": torch.__version__,
                 "timm": timm.__version__,
+                "seen": self.seen,
             },
         )
 
@@ -201,7 +305,7 @@ class _Run:
             if not (self.folder / name).is_dir():
                 continue
             logits = model_logits(model, pictures, self.accelerator)
-            provenance = read_tensors(find_model(self.folder / name))[1]["provenance"]
+            provenance = read_stage_file(find_model(self.folder / name))[1]["provenance"]
             stages[name] = {
                 "test": classification_metrics(logits, labels),
                 "chosen_epoch": provenance["epoch"],
@@ -226,8 +330,7 @@ class _Run:
             "confusion_matrix": confusion.tolist(),
         }
         write_json(self.folder / "summary.json", values)
-        run = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        write_json(self.folder / "run.json", {**run, "status": "finished"})
+        write_json(self.folder / RUN_FILE, {**read_run(self.folder), "status": "finished"})
         self.log.console.print(summary_table(summary.stages))
 
 
@@ -278,6 +381,13 @@ def require_models(recipe: Recipe, data: DataSplits) -> str | None:
     if has_teacher and source != "twin" and not source.startswith("timm:"):
         load_teacher(source, data)
     return next(obstacles(models["stage2"]), None) if "stage2" in models else None
+
+
+def seen_by_teacher(source: str) -> frozenset[str]:
+    """Digests of the pictures that a teacher from a file or run was trained on, where it says."""
+    if source in ("twin", "none") or source.startswith("timm:"):
+        return frozenset()
+    return unpack_seen(load_model(source).info.provenance) or frozenset()
 
 
 def load_teacher(source: str, data: DataSplits) -> nn.Module:

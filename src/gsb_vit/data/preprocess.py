@@ -1,35 +1,17 @@
 """From a picture to the uint8 array a model reads; the same code evaluates in training and runs on the device."""
 
-import io
 import math
-import os
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from gsb_vit.errors import InputError
 
-# What Pillow's decoders raise on a damaged file: each format trips over its own broken header in its own way.
-_DAMAGED = (
-    Image.DecompressionBombError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
-
-Picture = Union[str, "os.PathLike[str]", Image.Image, NDArray[Any]]
+from .pictures import Picture, open_picture
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -37,8 +19,6 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 _RESIZES = ("crop", "squash")
-# Modes whose pixels are wider than 8 bits; Pillow's own conversion of these to "L" clips instead of scaling.
-_WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
 
 @dataclass(frozen=True)
@@ -81,9 +61,9 @@ class Preprocessing:
         if min(self.std) <= 0:
             raise InputError(f"preprocessing: std {self.std} must be above 0 in every channel")
 
-    def __call__(self, picture: Picture) -> NDArray[np.uint8]:
-        """Open, orient, resize and crop ``picture``: → uint8 (H, W, 3). Raises what :func:`open_picture` raises."""
-        image = open_picture(picture)
+    def __call__(self, picture: Picture, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
+        """Open, orient, resize and crop ``picture``: → uint8 (H, W, 3). Arguments and errors: :func:`open_picture`."""
+        image = open_picture(picture, max_pixels=max_pixels)
         height, width = self.size
         filter_ = _FILTERS[self.interpolation]
         if self.resize == "squash":
@@ -131,81 +111,6 @@ class Preprocessing:
         return cls(**values)
 
 
-def open_picture(picture: Picture) -> Image.Image:
-    """Open a picture as 8-bit RGB.
-
-    ``picture`` is a path, a Pillow image, or an array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or uint16.
-    The EXIF orientation is applied; transparency is laid on white; palettes, greyscale and CMYK are converted; 16-bit
-    values are divided by 257 (65535 → 255) rather than clipped. Only the first frame of an animation is read.
-
-    Raises:
-        InputError: for a missing, truncated or unreadable file, and for an array of another shape or type.
-    """
-    if isinstance(picture, np.ndarray):
-        return _from_array(picture)
-    if isinstance(picture, Image.Image):
-        return _decode(picture, "the picture")
-    path = Path(picture)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give a picture file") from error
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return _decode(image, str(path))
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path}: not a picture that Pillow can read; give a JPEG, PNG or the like") from error
-    except InputError:
-        raise
-    except _DAMAGED as error:
-        raise InputError(f"{path}: the picture cannot be decoded ({_one_line(error)}); is it truncated?") from error
-
-
-def _decode(image: Image.Image, name: str) -> Image.Image:
-    try:
-        image.load()
-        image = ImageOps.exif_transpose(image)
-    except _DAMAGED as error:
-        raise InputError(f"{name}: the picture cannot be decoded ({_one_line(error)}); is it truncated?") from error
-    if image.mode in _WIDE_MODES:
-        return _from_wide(np.asarray(image), name).convert("RGB")
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _from_wide(values: NDArray[Any], name: str) -> Image.Image:
-    """Greyscale (H, W) of 16 bits, or of 32 bits that hold 16-bit values (as Pillow opens 16-bit PNGs)."""
-    if not np.all(np.isfinite(values)):
-        raise InputError(f"{name} holds numbers that are not finite; save it as an 8-bit or 16-bit picture")
-    low, high = float(values.min()), float(values.max())
-    if low < 0 or high > 65535:
-        raise InputError(f"{name}: values {low:g} … {high:g} are not 16 bits wide; save it as an 8-bit picture")
-    if values.dtype.kind == "f" and high <= 1:
-        values = values.astype(np.float64) * 65535
-    return Image.fromarray(_to_8_bits(values))
-
-
-def _to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    return np.rint(values.astype(np.float64) / 257).astype(np.uint8)
-
-
-def _from_array(array: NDArray[Any]) -> Image.Image:
-    shape_fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
-    if not shape_fits or array.size == 0 or array.dtype not in (np.uint8, np.uint16):
-        raise InputError(
-            f"an array of shape {array.shape} and type {array.dtype} is not a picture; "
-            "give uint8 or uint16 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
-        )
-    if array.dtype == np.uint16:
-        array = _to_8_bits(array)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    return _decode(Image.fromarray(np.ascontiguousarray(array)), "the picture")
-
-
 def _numbers(name: str, values: Any, count: int, *, whole: bool = False) -> tuple[Any, ...]:
     kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
     if (
@@ -218,7 +123,3 @@ def _numbers(name: str, values: Any, count: int, *, whole: bool = False) -> tupl
         kind = "whole numbers" if whole else "finite numbers"
         raise InputError(f"preprocessing: {name} {values!r} must be {count} {kind}")
     return tuple(int(value) if whole else float(value) for value in values)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

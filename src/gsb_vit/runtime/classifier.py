@@ -8,8 +8,10 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from gsb_vit.data.preprocess import Picture, Preprocessing
-from gsb_vit.errors import InputError
+from gsb_vit.data.pictures import Picture
+from gsb_vit.data.preprocess import Preprocessing
+from gsb_vit.errors import InputError, ModelError
+from gsb_vit.files import as_path
 from gsb_vit.metrics import softmax
 
 from .packed_file import read
@@ -63,35 +65,43 @@ class Classifier:
         """Classify uint8 (B, H, W, 3), made by ``preprocessing``: → float32 (B, K).
 
         Raises:
-            InputError: for another shape or type.
+            InputError: for another shape or type; a ModelError where the model's numbers overflow.
         """
         check_batch(pictures, self.architecture.image_size)
         logits: NDArray[np.float32] = self._engine.logits(np.ascontiguousarray(pictures))
+        if not np.isfinite(logits).all():
+            raise ModelError("the model gives logits that are not finite; export it again, or give another model")
         return logits
 
     @overload
-    def predict(self, picture: Picture, top: int = 5) -> list[Prediction]: ...
+    def predict(self, picture: Picture, top: int = 5, *, max_pixels: int | None = None) -> list[Prediction]: ...
     @overload
-    def predict(self, picture: list[Picture], top: int = 5) -> list[list[Prediction]]: ...
-    def predict(self, picture: Picture | list[Picture], top: int = 5) -> list[Prediction] | list[list[Prediction]]:
+    def predict(
+        self, picture: list[Picture], top: int = 5, *, max_pixels: int | None = None
+    ) -> list[list[Prediction]]: ...
+    def predict(
+        self, picture: Picture | list[Picture], top: int = 5, *, max_pixels: int | None = None
+    ) -> list[Prediction] | list[list[Prediction]]:
         """Name the ``top`` most likely classes of a picture, best first; of a list of pictures, a list each.
 
-        A picture is a path, a Pillow image or an array, as :func:`gsb_vit.data.preprocess.open_picture` reads
-        it. With fewer classes than ``top``, all are named; equal probabilities come in the order of the classes.
+        A picture is a path, a Pillow image or an array, as :func:`gsb_vit.data.pictures.open_picture` reads
+        it; ``max_pixels`` is its limit. With fewer classes than ``top``, all are named; equal probabilities come in
+        the order of the classes.
 
         Raises:
-            InputError: for a picture that cannot be read, and for ``top`` below 1.
+            InputError: for a picture that cannot be read, and for ``top`` below 1; a ModelError as :meth:`logits`.
         """
         if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
             raise InputError(f"top {top!r} must be a whole number of at least 1")
         if isinstance(picture, (list, tuple)):
-            return self._predict(list(picture), int(top))
-        return self._predict([picture], int(top))[0]
+            return self._predict(list(picture), int(top), max_pixels)
+        return self._predict([picture], int(top), max_pixels)[0]
 
-    def _predict(self, pictures: list[Picture], top: int) -> list[list[Prediction]]:
+    def _predict(self, pictures: list[Picture], top: int, max_pixels: int | None) -> list[list[Prediction]]:
         if not pictures:
             return []
-        probabilities = softmax(self.logits(np.stack([self.preprocessing(picture) for picture in pictures])))
+        pixels = [self.preprocessing(picture, max_pixels=max_pixels) for picture in pictures]
+        probabilities = softmax(self.logits(np.stack(pixels)))
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         return [
             [Prediction(self.class_names[k], float(row[k])) for k in best]
@@ -126,10 +136,13 @@ def load(
         InputError: for a missing, truncated or foreign file, an unknown engine or backend, a number of threads out of
             range, and where the native extension is not built.
     """
-    if engine not in ENGINES:
+    path = as_path(path, "a packed model file")
+    if not isinstance(engine, str) or engine not in ENGINES:
         raise InputError(f"engine {engine!r} is unknown; use one of {', '.join(ENGINES)}")
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads < 2**31:
         raise InputError(f"threads {threads!r} must be a whole number, 0 for every core")
+    if backend is not None and not isinstance(backend, str):
+        raise InputError(f"backend {backend!r} is unknown; give its name, or None for the fastest")
     if engine == "reference":
         model = read(path)
         return Classifier(model.architecture, model.class_names, model.preprocessing, ReferenceModel(model))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from gsb_vit.data.datasets import LabelledPictures
-from gsb_vit.data.preprocess import Preprocessing, open_picture
+from gsb_vit.data.pictures import open_picture
+from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.models.pixel_inputs import normalize
 
 from .augment import DRAWS, vary

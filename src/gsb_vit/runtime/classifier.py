@@ -68,7 +68,8 @@ class Classifier:
             InputError: for another shape or type; a ModelError where the model's numbers overflow.
         """
         check_batch(pictures, self.architecture.image_size)
-        logits: NDArray[np.float32] = self._engine.logits(np.ascontiguousarray(pictures))
+        with np.errstate(all="ignore"):  # what overflows is found below, in one line
+            logits: NDArray[np.float32] = self._engine.logits(np.ascontiguousarray(pictures))
         if not np.isfinite(logits).all():
             raise ModelError("the model gives logits that are not finite; export it again, or give another model")
         return logits

@@ -12,11 +12,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from gsb_vit.metrics import METRIC_NAMES
+from gsb_vit.terminal import Table
 
 
 class RunLog:
@@ -32,7 +32,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """One line for the user."""
         if self.active:
-            self.console.print(text, highlight=False)
+            self.console.print(text)
 
     def position(self) -> int:
         """Length of metrics.jsonl in bytes."""
@@ -82,13 +82,13 @@ class StageBar:
         self._shown = 0.0
         self._started: tuple[float, int] = (time.perf_counter(), 0)
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             TextColumn("{task.percentage:3.0f}%"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
             console=console,
             disable=not active,
         )
@@ -125,12 +125,8 @@ class StageBar:
 
 def summary_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:
     """A table of test metrics in percent, one row a stage."""
-    table = Table(title="Test split (macro averages, percent)")
-    table.add_column("stage")
-    for title in METRIC_NAMES.values():
-        table.add_column(title, justify="right")
-    table.add_column("chosen epoch", justify="right")
-    table.add_column("training", justify="right")
+    columns = ("stage", *METRIC_NAMES.values(), "chosen epoch", "training")
+    table = Table("Test split (macro averages, percent)", columns)
     for name, stage in stages.items():
         numbers = [f"{100 * stage['test'][key]:.2f}" for key in METRIC_NAMES]
         table.add_row(name, *numbers, str(stage["chosen_epoch"]), f"{stage['seconds']:.0f} s")

@@ -25,6 +25,7 @@ from gsb_vit.models.binarize import initialize_scales
 from gsb_vit.models.build import build_model, require_architecture
 from gsb_vit.models.packable import obstacles
 from gsb_vit.models.trained import ModelInfo, find_model, load_model, read_tensors
+from gsb_vit.terminal import plain_console, show
 
 from .batches import EvaluationPictures, TrainingPictures
 from .checkpoint import start_from
@@ -75,7 +76,7 @@ def train(
     if accelerator.is_main_process:
         prepare_folder(folder, recipe, data_spec, resume)
     accelerator.wait_for_everyone()
-    log = RunLog(folder, console or Console(), accelerator.is_main_process)
+    log = RunLog(folder, console or plain_console(), accelerator.is_main_process)
     torch.set_num_threads(run_threads(folder, recipe, accelerator))
     log.say(
         f"{data_spec}: {len(data.class_names)} classes, {len(data.train)} pictures for training, "
@@ -228,7 +229,7 @@ class _Run:
         write_json(self.folder / "summary.json", values)
         run = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
         write_json(self.folder / "run.json", {**run, "status": "finished"})
-        self.log.console.print(summary_table(summary.stages))
+        show(summary_table(summary.stages), console=self.log.console)
 
 
 def preprocessing_of(recipe: Recipe) -> Preprocessing:

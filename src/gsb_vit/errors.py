@@ -14,3 +14,12 @@ class ModelError(InputError):
 
 class PictureWarning(UserWarning):
     """A picture was read as its file declares, which is perhaps not what its writer meant."""
+
+
+def shown(value: object, most: int = 100) -> str:
+    """Return how Python writes a value, in one line of at most ``most`` characters, for a message about it."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an integer of many thousand digits, an object whose own code fails
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= most else f"{text[:most]}…"

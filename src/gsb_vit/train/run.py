@@ -21,8 +21,9 @@ from gsb_vit.data.splits import DataSplits, load_data
 from gsb_vit.errors import InputError
 from gsb_vit.files import write_json
 from gsb_vit.metrics import classification_metrics, confusion_matrix
+from gsb_vit.models.arguments import require_architecture
 from gsb_vit.models.binarize import initialize_scales
-from gsb_vit.models.build import build_model, require_architecture
+from gsb_vit.models.build import build_model
 from gsb_vit.models.packable import obstacles
 from gsb_vit.models.trained import ModelInfo, find_model, load_model, read_tensors
 from gsb_vit.terminal import plain_console, show

@@ -340,9 +340,9 @@ def predict(
     classifier = gsb_vit.load(model, threads=threads, engine=engine)
     pictures, failed = _find_each(paths), 0
     write = _json_answers() if as_json else _text_answers([picture for picture, _ in pictures], classifier.class_names)
-    next(write)
-    max_pixels = None if max_megapixels is None else int(max_megapixels * 1e6)
+    max_pixels = None if max_megapixels is None else max(int(max_megapixels * 1e6), 1)
     try:
+        next(write)
         for picture, problem in pictures:
             if problem is None:
                 try:
@@ -383,9 +383,9 @@ _Answers = Generator[None, tuple[Path, "Sequence[Prediction] | str"], None]
 
 def _json_answers() -> _Answers:
     """Print one JSON array, an element whenever a picture is sent with its predictions or what is wrong with it."""
-    print("[", end="", flush=True)
     separator = ""
     try:
+        print("[", end="", flush=True)
         while True:
             picture, answer = yield
             values: dict[str, Any] = {"path": str(picture)}

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gsb_vit.errors import InputError
+from gsb_vit.errors import InputError, shown
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def as_path(value: Any, what: str) -> Path:
     except TypeError as error:
         raise InputError(f"{type(value).__name__} is not a path; give {what} as text or a pathlib.Path") from error
     if not text or "\0" in text:
-        raise InputError(f"{text!r} is not a path: it {'holds a NUL' if text else 'is empty'}; give {what}")
+        raise InputError(f"{shown(text)} is not a path: it {'holds a NUL' if text else 'is empty'}; give {what}")
     return Path(text)
 
 
@@ -65,13 +65,15 @@ def open_regular(path: Path, what: str) -> BinaryIO:
         InputError: for anything that is no regular file or cannot be read; ``what`` says what to give instead.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise InputError(f"{path}: cannot be read (not a regular file); give {what}")
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
+            raise InputError(f"{path}: cannot be read ({kind}); give {what}")
         # Between the two calls it can become another: O_NONBLOCK does not wait for a pipe's other end.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise InputError(f"{path}: cannot be read (not a regular file); give {what}")
+            raise InputError(f"{path}: cannot be read (is no regular file); give {what}")
         return os.fdopen(descriptor, "rb")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); give {what}") from error

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gsb_vit.errors import InputError
+from gsb_vit.errors import InputError, shown
 from gsb_vit.files import as_path, open_regular
 
 from .pixels import from_array, to_rgb
@@ -93,7 +93,7 @@ def _limit(max_pixels: int | None) -> int:
         value = int(value) if isinstance(value, str) else value
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
         source = MAX_PIXELS_VARIABLE if max_pixels is None else "max_pixels"
-        raise InputError(f"{source} = {value!r} must be a whole number of at least 1")
+        raise InputError(f"{source} = {shown(value)} must be a whole number of at least 1")
     return int(value)
 
 
@@ -155,6 +155,8 @@ def _require_few(width: int, height: int, name: str, limit: int) -> None:
 
 def _decode(image: Image.Image, name: str, limit: int) -> Image.Image:
     _require_few(*image.size, name, limit)
+    if 0 in image.size:
+        raise InputError(f"{name}: {image.width} × {image.height} pixels are no picture")
     tags: Any = getattr(image, "tag_v2", {})
     if _TILE_WIDTH in tags and _TILE_LENGTH in tags:
         _require_few(int(tags[_TILE_WIDTH]), int(tags[_TILE_LENGTH]), f"{name}: a tile", limit)

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gsb_vit.errors import InputError
+from gsb_vit.errors import InputError, shown
 
-from .pictures import Picture, open_picture
+from .pictures import MAX_PIXELS, Picture, open_picture
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -47,13 +47,18 @@ class Preprocessing:
         object.__setattr__(self, "size", _numbers("size", self.size, 2, whole=True))
         object.__setattr__(self, "mean", _numbers("mean", self.mean, 3))
         object.__setattr__(self, "std", _numbers("std", self.std, 3))
-        if min(self.size) < 1:
-            raise InputError(f"preprocessing: size {self.size} must be two whole numbers above 0 (height, width)")
-        if self.resize not in _RESIZES:
-            raise InputError(f"preprocessing: resize {self.resize!r} is unknown; use one of {', '.join(_RESIZES)}")
-        if self.interpolation not in _FILTERS:
+        if min(self.size) < 1 or self.size[0] * self.size[1] > MAX_PIXELS:
+            raise InputError(
+                f"preprocessing: size {shown(self.size)} must be two whole numbers above 0 (height, width), at most "
+                f"{MAX_PIXELS:,} pixels"
+            )
+        if not isinstance(self.resize, str) or self.resize not in _RESIZES:
+            raise InputError(f"preprocessing: resize {shown(self.resize)} is unknown; use one of {', '.join(_RESIZES)}")
+        if not isinstance(self.interpolation, str) or self.interpolation not in _FILTERS:
             allowed = ", ".join(_FILTERS)
-            raise InputError(f"preprocessing: interpolation {self.interpolation!r} is unknown; use one of {allowed}")
+            raise InputError(
+                f"preprocessing: interpolation {shown(self.interpolation)} is unknown; use one of {allowed}"
+            )
         (ratio,) = _numbers("crop_ratio", (self.crop_ratio,), 1)
         object.__setattr__(self, "crop_ratio", ratio)
         if not 0 < ratio <= 1:
@@ -112,14 +117,20 @@ class Preprocessing:
 
 
 def _numbers(name: str, values: Any, count: int, *, whole: bool = False) -> tuple[Any, ...]:
-    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
     if (
         not isinstance(values, (tuple, list))
         or len(values) != count
-        or not all(
-            isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value) for value in values
-        )
+        or not all(_is_number(value, whole) for value in values)
     ):
         kind = "whole numbers" if whole else "finite numbers"
-        raise InputError(f"preprocessing: {name} {values!r} must be {count} {kind}")
+        raise InputError(f"preprocessing: {name} {shown(values)} must be {count} {kind}")
     return tuple(int(value) if whole else float(value) for value in values)
+
+
+def _is_number(value: Any, whole: bool) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer) if whole else (int, float, np.number)):
+        return False
+    try:
+        return not isinstance(value, np.complexfloating) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -10,8 +12,8 @@ from numpy.typing import NDArray
 
 from gsb_vit.data.pictures import Picture
 from gsb_vit.data.preprocess import Preprocessing
-from gsb_vit.errors import InputError, ModelError
-from gsb_vit.files import as_path
+from gsb_vit.errors import InputError, ModelError, shown
+from gsb_vit.files import as_path, open_regular
 from gsb_vit.metrics import softmax
 
 from .packed_file import read
@@ -19,6 +21,7 @@ from .reference import ReferenceModel, check_batch
 from .schema import Architecture
 
 ENGINES = ("native", "reference")
+_UNDECODED = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Classifier:
         Raises:
             InputError: for another shape or type; a ModelError where the model's numbers overflow.
         """
+        if not isinstance(pictures, np.ndarray):
+            raise InputError(f"a {type(pictures).__name__} is no batch; give an array, as Preprocessing makes them")
         check_batch(pictures, self.architecture.image_size)
         with np.errstate(all="ignore"):  # what overflows is found below, in one line
             logits: NDArray[np.float32] = self._engine.logits(np.ascontiguousarray(pictures))
@@ -93,7 +98,7 @@ class Classifier:
             InputError: for a picture that cannot be read, and for ``top`` below 1; a ModelError as :meth:`logits`.
         """
         if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
-            raise InputError(f"top {top!r} must be a whole number of at least 1")
+            raise InputError(f"top {shown(top)} must be a whole number of at least 1")
         if isinstance(picture, (list, tuple)):
             return self._predict(list(picture), int(top), max_pixels)
         return self._predict([picture], int(top), max_pixels)[0]
@@ -139,11 +144,18 @@ def load(
     """
     path = as_path(path, "a packed model file")
     if not isinstance(engine, str) or engine not in ENGINES:
-        raise InputError(f"engine {engine!r} is unknown; use one of {', '.join(ENGINES)}")
+        raise InputError(f"engine {shown(engine)} is unknown; use one of {', '.join(ENGINES)}")
     if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads < 2**31:
-        raise InputError(f"threads {threads!r} must be a whole number, 0 for every core")
-    if backend is not None and not isinstance(backend, str):
-        raise InputError(f"backend {backend!r} is unknown; give its name, or None for the fastest")
+        raise InputError(f"threads {shown(threads)} must be a whole number, 0 for every core")
+    if backend is not None and not (isinstance(backend, str) and backend.isprintable()):
+        raise InputError(f"backend {shown(backend)} is unknown; give its name, or None for the fastest")
+    with open_regular(path, "a packed model file") as file:
+        # The extension takes text; a path whose bytes are no UTF-8 has another name.
+        name = str(path) if not _UNDECODED.search(str(path)) else f"/proc/self/fd/{file.fileno()}"
+        return _load(path, name, threads, engine, backend)
+
+
+def _load(path: Path, name: str, threads: int, engine: str, backend: str | None) -> Classifier:
     if engine == "reference":
         model = read(path)
         return Classifier(model.architecture, model.class_names, model.preprocessing, ReferenceModel(model))
@@ -155,19 +167,19 @@ def load(
             'checkout, or use engine="reference"'
         ) from error
     try:
-        native = _native.Model(os.fsdecode(path), threads, backend or "")
+        native = _native.Model(name, threads, backend or "")
     except _native.NativeError as error:
-        raise InputError(str(error)) from error
+        raise InputError(str(error).replace(name, str(path))) from error
     # The extension has mapped and checked the file; only what Python needs is read again, from its header.
     header = json.loads(native.header)
     try:
         architecture = Architecture.from_json(header["architecture"])
         preprocessing = Preprocessing.from_json(header.get("preprocessing"))
     except InputError as error:
-        raise InputError(f"{os.fsdecode(path)}: {error}; export the model again") from error
+        raise InputError(f"{path}: {error}; export the model again") from error
     if preprocessing.size != architecture.image_size:
         raise InputError(
-            f"{os.fsdecode(path)}: preprocessing gives pictures of {preprocessing.size}, the model reads "
+            f"{path}: preprocessing gives pictures of {preprocessing.size}, the model reads "
             f"{architecture.image_size}; export the model again"
         )
     names = tuple(header["class_names"])

@@ -1,5 +1,7 @@
-"""NumPy forward of a packed model, step by step as ``docs/numerics.md`` defines it: the oracle of the runtime.
+"""The path through a packed model on one page: start reading here.
 
+NumPy, one picture, step by step as ``docs/numerics.md`` defines it; the oracle of the runtime. ``native/src/forward``
+takes the same steps on packed bits and several threads; ``forward.h`` lists them beside these.
 Every float operation is one NumPy operation on float32 arrays, so each is rounded once and nothing is fused.
 """
 

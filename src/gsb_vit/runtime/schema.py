@@ -24,8 +24,8 @@ METADATA_KEYS = ("format", "version", "model")
 MODEL_KEYS = ("architecture", "class_names", "preprocessing", "provenance")
 TENSOR_KEYS = ("dtype", "shape", "data_offsets")
 
-# 1024 blocks of 26 tensors of at most 160 bytes are 4.1 MiB; the rest is for class names and provenance. Without this
-# limit a header of 20 MB asks for gigabytes.
+# 1024 blocks of 23 tensors, each at most 133 bytes of header, are 3 MiB; 5 MiB are left for class names and provenance,
+# enough for 32,768 names of 160 bytes. Without a limit a header of 20 MB asks for gigabytes.
 MAX_HEADER_BYTES = 8 << 20
 MAX_NESTING = 64
 MAX_WHOLE = 1 << 53

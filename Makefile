@@ -21,8 +21,8 @@ test: $(VENV)/.dev native  ## run all tests (choose some with PYTEST='tests/whol
 	$(BIN)/python -m pytest $(PYTEST)
 
 check: $(VENV)/.dev  ## lint, check formats and types
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks native
+	$(BIN)/ruff format --check src tests benchmarks native
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
@@ -30,8 +30,8 @@ docs: build/docs-venv/.installed  ## build the documentation into build/site; a 
 	NO_MKDOCS_2_WARNING=1 PATH="$(abspath build/docs-venv/bin):$$PATH" build/docs-venv/bin/mkdocs build --strict --quiet
 
 format: $(VENV)/.dev  ## rewrite the sources in the house format
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks native
+	$(BIN)/ruff format src tests benchmarks native
 	$(BIN)/clang-format -i $(NATIVE)
 
 native: $(VENV)/.dev  ## build the extension into src/gsb_vit, for PYTHONPATH=src

@@ -1,8 +1,10 @@
-// A safetensors file, mapped and checked: every tensor lies inside the file and has as many bytes as its shape says.
+// A safetensors file, mapped and checked: every tensor has as many bytes as its shape says, and together they fill the
+// file behind its header without holes or overlaps.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <string>
 #include <vector>
@@ -14,6 +16,13 @@ struct TensorView {
     std::vector<size_t> shape;
     const uint8_t* data = nullptr;  // in the mapping; may be unaligned
     size_t bytes = 0;
+
+    template <class T>
+    std::vector<T> copy() const {
+        std::vector<T> values(bytes / sizeof(T));
+        if (!values.empty()) std::memcpy(values.data(), data, bytes);
+        return values;
+    }
 };
 
 class SafetensorsFile {
@@ -30,6 +39,7 @@ class SafetensorsFile {
   private:
     void map(const std::string& path);
     void read_header();
+    void check_places(const uint8_t* data, size_t bytes) const;
 
     const uint8_t* bytes_ = nullptr;
     size_t size_ = 0;

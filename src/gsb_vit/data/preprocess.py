@@ -31,12 +31,12 @@ _DAMAGED = (
 
 Picture = Union[str, "os.PathLike[str]", Image.Image, NDArray[Any]]
 
-_FILTERS = {
+FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-_RESIZES = ("crop", "squash")
+RESIZES = ("crop", "squash")
 # Modes whose pixels are wider than 8 bits; Pillow's own conversion of these to "L" clips instead of scaling.
 _WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
@@ -69,10 +69,10 @@ class Preprocessing:
         object.__setattr__(self, "std", _numbers("std", self.std, 3))
         if min(self.size) < 1:
             raise InputError(f"preprocessing: size {self.size} must be two whole numbers above 0 (height, width)")
-        if self.resize not in _RESIZES:
-            raise InputError(f"preprocessing: resize {self.resize!r} is unknown; use one of {', '.join(_RESIZES)}")
-        if self.interpolation not in _FILTERS:
-            allowed = ", ".join(_FILTERS)
+        if self.resize not in RESIZES:
+            raise InputError(f"preprocessing: resize {self.resize!r} is unknown; use one of {', '.join(RESIZES)}")
+        if self.interpolation not in FILTERS:
+            allowed = ", ".join(FILTERS)
             raise InputError(f"preprocessing: interpolation {self.interpolation!r} is unknown; use one of {allowed}")
         (ratio,) = _numbers("crop_ratio", (self.crop_ratio,), 1)
         object.__setattr__(self, "crop_ratio", ratio)
@@ -85,7 +85,7 @@ class Preprocessing:
         """Open, orient, resize and crop ``picture``: → uint8 (H, W, 3). Raises what :func:`open_picture` raises."""
         image = open_picture(picture)
         height, width = self.size
-        filter_ = _FILTERS[self.interpolation]
+        filter_ = FILTERS[self.interpolation]
         if self.resize == "squash":
             if image.size != (width, height):
                 image = image.resize((width, height), filter_)

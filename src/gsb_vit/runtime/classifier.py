@@ -146,15 +146,7 @@ def load(
         raise InputError(str(error)) from error
     # The extension has mapped and checked the file; only what Python needs is read again, from its header.
     header = json.loads(native.header)
-    try:
-        architecture = Architecture.from_json(header["architecture"])
-        preprocessing = Preprocessing.from_json(header.get("preprocessing"))
-    except InputError as error:
-        raise InputError(f"{os.fsdecode(path)}: {error}; export the model again") from error
-    if preprocessing.size != architecture.image_size:
-        raise InputError(
-            f"{os.fsdecode(path)}: preprocessing gives pictures of {preprocessing.size}, the model reads "
-            f"{architecture.image_size}; export the model again"
-        )
+    architecture = Architecture.from_json(header["architecture"])
+    preprocessing = Preprocessing.from_json(header["preprocessing"])
     names = tuple(header["class_names"])
     return Classifier(architecture, names, preprocessing, native, native.backend, native.threads)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from paths import ROOT
+from processes import HANG_SECONDS
 
 CROSS_TOOLS = ("aarch64-linux-gnu-g++", "aarch64-linux-gnu-gcc", "qemu-aarch64")
 
@@ -24,7 +25,7 @@ def needed(program):
 
 def run(*command, ok=True, **options):
     """Run a command, which has to succeed, and return what became of it."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, timeout=900, **options)
+    done = subprocess.run([str(part) for part in command], capture_output=True, timeout=HANG_SECONDS, **options)
     said = (done.stdout + done.stderr).decode(errors="replace")
     assert not ok or done.returncode == 0, f"{command}\n{said[-6000:]}"
     return done

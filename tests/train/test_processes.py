@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from paths import HELPERS, SOURCE
+from processes import HANG_SECONDS
 from safetensors.torch import load_file
 
 pytest.importorskip("accelerate")
@@ -19,7 +20,7 @@ def gradients(out: Path, processes: int) -> dict[str, torch.Tensor]:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *launch, str(SCRIPT), str(out)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert result.returncode == 0, result.stderr[-3000:]
     return load_file(out)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from paths import HELPERS, SOURCE
+from processes import HANG_SECONDS
 
 pytest.importorskip("accelerate")
 
@@ -27,7 +28,7 @@ KILLS = ["step:3", "log:2", "replaced:2", "replace:5"]
 def launch(folder: Path, mode: str, event: str = "never") -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(SCRIPT), str(folder), mode, event]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS)
 
 
 def metrics(folder: Path) -> list[dict]:

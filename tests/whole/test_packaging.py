@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 from paths import ROOT
+from processes import HANG_SECONDS
 
 tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
@@ -72,7 +73,7 @@ def wheel(tmp_path_factory):
         [sys.executable, "-m", "pip", "wheel", str(ROOT), *options, "--wheel-dir", str(folder)],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = folder.glob("*.whl")

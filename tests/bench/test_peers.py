@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import needs, skip_without
 from processes import threads_of, wait_for_sleep
 from random_packed import random_packed
 
@@ -29,8 +30,10 @@ from gsb_vit.runtime.packed_file import write
 TWIN = Twin((32, 24), (8, 8), 64, 2, 2, 256, 2, 7)
 PAIRS = [(engine, precision) for engine in PEERS for precision in precisions_of(engine)]
 HAS_AVX2 = "avx2" in (Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else [])
-linux_x86 = pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() != "x86_64" or not HAS_AVX2, reason="needs an x86-64 CPU with AVX2"
+linux_x86 = needs(
+    "engines held to an instruction set",
+    "an x86-64 processor with AVX2",
+    sys.platform == "linux" and platform.machine() == "x86_64" and HAS_AVX2,
 )
 
 
@@ -40,13 +43,13 @@ def installed(engine):
 
 def need(engine):
     if not installed(engine):
-        pytest.skip(f"{engine} is not installed: pip install 'gsb-vit[bench]'")
+        skip_without("peers", *[package for package in PEERS[engine][1] if not find_spec(package)])
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     if not installed("torch"):
-        pytest.skip("torch and timm are not installed: pip install 'gsb-vit[bench]'")
+        skip_without("peers", "torch", "timm")
     pairs = [pair for pair in PAIRS if installed(pair[0])]
     return prepare(TWIN, pairs, tmp_path_factory.mktemp("peers"))
 
@@ -112,7 +115,7 @@ def test_peer_says_what_the_twin_says(prepared, pair, tmp_path):
     need(pair[0])
     engine = engine_of(prepared, pair)
     if pair == ("openvino", "bf16") and not _has_bf16():
-        pytest.skip("this CPU has no bfloat16 instructions")
+        skip_without("OpenVINO in bfloat16", "a processor with bfloat16 instructions")
     # Sixteen pictures in batches of three: the last batch is filled up and cut off again.
     with Worker(engine, Setting(batch=3), prepared.pictures, tmp_path) as worker:
         worker.logits(tmp_path / "logits.npy")
@@ -204,7 +207,7 @@ def test_measure_calls_noise_invalid_after_the_last_try(prepared, monkeypatch):
 def test_measure_against_a_packed_model(tmp_path, no_noise):
     need("onnxruntime")
     if find_spec("gsb_vit._native") is None or find_spec("gsb_vit.runtime.classifier") is None:
-        pytest.skip("the native extension is not built: make native")
+        skip_without("native extension", "make native")
     packed = random_packed(
         seed=2, image_size=32, patch_size=8, embed_dim=64, depth=1, num_heads=2, mlp_hidden=128, num_classes=5
     )
@@ -229,7 +232,7 @@ def test_pictures_are_run_in_turn():
     assert [one.ravel().tolist() for one in batches(pictures[:2], 5)] == [[0, 1, 0, 1, 0]]
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+@needs("sleeping threads", "/proc", Path("/proc/self/task").exists())
 @pytest.mark.parametrize("engine", list(PEERS))
 def test_idle_threads_sleep(prepared, engine, tmp_path):
     need(engine)

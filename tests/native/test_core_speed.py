@@ -8,9 +8,10 @@ import re
 
 import pytest
 from native_build import needed, run
+from needs import needs
 from paths import ROOT
 
-pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these streams are for x86-64")
+pytestmark = needs("core speed", "an x86-64 processor", platform.machine() in ("x86_64", "AMD64"))
 
 # native/src/machine/core_speed.h multiplies the rounds by these.
 STREAM = 4 * 14
@@ -33,7 +34,7 @@ namespace gsb::core_speed_detail {
 @pytest.fixture(scope="module")
 def loops(tmp_path_factory):
     """The instructions of each loop, from its label to the jump back: → by name."""
-    objdump = needed("objdump")
+    objdump = needed("objdump", "core speed")
     folder = tmp_path_factory.mktemp("core_speed")
     kept = "\n".join(f"auto kept_{name} = {name};" for name in LOOPS)
     (folder / "loops.cpp").write_text(KEPT % kept)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 from native_build import build_aarch64, build_here, needed, run
+from needs import skip_without
 from paths import HELPERS
 from random_packed import SHAPES, random_pictures, write_random_packed
 from selftest_models import write_models
@@ -38,6 +39,8 @@ def test_kernels_and_models_on_this_machine(models):
     assert "portable" in ran
 
 
+# Every check of the native tests, instruction by instruction in an emulator.
+@pytest.mark.slow
 def test_kernels_and_models_on_aarch64(aarch64, models):
     ran = check_selftest(run("qemu-aarch64", aarch64 / "native/tests/selftest", *files_of(models)))
     assert ran == {"neon", "portable"}
@@ -64,7 +67,7 @@ def train_hashes(folder, *emulator):
 def test_training_kernels_give_the_same_numbers_on_every_processor(aarch64):
     found = {**train_hashes(build_here()), **train_hashes(aarch64, "qemu-aarch64")}
     if len(found) < 2:
-        pytest.skip(f"this processor has none of the other kernels, only {sorted(found)}")
+        skip_without("training kernels of x86-64 beside those of AArch64", "AVX2")
     expected = found["train_hashes_neon"]
     assert len(set(expected)) == len(expected) > 100
     for lines in found.values():
@@ -101,7 +104,7 @@ def instructions(aarch64, tmp_path_factory):
         (folder / "pixels").write_bytes(pictures[:number].tobytes())
         done = run("qemu-aarch64", "-plugin", plugin, program, path, folder / "pixels", 1, backend, ok=False)
         if b"instructions" not in done.stderr:
-            pytest.skip("this QEMU takes no plugins")
+            skip_without("counts of instructions", "a QEMU that takes plugins")
         assert done.returncode == 0, done.stderr
         return int(re.search(rb"(\d+) instructions", done.stderr)[1])
 

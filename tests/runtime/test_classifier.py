@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import needs
 from PIL import Image
 from processes import threads_of, wait_for_sleep
 from random_packed import SHAPES, TINY, random_pictures, write_random_packed
@@ -121,7 +122,7 @@ def test_threads_can_share_a_model(tiny):
         assert set(pool.map(lambda _: model.logits(pictures).tobytes(), range(16))) == {expected}
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+@needs("sleeping threads", "/proc", Path("/proc/self/task").exists())
 def test_idle_threads_sleep(tiny):
     before = threads_of()
     model = load(tiny, threads=3)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from needs import needs
 from paths import HELPERS, SOURCE
 from processes import HANG_SECONDS, wait_until
 from small_study import STUDY, quiet, run_here, write_study
@@ -32,7 +33,9 @@ def alive(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc; children follow their parent on Linux")
+# Two processes load PyTorch before the kill; after it the study is trained twice, to compare.
+@pytest.mark.slow
+@needs("killed studies", "Linux, where children follow their parent", sys.platform.startswith("linux"))
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_study_leaves_no_process_and_goes_on(kind, tmp_path: Path, monkeypatch) -> None:
     text = STUDY[: STUDY.index("[variants.bit]")]

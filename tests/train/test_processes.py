@@ -25,6 +25,8 @@ def gradients(out: Path, processes: int) -> dict[str, torch.Tensor]:
     return load_file(out)
 
 
+# Three processes that load PyTorch, two of them together under its launcher.
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     one = gradients(tmp_path / "one.safetensors", 1)
     two = gradients(tmp_path / "two.safetensors", 2)

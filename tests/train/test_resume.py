@@ -56,6 +56,8 @@ def test_a_run_leaves_the_documented_files(whole: Path) -> None:
     assert any((whole / "tensorboard" / "stage2").iterdir())
 
 
+# Five processes one after the other, each of which loads PyTorch and trains.
+@pytest.mark.slow
 def test_killed_and_resumed_runs_end_with_the_same_weights(whole: Path, tmp_path: Path) -> None:
     """One run is killed again and again, later each time, so that every resume starts from a resumed state."""
     folder = tmp_path / "run"

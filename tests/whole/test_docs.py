@@ -205,6 +205,8 @@ def reader(tmp_path_factory):
     return folder
 
 
+# Every command is a process, as a reader would start it; most load PyTorch.
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/own-pictures.md"])
 def test_the_commands_of_a_page_run_in_order(reader, page):
     for file in reader.glob("mine.safetensors"):

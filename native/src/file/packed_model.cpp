@@ -29,7 +29,7 @@ bool is_finite(const TensorView& view) {
     if (view.dtype == "F32") {
         for (float value : view.copy<float>()) finite &= std::isfinite(value);
     } else if (view.dtype == "F16") {
-        // The exponent of an infinity or NaN is all ones. Read byte by byte: the mapping may be unaligned.
+        // The exponent of an infinity or NaN is all ones. Read byte by byte: tensors may be unaligned.
         for (size_t i = 1; i < view.bytes; i += 2) finite &= (view.data[i] & 0x7C) != 0x7C;
     }
     return finite;
@@ -79,6 +79,14 @@ std::string fault(const TensorView& view, schema::Rule rule, int low, size_t hig
 }  // namespace
 
 PackedModel::PackedModel(const std::string& path) : file_(path) {
+    check(path);
+}
+
+PackedModel::PackedModel(const std::string& name, const uint8_t* bytes, size_t size) : file_(name, bytes, size) {
+    check(name);
+}
+
+void PackedModel::check(const std::string& path) {
     try {
         read_metadata();
         check_tensors();

@@ -12,15 +12,21 @@ namespace gsb {
 
 class PackedModel {
   public:
-    // Maps and checks the file. Throws Error, the path first in its text.
+    // Reads and checks the file. Throws Error, the path first in its text.
     explicit PackedModel(const std::string& path);
+    // The same from a file's bytes; `name` stands for the path.
+    PackedModel(const std::string& name, const uint8_t* bytes, size_t size);
 
     const Architecture& architecture() const { return architecture_; }
     const std::vector<std::string>& class_names() const { return class_names_; }
     // The metadata's `model`, JSON.
     const std::string& header() const { return file_.metadata().at("model"); }
 
-    // A checked tensor's bytes in the mapping, which may be unaligned; `block` −1 stands for the tensors outside.
+    // The whole file.
+    const uint8_t* file_bytes() const { return file_.bytes(); }
+    size_t file_size() const { return file_.size(); }
+
+    // A checked tensor's bytes in the file, which may be unaligned; `block` −1 stands for the tensors outside.
     const uint8_t* bytes(int block, const char* name) const;
 
     // A checked tensor's numbers, copied.
@@ -32,6 +38,7 @@ class PackedModel {
   private:
     const TensorView& tensor(int block, const char* name) const;
     const TensorView& tensor(const std::string& name) const;
+    void check(const std::string& path);
     void read_metadata();
     void check_tensors();
     // Checks the type, shape and values of the tensor `name` against its entry in the table.

@@ -1,13 +1,13 @@
 #include "file/safetensors_file.h"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <new>
 #include <string_view>
 
 #include "error.h"
@@ -50,20 +50,26 @@ TensorView read_tensor(const std::string& what, const Json& entry, const uint8_t
 }  // namespace
 
 SafetensorsFile::SafetensorsFile(const std::string& path) {
-    map(path);
+    read(path);
+    check(path);
+}
+
+SafetensorsFile::SafetensorsFile(const std::string& name, const uint8_t* bytes, size_t size)
+    : bytes_(new uint8_t[size]), size_(size) {
+    if (size < 8) throw Error(name + ": cannot be read (has " + std::to_string(size) + " bytes); give a packed model");
+    std::memcpy(bytes_.get(), bytes, size);
+    check(name);
+}
+
+void SafetensorsFile::check(const std::string& name) {
     try {
         read_header();
     } catch (const Error& error) {
-        ::munmap(const_cast<uint8_t*>(bytes_), size_);
-        throw Error(path + ": not a packed model, or truncated (" + error.what() + "); export it again");
+        throw Error(name + ": not a packed model, or truncated (" + error.what() + "); export it again");
     }
 }
 
-SafetensorsFile::~SafetensorsFile() {
-    ::munmap(const_cast<uint8_t*>(bytes_), size_);
-}
-
-void SafetensorsFile::map(const std::string& path) {
+void SafetensorsFile::read(const std::string& path) {
     const auto fail = [&](const std::string& why) {
         throw Error(path + ": cannot be read (" + why + "); give a packed model file");
     };
@@ -82,9 +88,14 @@ void SafetensorsFile::map(const std::string& path) {
         fault = "has " + std::to_string(status.st_size) + " bytes";
     } else {
         size_ = static_cast<size_t>(status.st_size);
-        void* mapping = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
-        if (mapping == MAP_FAILED) fault = std::strerror(errno);
-        bytes_ = static_cast<const uint8_t*>(mapping);
+        bytes_.reset(new (std::nothrow) uint8_t[size_]);
+        if (!bytes_) fault = "there is no memory for its " + std::to_string(size_) + " bytes";
+    }
+    for (size_t begin = 0; fault.empty() && begin < size_;) {
+        const ssize_t count = ::read(file, bytes_.get() + begin, size_ - begin);
+        if (count > 0) begin += static_cast<size_t>(count);
+        if (count == 0) fault = "it became shorter";
+        if (count < 0 && errno != EINTR) fault = std::strerror(errno);
     }
     ::close(file);
     if (!fault.empty()) fail(fault);
@@ -97,9 +108,9 @@ void SafetensorsFile::read_header() {
     if (length > schema::kMaxHeaderBytes) {
         throw Error("its header has more than " + std::to_string(schema::kMaxHeaderBytes) + " bytes");
     }
-    const std::string_view text(reinterpret_cast<const char*>(bytes_ + 8), static_cast<size_t>(length));
+    const std::string_view text(reinterpret_cast<const char*>(bytes_.get() + 8), static_cast<size_t>(length));
     const Json header = Json::parse(text);
-    const uint8_t* data = bytes_ + 8 + length;
+    const uint8_t* data = bytes_.get() + 8 + length;
     const size_t data_bytes = size_ - 8 - static_cast<size_t>(length);
     for (const auto& [name, entry] : header.object("the header")) {
         if (name == "__metadata__") {

@@ -66,7 +66,7 @@ class Job:
     @property
     def epochs(self) -> int:
         """How many epochs this job itself trains, at most."""
-        stages = {"teacher": ("teacher",), "stage1": ("stage1",), "student": ("stage1", "stage2")}[self.kind]
+        stages = {"teacher": ("teacher",), "stage1": ("stage1",), "student": ("twin", "stage1", "stage2")}[self.kind]
         done = self.recipe.stage1.epochs if self.kind == "student" and (self.needs or "").startswith("stage1") else 0
         return sum(getattr(self.recipe, stage).epochs for stage in stages) - done
 

@@ -149,12 +149,14 @@ class _Run:
     def _train(self, name: str, model: nn.Module, teacher: Teacher | None, info: ModelInfo) -> nn.Module:
         stage: StageRecipe = getattr(self.recipe, name)
         self.read_as[name] = info.preprocessing
+        distillation = stage.distillation if isinstance(stage, TwinRecipe) else self.recipe.distillation
+        teacher = None if distillation.kind == "none" else teacher
         if stage.epochs == 0:
             return model.to(self.accelerator.device)
         setting = StageSetting(
             name=name,
             recipe=stage,
-            distillation=stage.distillation if isinstance(stage, TwinRecipe) else self.recipe.distillation,
+            distillation=distillation,
             seed=self.recipe.seed,
             validate_every=self.recipe.validate_every,
             compile=self.recipe.compile,

@@ -17,6 +17,15 @@ from gsb_vit.errors import InputError
 FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
 _LISTED = 6  # tensors that do not fit are named up to this number
 _LEAST = 0.5  # of the model's tensors, without its classifier, that must fit
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    AssertionError,
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+)
 _COUNTERS = "num_batches_tracked"
 
 
@@ -48,13 +57,13 @@ def read_weights(source: str) -> dict[str, Tensor]:
         raise InputError(f"teacher.weights = {source!r}: no such file; give a .safetensors or .pth file, or a hub name")
     try:
         found = load_state_dict(source, weights_only=True) if local else load_state_dict_from_hf(source)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"teacher.weights = {source!r} holds more than tensors and is not read; save its state_dict alone, "
-            "best as .safetensors"
-        ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, AssertionError, safetensors.SafetensorError) as error:
+    except _UNREADABLE as error:
         what = " ".join(str(error).split()) or type(error).__name__
+        if "weights_only" in what:  # PyTorch's refusal of what is more than tensors
+            raise InputError(
+                f"teacher.weights = {source!r} holds more than tensors and is not read; save its state_dict alone, "
+                "best as .safetensors"
+            ) from error
         way = "is it truncated?" if local else "give a name such as timm/resnet18.a1_in1k, or a file"
         raise InputError(f"teacher.weights = {source!r} cannot be read ({what[:200]}); {way}") from error
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
@@ -125,8 +134,10 @@ def _adapted(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tenso
 
 def _pairs(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[list[tuple[str, Tensor]], list[str]]:
     """The model's tensors to be filled and the file's names, each in their own order."""
-    counted = any(name.endswith(_COUNTERS) for name in weights)
-    own = [(n, t) for n, t in model.state_dict().items() if counted or not n.endswith(_COUNTERS)]
+    own = list(model.state_dict().items())
+    if len(weights) != len(own):
+        counted = [(name, value) for name, value in own if not name.endswith(_COUNTERS)]
+        own = counted if len(weights) == len(counted) else own
     return own, list(weights)
 
 

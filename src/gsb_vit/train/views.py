@@ -148,11 +148,10 @@ class CachedViews:
     def logits(self, view: int, plan: Plan, write: bool) -> Tensor:
         """What the teacher says of every place of a view, float16 (n, K), from its file, which is made if missing."""
         path = self.stem.with_name(f"{self.stem.name}-{view:03}.safetensors")
-        if not path.is_file():
-            if write:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_tensors(path, {"logits": self._ask(plan)}, {"view": view, "seed": list(self.seed)})
-            self.shared()
+        if write and not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(path, {"logits": self._ask(plan)}, {"view": view, "seed": list(self.seed)})
+        self.shared()  # in every process, whether or not it sees the file already
         return read_tensors(path)[0]["logits"]
 
     def _ask(self, plan: Plan) -> Tensor:

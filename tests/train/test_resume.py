@@ -33,7 +33,7 @@ def launch(folder: Path, mode: str, event: str = "never") -> subprocess.Complete
 
 def metrics(folder: Path) -> list[dict]:
     """The lines of metrics.jsonl without what depends on the clock."""
-    timed = {"seconds", "images_per_s", "data_wait"}
+    timed = {"seconds", "images_per_s", "data_wait", "teacher_wait"}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in timed} for line in lines]
 

@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN    ?= runs/quickstart
 PYTEST ?=
+# As many tests at a time as cores, at most four; 0: one after the other, in one process.
+WORKERS ?= logical
 
 BIN     := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt $(shell find src native CMakeLists.txt -type f -not -name '*.pyc' -not -name '*.so' 2>/dev/null)
@@ -18,11 +20,11 @@ quickstart: $(VENV)/.train  ## train, pack and run a one-bit vision transformer 
 	$(BIN)/gsb-vit quickstart --out $(RUN)
 
 test: $(VENV)/.dev native  ## run all tests (choose some with PYTEST='tests/whole/test_cli.py -k bench')
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal $(PYTEST)
 
 check: $(VENV)/.dev  ## lint, check formats and types
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks native
+	$(BIN)/ruff format --check src tests benchmarks native
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
@@ -30,8 +32,8 @@ docs: build/docs-venv/.installed  ## build the documentation into build/site; a 
 	NO_MKDOCS_2_WARNING=1 PATH="$(abspath build/docs-venv/bin):$$PATH" build/docs-venv/bin/mkdocs build --strict --quiet
 
 format: $(VENV)/.dev  ## rewrite the sources in the house format
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks native
+	$(BIN)/ruff format src tests benchmarks native
 	$(BIN)/clang-format -i $(NATIVE)
 
 native: $(VENV)/.dev  ## build the extension into src/gsb_vit, for PYTHONPATH=src

@@ -1,8 +1,12 @@
 // gsb_vit._native: the model, and single kernels for the tests.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <memory>
+#include <string>
+#include <tuple>
 #include <utility>
 
 #include "arrays.h"
@@ -39,6 +43,21 @@ std::vector<nb::tuple> profile(const gsb::Model& model) {
     return rows;
 }
 
+// A model travels to other processes as its file's bytes, with the threads and the backend that were asked for.
+using State = std::tuple<nb::bytes, int, std::string>;
+
+State state(const gsb::Model& model) {
+    return {nb::bytes(model.file().file_bytes(), model.file().file_size()), model.threads_wanted(),
+            model.backend_wanted()};
+}
+
+void restore(gsb::Model* model, const State& from) {
+    const auto& [bytes, threads, backend] = from;
+    auto file =
+        std::make_unique<gsb::PackedModel>("a pickled model", static_cast<const uint8_t*>(bytes.data()), bytes.size());
+    new (model) gsb::Model(std::move(file), threads, backend);
+}
+
 nb::tuple core_speed(const std::string& backend) {
     const gsb::CoreSpeed speed = gsb::core_speed(gsb::choose_kernels(backend).name);
     return nb::make_tuple(speed.hz, speed.vector_adds, speed.byte_macs);
@@ -67,8 +86,15 @@ NB_MODULE(_native, module) {
         },
         "backend"_a, "bytes"_a, "Bytes a second one core reads from so much memory; 0 where not measured.");
     nb::class_<gsb::Model>(module, "Model")
-        .def(nb::init<const std::string&, int, const std::string&>(), "path"_a, "threads"_a = 0, "backend"_a = "",
-             nb::call_guard<nb::gil_scoped_release>())
+        .def(
+            "__init__",
+            [](gsb::Model* model, const std::string& path, int threads, const std::string& backend) {
+                const nb::gil_scoped_release release;
+                new (model) gsb::Model(std::make_unique<gsb::PackedModel>(path), threads, backend);
+            },
+            "path"_a, "threads"_a = 0, "backend"_a = "")
+        .def("__getstate__", state)
+        .def("__setstate__", restore)
         .def_prop_ro("backend", [](const gsb::Model& model) { return model.kernels().name; })
         .def_prop_ro("threads", &gsb::Model::threads)
         .def_prop_ro("header", &gsb::Model::header, "The metadata's model, JSON.")

@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+from needs import needs_flowers
 from paths import FLOWERS
 from PIL import Image
 
@@ -200,7 +201,7 @@ def test_json_with_a_missing_key_is_refused():
         Preprocessing.from_json(values)
 
 
-@pytest.mark.skipif(not FLOWERS.is_dir(), reason="Flowers-102 is not at ../shared/data")
+@needs_flowers
 def test_a_flower_equals_torchvisions_resize_and_crop():
     transforms = pytest.importorskip("torchvision.transforms")
     # 500 × 500 → 72 × 72 → its middle 64 × 64: a case without a half pixel, which torchvision would round away.

@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import needs
 from PIL import Image
+from processes import threads_of, wait_for_sleep
 from random_packed import SHAPES, TINY, random_pictures, write_random_packed
 from safetensors.numpy import load_file, save_file
 
@@ -117,6 +120,17 @@ def test_threads_can_share_a_model(tiny):
     expected = model.logits(pictures).tobytes()
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(lambda _: model.logits(pictures).tobytes(), range(16))) == {expected}
+
+
+@needs("sleeping threads", "/proc", Path("/proc/self/task").exists())
+def test_idle_threads_sleep(tiny):
+    before = threads_of()
+    model = load(tiny, threads=3)
+    own = threads_of() - before
+    assert len(own) == 2  # the calling thread works, too
+    for _ in range(2):
+        model.logits(random_pictures(model.architecture, 6))
+        wait_for_sleep("self", own)
 
 
 def test_profile_counts_stages(tiny):
@@ -278,7 +292,7 @@ HOSTILE_TENSORS = {
     "half scale": (put("blocks.0.attn.attention_half_scale", 0, -1), "half_scale is not above 0"),
     "missing": (lambda t: t.pop("norm.bias"), "norm.bias is missing"),
     "extra": (lambda t: t.update(extra=np.zeros(1, np.float32)), "does not belong"),
-    "type": (lambda t: t.update({"norm.bias": np.zeros(32, np.float64)}), "norm.bias is F64"),
+    "type": (lambda t: t.update({"norm.bias": np.zeros(32, np.float64)}), "norm.bias has the unknown type F64"),
     "shape": (lambda t: t.update({"norm.bias": np.zeros((32, 1), np.float32)}), "norm.bias is F32"),
 }
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import HANG_SECONDS
 
 from gsb_vit.data.datasets import SPECS
 
@@ -167,7 +168,7 @@ def write_pictures(folder):
 def run(folder, arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS
     )
     assert done.returncode == 0, f"{arguments}\n{done.stdout[-800:]}\n{done.stderr[-2000:]}"
     return done.stdout
@@ -206,6 +207,8 @@ def reader(tmp_path_factory):
     return folder
 
 
+# Every command is a process, as a reader would start it; most load PyTorch.
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/own-pictures.md"])
 def test_the_commands_of_a_page_run_in_order(reader, page):
     for file in reader.glob("mine.safetensors"):

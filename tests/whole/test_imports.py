@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from paths import HELPERS, ROOT
+from processes import HANG_SECONDS
 
 PACKAGE = ROOT / "src" / "gsb_vit"
 # Each room, and the rooms and ground modules it may import; GROUND_FOR_ALL and its own modules come on top.
@@ -178,7 +179,7 @@ def run_without_torch(body: str, *arguments: str) -> str:
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -3,6 +3,15 @@
 // A block has two phases. `scores` needs every key: attention rows and groups, head by head. `rows` needs only its own
 // token rows: attention × Value, projection, MLP and the next block's query, key and Value. Between them the extremes
 // over the whole picture are known.
+//
+// The same path on one page, without threads and packed operands, is src/gsb_vit/runtime/reference.py. Its steps here:
+//   _embed            embed
+//   _attention        norm, query_key_value
+//   _attention_masks  expand_bias, scores_of, score_task, attention_limits, list_groups
+//   _value_planes     value_limits, limit_counts, value_task
+//   _combine          attention_value
+//   _mlp              rest_of_block, which begins with the projection that ends _attention
+//   _heads            heads
 #pragma once
 
 #include <cstdint>

@@ -13,12 +13,12 @@ from gsb_vit.errors import InputError, shown
 
 from .pictures import MAX_PIXELS, Picture, open_picture
 
-_FILTERS = {
+FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-_RESIZES = ("crop", "squash")
+RESIZES = ("crop", "squash")
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Preprocessing:
                 f"preprocessing: size {shown(self.size)} must be two whole numbers above 0 (height, width), at most "
                 f"{MAX_PIXELS:,} pixels"
             )
-        if not isinstance(self.resize, str) or self.resize not in _RESIZES:
-            raise InputError(f"preprocessing: resize {shown(self.resize)} is unknown; use one of {', '.join(_RESIZES)}")
-        if not isinstance(self.interpolation, str) or self.interpolation not in _FILTERS:
-            allowed = ", ".join(_FILTERS)
+        if not isinstance(self.resize, str) or self.resize not in RESIZES:
+            raise InputError(f"preprocessing: resize {shown(self.resize)} is unknown; use one of {', '.join(RESIZES)}")
+        if not isinstance(self.interpolation, str) or self.interpolation not in FILTERS:
+            allowed = ", ".join(FILTERS)
             raise InputError(
                 f"preprocessing: interpolation {shown(self.interpolation)} is unknown; use one of {allowed}"
             )
@@ -70,7 +70,7 @@ class Preprocessing:
         """Open, orient, resize and crop ``picture``: → uint8 (H, W, 3). Arguments and errors: :func:`open_picture`."""
         image = open_picture(picture, max_pixels=max_pixels)
         height, width = self.size
-        filter_ = _FILTERS[self.interpolation]
+        filter_ = FILTERS[self.interpolation]
         if self.resize == "squash":
             if image.size != (width, height):
                 image = image.resize((width, height), filter_)

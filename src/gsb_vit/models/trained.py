@@ -83,7 +83,7 @@ class ModelInfo:
 METADATA_KEY = "gsb_vit"
 BEST = "best.safetensors"
 LAST = "last.safetensors"
-STAGE_ORDER = ("stage2", "stage1", "teacher")
+STAGE_ORDER = ("stage2", "stage1", "twin", "teacher")
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class Classifier:
     """A packed model ready to run; made by :func:`load`.
 
     A picture's logits do not depend on its batch mates, the number of threads, the engine or the instruction set.
+    Classifiers can be pickled and copied, as their file's bytes, and used in forked processes and from several threads.
     """
 
     def __init__(
@@ -63,6 +64,11 @@ class Classifier:
         self.backend = backend
         self.threads = threads
         self._engine = engine
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.backend != "reference":  # another machine may have chosen otherwise
+            self.backend, self.threads = self._engine.backend, self._engine.threads
 
     def logits(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Classify uint8 (B, H, W, 3), made by ``preprocessing``: → float32 (B, K).
@@ -174,7 +180,7 @@ def _load(path: Path, name: str, threads: int, engine: str, backend: str | None)
     header = json.loads(native.header)
     try:
         architecture = Architecture.from_json(header["architecture"])
-        preprocessing = Preprocessing.from_json(header.get("preprocessing"))
+        preprocessing = Preprocessing.from_json(header["preprocessing"])
     except InputError as error:
         raise InputError(f"{path}: {error}; export the model again") from error
     if preprocessing.size != architecture.image_size:

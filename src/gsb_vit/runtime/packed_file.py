@@ -1,4 +1,4 @@
-"""The packed model file: reader and writer (``docs/packed-format.md``; what it must hold: ``packed_schema.py``)."""
+"""The packed model file: reader and writer (``docs/packed-format.md``; what it must hold: ``schema.py``)."""
 
 import json
 import os
@@ -10,19 +10,26 @@ from typing import Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
 from gsb_vit.files import write_atomically
 
-from .schema import Architecture, check_specs, check_values, expected_tensors
-
-FORMAT = "gsb-vit-packed"
-VERSION = "1"
-
-_DTYPES = {"U64": "uint64", "I8": "int8", "I16": "int16", "F16": "float16", "F32": "float32"}
+from .keys import check_names, check_object
+from .safetensors_file import parse_json, read_safetensors
+from .schema import (
+    FORMAT,
+    MAX_HEADER_BYTES,
+    METADATA_KEYS,
+    MODEL_KEYS,
+    PREPROCESSING,
+    VERSION,
+    Architecture,
+    check_specs,
+    check_values,
+    expected_tensors,
+)
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -49,7 +56,7 @@ class PackedModel:
 def read(path: PathLike) -> PackedModel:
     """Read and check a packed file.
 
-    The file is mapped while it is read; the arrays are copies, so that it may be replaced afterwards.
+    The file is read whole and may be replaced afterwards.
 
     Raises:
         InputError: for a missing, truncated or foreign file, an unknown version, and a tensor that is missing,
@@ -57,22 +64,16 @@ def read(path: PathLike) -> PackedModel:
     """
     path = Path(path)
     try:
-        with _naming(path), safe_open(str(path), "numpy") as file:
-            architecture, class_names, preprocessing, provenance = _read_metadata(file.metadata() or {})
+        with _naming(path):
+            file = read_safetensors(path)
+            architecture, class_names, preprocessing, provenance = _read_metadata(file.metadata)
             specs = expected_tensors(architecture)
-            found = {}
-            for name in file.keys():  # noqa: SIM118 (safe_open is not iterable)
-                part = file.get_slice(name)
-                dtype = str(part.get_dtype())
-                found[name] = (_DTYPES.get(dtype, dtype), tuple(part.get_shape()))
-            check_specs(specs, found)
-            tensors = {name: file.get_tensor(name) for name in specs}
+            check_specs(specs, file.specs)
+            tensors = {name: file.tensor(name) for name in specs}
             model = PackedModel(architecture, class_names, preprocessing, provenance, tensors)
             _check_header(model)
             check_values(architecture, tensors)
             return model
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a packed model, or truncated ({error}); export it again") from error
     except OSError as error:
         reason = "is a folder" if path.is_dir() else " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read ({reason}); give a packed model file") from error
@@ -95,10 +96,14 @@ def write(path: PathLike, model: PackedModel) -> None:
     }
     try:
         text = json.dumps(header, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: provenance is not plain JSON ({error}); give text and finite numbers") from error
     metadata = {"format": FORMAT, "version": VERSION, "model": text}
+    with _naming(path):
+        parse_json(text, "the metadata")
     data = save({name: np.ascontiguousarray(array) for name, array in model.tensors.items()}, metadata)
+    if int.from_bytes(data[:8], "little") > MAX_HEADER_BYTES:
+        raise InputError(f"{path}: class names and provenance take more than {MAX_HEADER_BYTES} bytes; shorten them")
     try:
         write_atomically(path, data)
     except OSError as error:
@@ -133,17 +138,17 @@ def _read_metadata(metadata: Mapping[str, str]) -> tuple[Architecture, tuple[str
             f"version {metadata.get('version')!r} is unknown to this gsb-vit (it reads {VERSION}); update it"
         )
     try:
-        header = json.loads(metadata.get("model", ""))
-    except (ValueError, RecursionError) as error:
-        raise InputError("the metadata is not JSON; export the model again") from error
-    keys = ("architecture", "class_names", "preprocessing", "provenance")
-    if not isinstance(header, dict) or any(key not in header for key in keys):
-        raise InputError(f"the metadata lacks one of {', '.join(keys)}; export the model again")
-    names, provenance = header["class_names"], header["provenance"]
-    if not isinstance(names, list) or not isinstance(provenance, dict):
-        raise InputError("class_names must be a list and provenance an object; export the model again")
-    architecture = Architecture.from_json(header["architecture"])
-    return architecture, tuple(names), Preprocessing.from_json(header["preprocessing"]), provenance
+        check_names("the metadata", metadata, METADATA_KEYS)
+        header = parse_json(metadata["model"], "the metadata")
+        check_names("the metadata", header, MODEL_KEYS)
+        names, provenance = header["class_names"], header["provenance"]
+        if not isinstance(names, list) or not isinstance(provenance, dict):
+            raise InputError("class_names must be a list and provenance an object")
+        architecture = Architecture.from_json(header["architecture"])
+        preprocessing = Preprocessing(**check_object("preprocessing", header["preprocessing"], PREPROCESSING))
+    except InputError as error:
+        raise InputError(f"{error}; export the model again") from error
+    return architecture, tuple(names), preprocessing, provenance
 
 
 @contextmanager

@@ -1,5 +1,7 @@
-"""NumPy forward of a packed model, step by step as ``docs/numerics.md`` defines it: the oracle of the runtime.
+"""The path through a packed model on one page: start reading here.
 
+NumPy, one picture, step by step as ``docs/numerics.md`` defines it; the oracle of the runtime. ``native/src/forward``
+takes the same steps on packed bits and several threads; ``forward.h`` lists them beside these.
 Every float operation is one NumPy operation on float32 arrays, so each is rounded once and nothing is fused.
 """
 
@@ -13,6 +15,8 @@ from gsb_vit.errors import InputError
 
 from .bits import unpack
 from .packed_file import PackedModel
+from .relative_bias import relative_bias_index
+from .schema import BLOCK_TENSORS, SIGNS
 
 F32 = np.float32
 _LANES = 16
@@ -48,21 +52,6 @@ def layer_norm(x: FloatArray, weight: FloatArray, bias: FloatArray, eps: float) 
     return (centred * (F32(1) / np.sqrt(variance + F32(eps)))) * weight + bias
 
 
-def relative_bias_index(grid: tuple[int, int], prefix_tokens: int) -> NDArray[np.int64]:
-    """Return the position in the relative attention-bias table of every pair of tokens: (N, N), prefixes first."""
-    rows, columns = grid
-    y, x = (axis.reshape(-1) for axis in np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"))
-    patch_to_patch = (y[:, None] - y[None, :] + rows - 1) * (2 * columns - 1) + (x[:, None] - x[None, :] + columns - 1)
-    offset, prefixes = (2 * rows - 1) * (2 * columns - 1), prefix_tokens
-    tokens = prefixes + rows * columns
-    index = np.empty((tokens, tokens), dtype=np.int64)
-    index[prefixes:, prefixes:] = patch_to_patch
-    index[:prefixes, :prefixes] = offset + np.arange(prefixes**2).reshape(prefixes, prefixes)
-    index[:prefixes, prefixes:] = offset + prefixes**2 + np.arange(prefixes)[:, None]
-    index[prefixes:, :prefixes] = offset + prefixes**2 + prefixes + np.arange(prefixes)[None, :]
-    return index
-
-
 def _dot(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.int32]:
     """(..., n, k) · (..., m, k)ᵀ over {−1, 0, 1}, exact, as int32 (..., n, m).
 
@@ -96,10 +85,10 @@ class ReferenceModel:
 
     def _unpacked(self, index: int) -> dict[str, NDArray[Any]]:
         block = self.packed.block(index)
-        for name in ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"):
-            a = self.packed.architecture
-            depth = a.mlp_hidden if name == "mlp.fc2.weight" else a.embed_dim
-            block[name] = _signs(unpack(block[name], depth))
+        for tensor in BLOCK_TENSORS:
+            if tensor.rule.kind == "bits":
+                depth = tensor.rule.high.of(self.packed.architecture)
+                block[tensor.name] = SIGNS.numbers(unpack(block[tensor.name], depth))
         return block
 
     def logits(self, pictures: NDArray[np.uint8]) -> FloatArray:
@@ -174,7 +163,7 @@ class ReferenceModel:
         a = self.packed.architecture
         bits = layer_norm(x, block["norm1.weight"], block["norm1.bias"], a.layer_norm_eps) >= 0
         steps["attn.qkv.input"] = bits
-        popcount = (a.embed_dim - _dot(_signs(bits), block["attn.qkv.weight"])) // 2
+        popcount = (a.embed_dim - _dot(a.formats.qkv.numbers(bits), block["attn.qkv.weight"])) // 2
         steps["attn.qkv.popcount"] = popcount
         query, key, value_bits = (
             self._by_head(part) for part in np.split(popcount <= block["attn.qkv.threshold"], 3, axis=-1)
@@ -183,12 +172,12 @@ class ReferenceModel:
         masks = self._attention_masks(query, key, block, steps)
         planes = self._value_planes(popcount[:, 2 * a.embed_dim :], value_bits, block, steps)
         # (A, 1, h, N, N) · (1, V, h, d, N)ᵀ → (A, V, h, N, d)
-        products = _dot(masks[:, None], np.swapaxes(planes, -1, -2)[None])
+        products = _dot(a.formats.attention.numbers(masks)[:, None], np.swapaxes(planes, -1, -2)[None])
         steps["attn.product"] = products
         output = self._combine(products, block["attn.product_scale"])
         steps["attn.output"] = output
         bits = output + block["attn.proj.shift"] >= 0
-        dot = _dot(_signs(bits), block["attn.proj.weight"])
+        dot = _dot(a.formats.proj.numbers(bits), block["attn.proj.weight"])
         steps["attn.proj.input"], steps["attn.proj.dot"] = bits, dot
         return dot.astype(F32) * block["attn.proj.scale"] + block["attn.proj.bias"]
 
@@ -202,7 +191,8 @@ class ReferenceModel:
     ) -> NDArray[np.bool_]:
         """Return the groups (A, h, N, N)."""
         a = self.packed.architecture
-        score = (a.head_dim - _dot(_signs(query), _signs(key))) // 2
+        numbers = a.formats.query_key.numbers
+        score = (a.head_dim - _dot(numbers(query), numbers(key))) // 2
         steps["attn.score"] = score
         weights = block["attn.exp_table"][score - score.min(axis=-1, keepdims=True)]
         attention = weights * (F32(1) / sum16(weights))
@@ -231,7 +221,7 @@ class ReferenceModel:
         masks = [np.ones(value.shape, dtype=bool)]
         masks += [(value > upper) | (value < lower) for upper, lower in limits]
         steps["attn.value"], steps["attn.value_masks"] = value, np.stack(masks)
-        return np.stack(masks) * _signs(bits)
+        return np.stack(masks) * a.formats.value.numbers(bits)
 
     @staticmethod
     def _combine(products: NDArray[np.int32], scales: FloatArray) -> FloatArray:
@@ -246,10 +236,10 @@ class ReferenceModel:
     def _mlp(self, x: FloatArray, block: dict[str, NDArray[Any]], steps: Trace) -> FloatArray:
         a = self.packed.architecture
         bits = layer_norm(x, block["norm2.weight"], block["norm2.bias"], a.layer_norm_eps) >= 0
-        popcount = (a.embed_dim - _dot(_signs(bits), block["mlp.fc1.weight"])) // 2
+        popcount = (a.embed_dim - _dot(a.formats.fc1.numbers(bits), block["mlp.fc1.weight"])) // 2
         low, high = block["mlp.fc1.zero_interval"].T
         hidden = ~((low <= popcount) & (popcount <= high))
-        dot = _dot(hidden, block["mlp.fc2.weight"])
+        dot = _dot(a.formats.fc2.numbers(hidden), block["mlp.fc2.weight"])
         steps["mlp.fc1.input"], steps["mlp.fc1.popcount"] = bits, popcount
         steps["mlp.fc2.input"], steps["mlp.fc2.dot"] = hidden, dot
         return dot.astype(F32) * block["mlp.fc2.scale"] + block["mlp.fc2.bias"]
@@ -257,9 +247,10 @@ class ReferenceModel:
     def _heads(self, x: FloatArray, trace: Trace) -> FloatArray:
         a, packed = self.packed.architecture, self.packed
         results = []
-        for head in range(a.num_heads_out):
-            y = layer_norm(x[head : head + 1], packed["norm.weight"], packed["norm.bias"], a.layer_norm_eps)[0]
-            name = f"heads.{head}"
+        for index, head in enumerate(a.heads):
+            read = x[head.reads.first : head.reads.end]
+            (y,) = layer_norm(read, packed["norm.weight"], packed["norm.bias"], a.layer_norm_eps)
+            name = f"heads.{index}"
             levels = np.rint((y + packed[f"{name}.shift"]) / packed[f"{name}.input_scale"])
             levels = np.clip(levels, -128, 127)
             # float64: the sums may exceed 2^24.
@@ -278,8 +269,3 @@ def check_batch(pictures: Any, size: tuple[int, int]) -> None:
             f"pictures of shape {shape} and type {kind} do not fit; "
             f"give uint8 (B, {size[0]}, {size[1]}, 3), as Preprocessing makes them"
         )
-
-
-def _signs(bits: NDArray[np.bool_]) -> FloatArray:
-    """Bits → ±1."""
-    return np.where(bits, F32(1), F32(-1))

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from gsb_vit.models.trained import read_tensors
 from gsb_vit.nn.input_quantizers import InitializedOnce
 
 STATE = "state.safetensors"
+
+
+def is_finished(folder: Path, epochs: int) -> bool:
+    """Whether the state in a stage's folder is that of its last epoch."""
+    path = folder / STATE
+    return path.is_file() and read_tensors(path)[1].get("epoch", 0) >= epochs
 
 
 def start_from(model: nn.Module, source: nn.Module) -> tuple[list[str], list[str]]:

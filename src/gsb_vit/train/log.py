@@ -78,7 +78,7 @@ class StageBar:
 
     def __init__(self, console: Console, name: str, epochs: int, steps: int, done: int, active: bool) -> None:
         self._epochs = epochs
-        self._numbers = ""
+        self._numbers = self._validation = ""
         self._shown = 0.0
         self._started: tuple[float, int] = (time.perf_counter(), 0)
         self._bar = Progress(
@@ -119,8 +119,10 @@ class StageBar:
         """After every epoch."""
         self._epoch_done += 1
         self._started = (time.perf_counter(), 0)
+        teacher = f" teacher {100 * line['teacher_wait']:.0f} % of the time" if "teacher_wait" in line else ""
         if "validation_top1" in line:
-            self._numbers = f" validation {100 * line['validation_top1']:.1f} %"
+            self._validation = f" validation {100 * line['validation_top1']:.1f} %"
+        self._numbers = teacher + self._validation
 
 
 def summary_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -1,9 +1,9 @@
-"""A run: teacher, stage 1, stage 2, and the final test that is touched once."""
+"""A run: teacher, twin, stage 1, stage 2, and the final test that is touched once."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,22 @@ from gsb_vit.data.splits import DataSplits, load_data
 from gsb_vit.errors import InputError
 from gsb_vit.files import write_json
 from gsb_vit.metrics import classification_metrics, confusion_matrix
-from gsb_vit.models.arguments import require_architecture
 from gsb_vit.models.binarize import initialize_scales
 from gsb_vit.models.build import build_model
 from gsb_vit.models.packable import obstacles
-from gsb_vit.models.trained import ModelInfo, find_model, load_model, read_tensors
+from gsb_vit.models.trained import ModelInfo, find_model, read_tensors
 from gsb_vit.terminal import plain_console, show
 
 from .batches import EvaluationPictures, TrainingPictures
-from .checkpoint import start_from
+from .checkpoint import is_finished, start_from
 from .evaluate import model_logits
 from .folder import prepare_folder, run_threads
 from .log import RunLog, summary_table
 from .loop import StageRun, StageSetting
 from .precision import emulates_bfloat16
-from .recipe import STAGES, Recipe, StageRecipe
+from .recipe import SEED_NUMBERS, STAGES, Recipe, StageRecipe, TwinRecipe
 from .seeds import seed_everything
-from .teacher import build_teacher
+from .teacher import Teacher, build_teacher, load_teacher, require_teacher
 
 _BEFORE_FIRST_EPOCH = 2**31 - 1
 
@@ -73,7 +72,7 @@ def train(
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
     data = load_data(data_spec, recipe.data)
     require_validation(recipe, data)
-    unpackable = require_models(recipe, data)
+    unpackable = require_models(recipe, data, folder)
     if accelerator.is_main_process:
         prepare_folder(folder, recipe, data_spec, resume)
     accelerator.wait_for_everyone()
@@ -101,33 +100,39 @@ class _Run:
         self.accelerator = accelerator
         self.log = log
         self.preprocessing = preprocessing_of(recipe)
-        limit = recipe.data.memory_limit_mb
-        self.training = TrainingPictures(data.train, self.preprocessing, recipe.augment, limit, accelerator.device)
-        self.validation = EvaluationPictures(data.validation, self.preprocessing, limit)
+        self.validation: dict[Preprocessing, EvaluationPictures] = {}
+        self.training: dict[tuple[Preprocessing, Preprocessing], TrainingPictures] = {}
+        self.read_as: dict[str, Preprocessing] = {}
         self.log_bytes = 0
         self.seconds: dict[str, float] = {}
 
     def run(self) -> RunSummary:
         models: dict[str, nn.Module] = {}
+        teachers: dict[str | None, Teacher] = {}
         if (teacher := self._teacher()) is not None:
-            models["teacher"] = teacher
-        for name in ("stage1", "stage2"):
+            models["teacher"], teachers["teacher"] = teacher.model, teacher
+        for name in ("twin", "stage1", "stage2"):
             if getattr(self.recipe, name).epochs:
-                models[name] = self._student(name, models)
+                models[name] = self._student(name, models, teachers.get(self.recipe.learns_from(name)))
+            if name == "twin" and name in models:
+                teachers[name] = Teacher(name, models[name], self.preprocessing)
         return self._test(models)
 
-    def _teacher(self) -> nn.Module | None:
+    def _teacher(self) -> Teacher | None:
         """The teacher in its chosen epoch, or None where the recipe has none."""
         recipe, source = self.recipe.teacher, self.recipe.teacher.source
-        if source == "none" or (source == "twin" and recipe.epochs == 0):
+        if not self.recipe.has_teacher:
             return None
+        fast = recipe.precision == "fast"
         if source != "twin" and not source.startswith("timm:"):
-            return load_teacher(source, self.data).to(self.accelerator.device)
+            teacher = load_teacher(source, self.data.class_names)
+            return replace(teacher, model=teacher.model.to(self.accelerator.device), fast=fast)
         self._seed("teacher")
-        model, info = build_teacher(self.recipe, self._info("teacher", recipe), self.log.say)
-        return self._train("teacher", model, None, info)
+        load = not is_finished(self.folder / "teacher", recipe.epochs)
+        model, info = build_teacher(self.recipe, self._info("teacher", recipe), self.log.say, load=load)
+        return Teacher("teacher", self._train("teacher", model, None, info), info.preprocessing, fast)
 
-    def _student(self, name: str, models: dict[str, nn.Module]) -> nn.Module:
+    def _student(self, name: str, models: dict[str, nn.Module], teacher: Teacher | None) -> nn.Module:
         """A student that starts from the model its recipe names, where names and shapes match."""
         stage: StageRecipe = getattr(self.recipe, name)
         self._seed(name)
@@ -140,24 +145,30 @@ class _Run:
             self.log.say(
                 f"{name}: {len(carried)} tensors from {source}; {len(fresh)} start fresh" + f" ({text})" * bool(fresh)
             )
-        return self._train(name, model, models.get("teacher"), info)
+        return self._train(name, model, teacher, info)
 
-    def _train(self, name: str, model: nn.Module, teacher: nn.Module | None, info: ModelInfo) -> nn.Module:
+    def _train(self, name: str, model: nn.Module, teacher: Teacher | None, info: ModelInfo) -> nn.Module:
         stage: StageRecipe = getattr(self.recipe, name)
+        self.read_as[name] = info.preprocessing
+        distillation = stage.distillation if isinstance(stage, TwinRecipe) else self.recipe.distillation
+        teacher = None if distillation.kind == "none" else teacher
         if stage.epochs == 0:
             return model.to(self.accelerator.device)
         setting = StageSetting(
             name=name,
             recipe=stage,
-            distillation=self.recipe.distillation,
+            distillation=distillation,
             seed=self.recipe.seed,
             validate_every=self.recipe.validate_every,
             compile=self.recipe.compile,
             folder=self.folder / name,
             info=info,
-            training=self.training,
-            validation=self.validation,
+            training=self._training(
+                info.preprocessing, info.preprocessing if teacher is None else teacher.preprocessing
+            ),
+            validation=self._validation(info.preprocessing),
             validation_labels=torch.from_numpy(self.data.validation.labels),
+            cache_views=self.recipe.teacher.cache_views,
         )
         setting.folder.mkdir(exist_ok=True)
         run = StageRun(setting, model, teacher, self.accelerator, self.log, self.log_bytes)
@@ -168,13 +179,27 @@ class _Run:
         self.log_bytes, self.seconds[name] = run.progress.log_bytes, run.progress.seconds
         return model
 
+    def _training(self, own: Preprocessing, teacher: Preprocessing) -> TrainingPictures:
+        """The training pictures as a model and its teacher read them; stages that read alike share the decoded ones."""
+        if (own, teacher) not in self.training:
+            limit, device = self.recipe.data.memory_limit_mb, self.accelerator.device
+            self.training[own, teacher] = TrainingPictures(
+                self.data.train, own, self.recipe.augment, limit, device, teacher
+            )
+        return self.training[own, teacher]
+
+    def _validation(self, own: Preprocessing) -> EvaluationPictures:
+        """The validation pictures as a model reads them."""
+        limit = self.recipe.data.memory_limit_mb
+        return self.validation.setdefault(own, EvaluationPictures(self.data.validation, own, limit))
+
     def _initialize(self, model: nn.Module, setting: StageSetting) -> None:
         """Set the scales that start fresh from the first batch, the whole of it in every process."""
-        images, _ = next(self.training.epoch(setting.epoch_seed(0), setting.recipe.batch_size))
+        images, _ = next(setting.training.epoch(setting.epoch_seed(0), setting.recipe.batch_size))
         initialize_scales(model, images)
 
     def _seed(self, name: str) -> None:
-        seed_everything(self.recipe.seed, STAGES.index(name), _BEFORE_FIRST_EPOCH)
+        seed_everything(self.recipe.seed, SEED_NUMBERS[name], _BEFORE_FIRST_EPOCH)
 
     def _info(self, name: str, stage: StageRecipe) -> ModelInfo:
         return ModelInfo(
@@ -196,13 +221,15 @@ class _Run:
 
     def _test(self, models: dict[str, nn.Module]) -> RunSummary:
         """The only look at the test split."""
-        pictures = EvaluationPictures(self.data.test, self.preprocessing, self.recipe.data.memory_limit_mb)
+        pictures: dict[Preprocessing, EvaluationPictures] = {}
         labels, stages = self.data.test.labels, {}
         final = list(models)[-1]
         for name, model in models.items():
             if not (self.folder / name).is_dir():
                 continue
-            logits = model_logits(model, pictures, self.accelerator)
+            own, limit = self.read_as[name], self.recipe.data.memory_limit_mb
+            shown = pictures.setdefault(own, EvaluationPictures(self.data.test, own, limit))
+            logits = model_logits(model, shown, self.accelerator)
             provenance = read_tensors(find_model(self.folder / name))[1]["provenance"]
             stages[name] = {
                 "test": classification_metrics(logits, labels),
@@ -257,37 +284,29 @@ def require_validation(recipe: Recipe, data: DataSplits) -> None:
             )
 
 
-def require_models(recipe: Recipe, data: DataSplits) -> str | None:
+def require_models(recipe: Recipe, data: DataSplits, folder: Path | None = None) -> str | None:
     """Raise InputError, before anything is written, where a stage's model cannot be built or the teacher not be had.
+
+    A teacher that the run in ``folder`` has trained already needs its first weights no more.
 
     Returns why the last student, which may be trained all the same, cannot be packed; None where it can.
     """
-    source, students = recipe.teacher.source, [n for n in ("stage1", "stage2") if getattr(recipe, n).epochs]
-    has_teacher = source != "none" and (source != "twin" or recipe.teacher.epochs > 0)
+    source, students = recipe.teacher.source, [n for n in ("twin", "stage1", "stage2") if getattr(recipe, n).epochs]
+    if recipe.has_teacher and source == "twin":
+        students.append("teacher")
     models: dict[str, nn.Module] = {}
     with torch.device("meta"):
-        if has_teacher and source == "twin":
-            students.append("teacher")
-        elif source.startswith("timm:"):
-            require_architecture(source.removeprefix("timm:"))
         for name in students:
             stage: StageRecipe = getattr(recipe, name)
             args = recipe.model.arguments()
             models[name] = build_model(recipe.model.architecture, args, len(data.class_names), stage.quantization)
     for name in students:
-        if getattr(recipe, name).initialize == "teacher" and not has_teacher:
-            raise InputError(f'{name}.initialize = "teacher", but the recipe has no teacher; use "fresh" or "previous"')
-    if has_teacher and source != "twin" and not source.startswith("timm:"):
-        load_teacher(source, data)
+        start = getattr(recipe, name).initialize
+        if (start == "teacher" and not recipe.has_teacher) or (start == "twin" and not recipe.twin.epochs):
+            raise InputError(f'{name}.initialize = "{start}", but the recipe has no {start}; use "fresh" or "previous"')
+    if source.startswith("timm:"):
+        trained = folder is not None and is_finished(folder / "teacher", recipe.teacher.epochs)
+        require_teacher(recipe, len(data.class_names), preprocessing_of(recipe), weights=not trained)
+    elif recipe.has_teacher and source != "twin":
+        load_teacher(source, data.class_names)
     return next(obstacles(models["stage2"]), None) if "stage2" in models else None
-
-
-def load_teacher(source: str, data: DataSplits) -> nn.Module:
-    """A trained teacher from a file or run. Raises InputError where its classes are not the data's."""
-    trained = load_model(source)
-    if trained.class_names != data.class_names:
-        raise InputError(
-            f"teacher {source!r} knows {len(trained.class_names)} classes that are not the {len(data.class_names)} of "
-            "the data; train it on the same classes"
-        )
-    return trained.model

@@ -150,7 +150,7 @@ def load(
         native = _native.Model(os.fsdecode(path), threads, backend or "")
     except _native.NativeError as error:
         raise InputError(str(error)) from error
-    # The extension has mapped and checked the file; only what Python needs is read again, from its header.
+    # The extension has read and checked the file; only what Python needs is read again, from its header.
     header = json.loads(native.header)
     architecture = Architecture.from_json(header["architecture"])
     preprocessing = Preprocessing.from_json(header["preprocessing"])

@@ -106,7 +106,7 @@ void test_model(const std::string& backend, char** files, Results& results) {
     const std::string path = files[0];
     const std::vector<uint8_t> pixels = read_file(files[1]), expected = read_file(files[2]);
     for (int threads = 1; threads <= 3; ++threads) {
-        Model model(path, threads, backend);
+        Model model(std::make_unique<PackedModel>(path), threads, backend);
         const Architecture& a = model.architecture();
         const size_t picture = static_cast<size_t>(a.image_height) * a.image_width * 3;
         const size_t count = pixels.size() / picture;

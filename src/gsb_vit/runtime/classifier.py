@@ -176,17 +176,12 @@ def _load(path: Path, name: str, threads: int, engine: str, backend: str | None)
         native = _native.Model(name, threads, backend or "")
     except _native.NativeError as error:
         raise InputError(str(error).replace(name, str(path))) from error
-    # The extension has mapped and checked the file; only what Python needs is read again, from its header.
+    # The extension has read and checked the file; only what Python needs is read again, from its header.
     header = json.loads(native.header)
     try:
         architecture = Architecture.from_json(header["architecture"])
         preprocessing = Preprocessing.from_json(header["preprocessing"])
     except InputError as error:
         raise InputError(f"{path}: {error}; export the model again") from error
-    if preprocessing.size != architecture.image_size:
-        raise InputError(
-            f"{path}: preprocessing gives pictures of {preprocessing.size}, the model reads "
-            f"{architecture.image_size}; export the model again"
-        )
     names = tuple(header["class_names"])
     return Classifier(architecture, names, preprocessing, native, native.backend, native.threads)

@@ -39,7 +39,7 @@ def weights(twin: Twin) -> int:
     patch = 3 * twin.patch_size[0] * twin.patch_size[1]
     tokens = twin.prefix_tokens + twin.image_size[0] * twin.image_size[1] * 3 // patch
     width = twin.embed_dim
-    return width * (twin.depth * (12 * width + 13) + patch + tokens + twin.prefix_tokens * twin.num_classes)
+    return width * (twin.depth * (12 * width + 13) + patch + tokens + twin.num_heads_out * twin.num_classes)
 
 
 def converted(twin: Twin, pair: tuple[str, str], folder: Path) -> list[Engine]:

@@ -27,7 +27,7 @@ from gsb_vit.data.synthetic import smooth_pictures
 from gsb_vit.errors import InputError
 from gsb_vit.runtime.packed_file import write
 
-TWIN = Twin((32, 24), (8, 8), 64, 2, 2, 256, 2, 7)
+TWIN = Twin((32, 24), (8, 8), 64, 2, 2, 256, 2, 2, 7)
 PAIRS = [(engine, precision) for engine in PEERS for precision in precisions_of(engine)]
 HAS_AVX2 = "avx2" in (Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else [])
 linux_x86 = needs(

@@ -69,10 +69,14 @@ class Classifier:
         """Classify uint8 (B, H, W, 3), made by ``preprocessing``: → float32 (B, K).
 
         Raises:
-            InputError: for another shape or type.
+            InputError: for another shape or type, and for logits that are not finite, as a model's numbers may
+                overflow.
         """
         check_batch(pictures, self.architecture.image_size)
-        logits: NDArray[np.float32] = self._engine.logits(np.ascontiguousarray(pictures))
+        try:
+            logits: NDArray[np.float32] = self._engine.logits(np.ascontiguousarray(pictures))
+        except ValueError as error:  # the extension's own error
+            raise InputError(str(error)) from error
         return logits
 
     @overload

@@ -20,6 +20,7 @@ from .schema import BLOCK_TENSORS, SIGNS
 
 F32 = np.float32
 _LANES = 16
+NOT_FINITE = "the model's logits are not finite; export it again, or give another model"
 
 FloatArray = NDArray[np.float32]
 Trace = dict[str, NDArray[Any]]
@@ -95,11 +96,16 @@ class ReferenceModel:
         """Classify a batch: uint8 (B, H, W, 3) → float32 (B, K).
 
         Raises:
-            InputError: for another shape or type.
+            InputError: for another shape or type, and for logits that are not finite, as a model's numbers may
+                overflow.
         """
         check_batch(pictures, self.packed.architecture.image_size)
-        results = [self._forward(picture, {}) for picture in pictures]
-        return np.stack(results) if results else np.empty((0, self.packed.architecture.num_classes), dtype=F32)
+        with np.errstate(all="ignore"):  # what overflows is found in the logits
+            results = [self._forward(picture, {}) for picture in pictures]
+        logits = np.stack(results) if results else np.empty((0, self.packed.architecture.num_classes), dtype=F32)
+        if not np.isfinite(logits).all():
+            raise InputError(NOT_FINITE)
+        return logits
 
     def trace(self, picture: NDArray[np.uint8]) -> Trace:
         """Classify one picture, uint8 (H, W, 3), and return every step by name.

@@ -19,11 +19,14 @@ from .keys import Key, check_object
 from .relative_bias import relative_bias_size
 
 FORMAT = "gsb-vit-packed"
-VERSION = "1"
-METADATA_KEYS = ("format", "version", "model")
+VERSION = "2"  # that is written
+CHECKSUM_KEYS = ("header_xxh64", "payload_xxh64")
+METADATA_KEYS = {"1": ("format", "version", "model"), "2": ("format", "version", "model", *CHECKSUM_KEYS)}
 MODEL_KEYS = ("architecture", "class_names", "preprocessing", "provenance")
 TENSOR_KEYS = ("dtype", "shape", "data_offsets")
 
+# The largest vision transformers, a billion one-bit weights and a full attention bias, have half of it.
+MAX_FILE_BYTES = 1 << 30
 # 1024 blocks of 23 tensors, each at most 133 bytes of header, are 3 MiB; 5 MiB are left for class names and provenance,
 # enough for 32,768 names of 160 bytes. Without a limit a header of 20 MB asks for gigabytes.
 MAX_HEADER_BYTES = 8 << 20

@@ -68,7 +68,7 @@ void Model::predict(const uint8_t* pixels, size_t count, float* logits) {
     if (session.profiling) session.pictures += static_cast<double>(count);
     bool finite = true;
     for (size_t i = 0; i < count * classes; ++i) finite &= std::isfinite(logits[i]);
-    if (!finite) throw Error("the model's logits are not finite; export it again, or give another model");
+    if (!finite) throw Error("the model's numbers overflow; export it again, or give another model");
 }
 
 void Model::predict_side_by_side(Session& session, const uint8_t* pixels, size_t count, float* logits) {

@@ -69,8 +69,7 @@ class Classifier:
         """Classify uint8 (B, H, W, 3), made by ``preprocessing``: → float32 (B, K).
 
         Raises:
-            InputError: for another shape or type, and for logits that are not finite, as a model's numbers may
-                overflow.
+            InputError: for another shape or type, and where the model's numbers overflow.
         """
         check_batch(pictures, self.architecture.image_size)
         try:

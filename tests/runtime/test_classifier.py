@@ -241,7 +241,7 @@ def model_json(change):
 
 HOSTILE_METADATA = {
     "another format": (lambda t: t.update(format="other"), "not a packed model"),
-    "a newer version": (lambda t: t.update(version="3"), "version '2' is unknown"),
+    "a newer version": (lambda t: t.update(version="3"), "version '3' is unknown"),
     "no model": (lambda t: t.pop("model"), "metadata"),
     "broken JSON": (lambda t: t.update(model="{"), "not JSON"),
     "deep JSON": (lambda t: t.update(model="[" * 100000), "too deeply nested"),

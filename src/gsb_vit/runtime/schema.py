@@ -142,7 +142,7 @@ class Architecture:
     def __post_init__(self) -> None:
         for key in ARCHITECTURE:
             object.__setattr__(self, key.name, key.check("architecture", getattr(self, key.name)))
-        # Version 1: each prefix token has its head.
+        # So far each prefix token has its head.
         if self.num_heads_out != self.prefix_tokens:
             raise InputError(f"architecture: num_heads_out {self.num_heads_out} must equal prefix_tokens")
         if any(side % patch for side, patch in zip(self.image_size, self.patch_size, strict=True)):
@@ -186,7 +186,7 @@ class Architecture:
 
     @property
     def formats(self) -> Formats:
-        """How activations are kept: in version 1 one bit everywhere."""
+        """How activations are kept: so far one bit everywhere."""
         return Formats()
 
     @property

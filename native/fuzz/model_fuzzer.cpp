@@ -67,8 +67,7 @@ struct Outcome {
 
     bool operator==(const Outcome& other) const {
         if (refusal != other.refusal || logits.size() != other.logits.size()) return false;
-        return logits.empty() ||
-               std::memcmp(logits.data(), other.logits.data(), logits.size() * sizeof(float)) == 0;
+        return logits.empty() || std::memcmp(logits.data(), other.logits.data(), logits.size() * sizeof(float)) == 0;
     }
 };
 
@@ -139,7 +138,7 @@ void mutate_stretch(Bytes& bytes, Random& random) {
 // Puts a number that arithmetic breaks on in place of one or of a row of them.
 void put_numbers(Bytes& bytes, Random& random) {
     if (bytes.size() < 4) return;
-    constexpr float kNumbers[] = {0.0f,   -0.0f, 1.0f,   -1.0f,  1e38f,  -1e38f, 3.4e38f, -3.4e38f,
+    constexpr float kNumbers[] = {0.0f,   -0.0f,  1.0f,   -1.0f, 1e38f,  -1e38f, 3.4e38f, -3.4e38f,
                                   1e-45f, 1e-38f, 1e-20f, 1e20f, -1e20f, 1e10f,  65504.0f};
     const float number = kNumbers[random.below(std::size(kNumbers))];
     const size_t count = bytes.size() / 4, begin = random.below(count);

@@ -46,7 +46,8 @@ gsb_vit_info gsb_vit_get_info(const gsb_vit_model* model);
 const char* gsb_vit_class_name(const gsb_vit_model* model, int index);
 
 /* Classify count pictures: pixels is (count, height, width, 3) RGB bytes, logits receives (count, classes). Returns 0,
- * or −1 where it fails, as where the model's numbers overflow. A picture's logits do not depend on the other pictures, the threads or the backend. */
+ * or −1 where it fails, as where the model's numbers overflow. A picture's logits do not depend on the other pictures,
+ * the threads or the backend. */
 int gsb_vit_predict(gsb_vit_model* model, const uint8_t* pixels, size_t count, float* logits);
 
 /* Switch profiling on (and the sums to zero) or off. */

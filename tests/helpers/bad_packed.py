@@ -289,7 +289,9 @@ def _metadata():
     yield _row("format", metadata(lambda m: m.update(format="gsb-vit-Packed")), none)
     yield _row("no format", metadata(lambda m: m.pop("format") and None), none)
     for version in ("3", "01", "02", "1.0", "2.0", "", "\n\n", "x" * 1000):
-        yield _row(f"version {version[:9]!r}", metadata(lambda m, v=version: m.update(version=v)), "version .* is unknown")
+        yield _row(
+            f"version {version[:9]!r}", metadata(lambda m, v=version: m.update(version=v)), "version .* is unknown"
+        )
     yield _row("no version", metadata(lambda m: m.pop("version") and None), "version .* is unknown")
     yield _row("version is a number", metadata(lambda m: m.update(version=1)), "text")
     yield _row("no model", metadata(lambda m: m.pop(MODEL) and None), "'model' is missing")

@@ -86,7 +86,7 @@ def test_any_flipped_bit_is_found_by_both_readers(path, native):
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
         for reader in (packed_file.read, lambda path: native.Model(str(path), 1)):
-            with pytest.raises(ValueError, match="model.safetensors: ") as caught:
+            with pytest.raises(ValueError, match=r"model\.safetensors: ") as caught:
                 reader(path)
             assert bit < 8 * header or "payload_xxh64 is" in str(caught.value), bit
 

@@ -67,8 +67,7 @@ SafetensorsFile::SafetensorsFile(const std::string& path) {
     check(path);
 }
 
-SafetensorsFile::SafetensorsFile(const std::string& name, const uint8_t* bytes, size_t size)
-    : size_(size) {
+SafetensorsFile::SafetensorsFile(const std::string& name, const uint8_t* bytes, size_t size) : size_(size) {
     const std::string fault = size_fault(size);
     if (!fault.empty()) throw Error(name + ": cannot be read (" + fault + "); give a packed model");
     bytes_.reset(new uint8_t[size]);

@@ -29,7 +29,8 @@ class Forward {
   public:
     Forward(const Architecture& architecture, const Shape& shape, const ModelWeights& weights, const Kernels& kernels);
 
-    // Runs one picture (H, W, 3) to its logits (K), all NaN where a norm does not hold (contract.h). `pool` nullptr: on the calling thread with scratch[worker].
+    // Runs one picture (H, W, 3) to its logits (K), all NaN where a norm does not hold (contract.h). `pool` nullptr: on
+    // the calling thread with scratch[worker].
     void run(const uint8_t* picture, float* logits, Workspace& workspace, std::vector<Scratch>& scratch,
              ThreadPool* pool, int worker, bool profiling) const;
 

@@ -101,8 +101,8 @@ class ReferenceModel:
         """Classify a batch: uint8 (B, H, W, 3) → float32 (B, K).
 
         Raises:
-            InputError: for another shape or type, and where the model's numbers overflow: a norm does not hold or a logit is
-                not finite.
+            InputError: for another shape or type, and where the model's numbers overflow: a norm does not hold or a
+                logit is not finite.
         """
         check_batch(pictures, self.packed.architecture.image_size)
         results = [self._forward(picture, {}) for picture in pictures]

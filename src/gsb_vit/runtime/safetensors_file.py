@@ -52,7 +52,8 @@ def read_safetensors(path: Path) -> SafetensorsFile:
 
     Raises:
         OSError: cannot be opened or read.
-        InputError: no regular file, one of more than ``MAX_FILE_BYTES``, or a container that breaks a rule, in one line without the path.
+        InputError: no regular file, one of more than ``MAX_FILE_BYTES``, or a container that breaks a rule, in one
+            line without the path.
     """
     # Opened without waiting: a FIFO would block until someone writes.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)

@@ -25,7 +25,7 @@ METADATA_KEYS = {"1": ("format", "version", "model"), "2": ("format", "version",
 MODEL_KEYS = ("architecture", "class_names", "preprocessing", "provenance")
 TENSOR_KEYS = ("dtype", "shape", "data_offsets")
 
-# The largest vision transformers, a billion one-bit weights and a full attention bias, have half of it.
+# A billion one-bit weights take an eighth of it.
 MAX_FILE_BYTES = 1 << 30
 # 1024 blocks of 23 tensors, each at most 133 bytes of header, are 3 MiB; 5 MiB are left for class names and provenance,
 # enough for 32,768 names of 160 bytes. Without a limit a header of 20 MB asks for gigabytes.

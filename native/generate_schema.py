@@ -23,6 +23,13 @@ TABLES = {
 TENSORS = [tensor for table in TABLES.values() for tensor in table]
 
 TYPES = """
+// The metadata's keys in a version of the file.
+struct Version {
+    const char* name;
+    const char* const* keys;
+    size_t key_count;
+};
+
 struct Type {
     const char* name;
     size_t bytes;
@@ -91,6 +98,10 @@ def _size(size: Size | int) -> str:
     return f"{{Dimension::{size.dimension}, {size.times}, {size.plus}, {str(size.words).lower()}}}"
 
 
+def _version(name: str, keys: Sequence[str]) -> str:
+    return f'    {{"{name}", kMetadataKeys{name}, {len(keys)}}},'
+
+
 def _key(key: Key) -> str:
     choices = f"k{_camel(key.name)}, {len(key.choices)}" if key.choices else "nullptr, 0"
     least, most = key.items or (-1, -1)
@@ -134,12 +145,13 @@ def generate() -> str:
         "",
         "inline constexpr double kInfinity = std::numeric_limits<double>::infinity();",
         f'inline constexpr const char* kFormat = "{schema.FORMAT}";',
-        f'inline constexpr const char* kVersion = "{schema.VERSION}";',
+        f"inline constexpr size_t kMaxFileBytes = {schema.MAX_FILE_BYTES};",
         f"inline constexpr size_t kMaxHeaderBytes = {schema.MAX_HEADER_BYTES};",
         f"inline constexpr int kMaxNesting = {schema.MAX_NESTING};",
         f"inline constexpr long long kMaxWhole = {schema.MAX_WHOLE};",
         f"inline constexpr long long kMaxTokens = {schema.MAX_TOKENS};",
-        _texts("kMetadataKeys", schema.METADATA_KEYS),
+        *(_texts(f"kMetadataKeys{version}", keys) for version, keys in schema.METADATA_KEYS.items()),
+        _texts("kChecksumKeys", schema.CHECKSUM_KEYS),
         _texts("kModelKeys", schema.MODEL_KEYS),
         _texts("kTensorKeys", schema.TENSOR_KEYS),
         "",
@@ -152,6 +164,7 @@ def generate() -> str:
         *_table(
             "Type", "kTypes", [f'    {{"{name}", {np.dtype(dtype).itemsize}}},' for name, dtype in schema.TYPES.items()]
         ),
+        *_table("Version", "kVersions", [_version(*version) for version in schema.METADATA_KEYS.items()]),
         *_table("Key", "kArchitecture", [_key(key) for key in schema.ARCHITECTURE]),
         *_table("Key", "kPreprocessing", [_key(key) for key in schema.PREPROCESSING]),
     ]

@@ -11,6 +11,7 @@
 
 #include "arrays.h"
 #include "error.h"
+#include "file/xxh64.h"
 #include "kernels/dispatch.h"
 #include "machine/core_speed.h"
 #include "model.h"
@@ -63,6 +64,11 @@ nb::tuple core_speed(const std::string& backend) {
     return nb::make_tuple(speed.hz, speed.vector_adds, speed.byte_macs);
 }
 
+uint64_t checksum(Array<uint8_t, 1> bytes) {
+    const nb::gil_scoped_release release;
+    return gsb::xxh64(bytes.data(), bytes.size());
+}
+
 std::vector<std::string> backends() {
     std::vector<std::string> names;
     for (const gsb::Kernels* kernels : gsb::available_kernels()) names.push_back(kernels->name);
@@ -76,6 +82,7 @@ void bind_kernels(nb::module_& module);
 NB_MODULE(_native, module) {
     nb::exception<gsb::Error>(module, "NativeError", PyExc_ValueError);
     module.def("backends", backends, "The backends this machine can run, best first.");
+    module.def("xxh64", checksum, "bytes"_a, "XXH64 with seed 0 of uint8 (n).");
     module.def("core_hz", gsb::core_hz, "Cycles a second of this core, now.");
     module.def("core_speed", core_speed, "backend"_a,
                "(cycles a second, vector additions a cycle, 8-bit products a cycle); 0 where not measured.");

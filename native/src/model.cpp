@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <cmath>
 #include <utility>
 
 #include "error.h"
@@ -65,6 +66,9 @@ void Model::predict(const uint8_t* pixels, size_t count, float* logits) {
                      threads == 1 ? nullptr : &session.pool, 0, session.profiling);
     }
     if (session.profiling) session.pictures += static_cast<double>(count);
+    bool finite = true;
+    for (size_t i = 0; i < count * classes; ++i) finite &= std::isfinite(logits[i]);
+    if (!finite) throw Error("the model's numbers overflow; export it again, or give another model");
 }
 
 void Model::predict_side_by_side(Session& session, const uint8_t* pixels, size_t count, float* logits) {

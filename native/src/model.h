@@ -36,7 +36,7 @@ class Model {
     const std::string& backend_wanted() const { return backend_wanted_; }
 
     // pixels: (count, H, W, 3); logits: (count, K). One call at a time: others wait. In a forked child, too, also where
-    // the fork met another thread's call.
+    // the fork met another thread's call. Throws Error where the model's numbers overflow.
     void predict(const uint8_t* pixels, size_t count, float* logits);
 
     void set_profiling(bool on);

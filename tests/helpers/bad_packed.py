@@ -1,7 +1,7 @@
 """Files that break one rule of docs/packed-format.md each, and files that just keep it.
 
-Both readers, Python and C++, have to say the same of every one. The bases are the bytes of small packed files. Random
-damage: damaged_packed.py.
+Both readers, Python and C++, have to say the same of every one. The bases are the bytes of small packed files, in each
+version; a row's file gets the checksums that fit it, but where the row is about them. Random damage: damaged_packed.py.
 """
 
 import json
@@ -14,8 +14,11 @@ import numpy as np
 from random_packed import TINY, random_packed
 
 from gsb_vit.runtime import packed_file, schema
+from gsb_vit.runtime.checksum import plain_xxh64
 
 META, MODEL = "__metadata__", "model"
+HEADER_SUM, PAYLOAD_SUM = schema.CHECKSUM_KEYS
+VERSIONS = tuple(schema.METADATA_KEYS)
 BASES = {
     "relative": TINY,
     "fixed_full": dict(
@@ -34,15 +37,48 @@ class Row(NamedTuple):
     base: str
     change: object  # bytes → bytes
     reason: str | None
+    versions: tuple = VERSIONS
+    seal: bool = True  # gets the checksums that fit
+
+    def apply(self, data):
+        """Return the bytes of the row's file."""
+        data = self.change(data)
+        return sealed(data) if self.seal else data
 
 
 def base_files(folder):
-    """Write the bases to ``folder`` and return their bytes by name."""
+    """Write the bases to ``folder`` and return their bytes by name and version."""
     files = {}
     for name, shape in BASES.items():
         packed_file.write(folder / name, random_packed(seed=5, **shape))
-        files[name] = (folder / name).read_bytes()
+        files[name, "2"] = (folder / name).read_bytes()
+        files[name, "1"] = version_1(files[name, "2"])
     return files
+
+
+def version_1(data):
+    """The same file as version 1."""
+    header, payload = split(data)
+    header = json.loads(header)
+    header[META] = {"format": schema.FORMAT, "version": "1", MODEL: header[META][MODEL]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return join(text + b" " * (-len(text) % 8), payload)
+
+
+def sealed(data):
+    """The same file with the checksums that fit, where it has any and can be taken apart."""
+    header, payload = split(data)
+    try:
+        entries = json.loads(header)
+        places = sorted((*e["data_offsets"], name) for name, e in entries.items() if name != META)
+        names = [name for begin, end, name in places if end > begin]
+        text = "\n".join([entries[META][MODEL], *names]).encode()
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return data
+    for key, content in ((HEADER_SUM, text), (PAYLOAD_SUM, payload)):
+        digits = f"{plain_xxh64(np.frombuffer(content, np.uint8)):016x}".encode()
+        header = re.sub(rb'("%b":\s*")[0-9a-f]{16}"' % key.encode(), rb'\g<1>%b"' % digits, header)
+    return join(header, payload)
 
 
 def split(data):
@@ -129,7 +165,7 @@ def set_item(name, index, value):
 
 def table():
     """Every row of the strictness table and of the value rules, at its boundaries."""
-    rows = [*_container(), *_json(), *_metadata(), *_keys(), *_places(), *_values()]
+    rows = [*_container(), *_json(), *_metadata(), *_checksums(), *_keys(), *_places(), *_values()]
     assert len({(row.name, row.base) for row in rows}) == len(rows)
     return rows
 
@@ -252,8 +288,10 @@ def _metadata():
     yield _row("metadata is a list", in_header(lambda h: re.sub(_METADATA, b"[]", h)), META)
     yield _row("format", metadata(lambda m: m.update(format="gsb-vit-Packed")), none)
     yield _row("no format", metadata(lambda m: m.pop("format") and None), none)
-    for version in ("2", "01", "1.0", "", "\n\n"):
-        yield _row(f"version {version!r}", metadata(lambda m, v=version: m.update(version=v)), "version .* is unknown")
+    for version in ("3", "01", "02", "1.0", "2.0", "", "\n\n", "x" * 1000):
+        yield _row(
+            f"version {version[:9]!r}", metadata(lambda m, v=version: m.update(version=v)), "version .* is unknown"
+        )
     yield _row("no version", metadata(lambda m: m.pop("version") and None), "version .* is unknown")
     yield _row("version is a number", metadata(lambda m: m.update(version=1)), "text")
     yield _row("no model", metadata(lambda m: m.pop(MODEL) and None), "'model' is missing")
@@ -276,6 +314,72 @@ def _metadata():
         )
     yield _row("a name is a number", in_json(lambda h, m: m["class_names"].__setitem__(3, 3)), "name")
     yield _row("odd names", in_json(lambda h, m: m.update(class_names=["", "a", "a", "\0é😀\n"])), None)
+
+
+def _checksums():
+    """What version 2 adds to the metadata."""
+
+    def one(name, change, reason, **options):
+        yield Row(name, "relative", change, reason, **options)
+
+    def metadata(change):
+        return in_json(lambda header, model: change(header[META]))
+
+    def flip(at, bit):
+        """Flip a bit of the byte ``at`` of the file; negative: from its end."""
+
+        def apply(data):
+            data = bytearray(data)
+            data[at] ^= 1 << bit
+            return bytes(data)
+
+        return apply
+
+    two = {"versions": ("2",), "seal": False}
+    names = {HEADER_SUM: "header_xxh64 is", PAYLOAD_SUM: "payload_xxh64 is"}
+    for key, differs in names.items():
+        yield from one(f"no {key}", metadata(lambda m, k=key: m.pop(k) and None), f"'{key}' is missing", **two)
+        yield from one(f"wrong {key}", metadata(lambda m, k=key: m.update({k: "0123456789abcdef"})), differs, **two)
+        for text in ("", "0" * 15, "0" * 17, "0" * 15 + "g", "0" * 15 + "A", "0x" + "0" * 14, " " + "0" * 15,
+                     "0" * 15 + "\n", "0" * 16 + "\n", "٠" * 16, "0" * 1000):  # fmt: skip
+            change = metadata(lambda m, k=key, text=text: m.update({k: text}))
+            yield from one(f"{key} {text[:20]!r} {len(text)}", change, f"{key} must be 16 lower-case", **two)
+        yield from one(f"{key} is a number", metadata(lambda m, k=key: m.update({k: 1})), "text", **two)
+        upper = metadata(lambda m, k=key: m.update({k: m[k].upper() if m[k] != m[k].upper() else "A" * 16}))
+        yield from one(f"{key} in capitals", upper, f"{key} must be 16 lower-case", **two)
+        value = "0123456789abcdef"
+        change = metadata(lambda m, k=key, v=value: m.update({k: v}))
+        yield from one(f"version 1 with {key}", change, "unknown", versions=("1",))
+    both = metadata(lambda m: m.update({key: "0" * 16 for key in names}))
+    yield from one("version 1 with both", both, "unknown", versions=("1",))
+    yield from one("version 1 called 2", metadata(lambda m: m.update(version="2")), "'.*_xxh64' is missing",
+                   versions=("1",))  # fmt: skip
+    yield from one("version 2 called 1", metadata(lambda m: m.update(version="1")), "unknown", **two)
+    yield from one("the sums swapped", metadata(_swap_sums), names[HEADER_SUM], **two)
+    for at in (-1, -2, -100, -1000, -2000):
+        for bit in (0, 7):
+            yield from one(f"bit {bit} of byte {at}", flip(at, bit), names[PAYLOAD_SUM], **two)
+    # A change that every other rule allows.
+    for name, key, value in (("name", "name", "other"), ("eps", "layer_norm_eps", 1e-5)):
+        change = put("architecture", key, value)
+        yield from one(f"another {name}, old sum", change, names[HEADER_SUM], **two)
+        yield from one(f"another {name}", change, None)
+    yield from one("other class names", in_json(lambda h, m: m["class_names"].reverse()), names[HEADER_SUM], **two)
+    yield from one("other provenance", raw_provenance('{"x": 1}'), names[HEADER_SUM], **two)
+    yield from one("a space in the model", in_model_text(lambda model: model + " "), names[HEADER_SUM], **two)
+    yield from one("two places swapped", in_json(_swap), names[HEADER_SUM], **two)
+    yield from one("another number", set_item("norm.bias", 0, 0.125), names[PAYLOAD_SUM], **two)
+    yield from one("another header for the same content", in_json(_reverse), None, **two)
+    yield from one("no payload", lambda data: join(split(data)[0], b""), "inside the file|whole number", **two)
+
+
+def _swap_sums(metadata):
+    metadata[HEADER_SUM], metadata[PAYLOAD_SUM] = metadata[PAYLOAD_SUM], metadata[HEADER_SUM]
+
+
+def _swap(header, model):
+    one, other = header["norm.bias"], header["norm.weight"]
+    one["data_offsets"], other["data_offsets"] = other["data_offsets"], one["data_offsets"]
 
 
 def _keys():
@@ -405,10 +509,6 @@ def _places():
     def same_place(header, model):
         header["norm.bias"]["data_offsets"] = header["norm.weight"]["data_offsets"]
 
-    def swap(header, model):
-        one, other = header["norm.bias"], header["norm.weight"]
-        one["data_offsets"], other["data_offsets"] = other["data_offsets"], one["data_offsets"]
-
     def shifted(header, model):
         for name in header:
             if name != META:
@@ -416,7 +516,7 @@ def _places():
         return lambda payload: bytes(8) + payload
 
     yield _row("two in one place", in_json(same_place), place)
-    yield _row("two swapped", in_json(swap), None)
+    yield _row("two swapped", in_json(_swap), None)
     yield _row("a hole at the start", in_json(shifted), place)
     yield _row("reversed header", in_json(_reverse), None)
     for at in (0, 4):

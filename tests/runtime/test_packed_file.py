@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from bad_packed import sealed
 from random_packed import random_packed, write_random_packed
 from safetensors.numpy import save_file
 
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
-from gsb_vit.runtime import packed_file
+from gsb_vit.runtime import packed_file, schema
 from gsb_vit.runtime.packed_file import PackedModel
 from gsb_vit.runtime.schema import Architecture
 
@@ -41,7 +42,9 @@ def save_unchecked(path, model, /, **changes):
     }
     header.update(changes.pop("header", {}))
     metadata = {"format": packed_file.FORMAT, "version": packed_file.VERSION, "model": json.dumps(header), **changes}
+    metadata.update({key: "0" * 16 for key in schema.CHECKSUM_KEYS})
     save_file(dict(model.tensors), path, metadata)
+    path.write_bytes(sealed(path.read_bytes()))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,7 @@ def test_another_safetensors_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": "2"}, "version '2' is unknown"),
+        ({"version": "3"}, "version '3' is unknown"),
         ({"format": "else"}, "not a packed model"),
         ({"model": "{"}, "not JSON"),
         ({"model": "[" * 100_000}, "not JSON"),

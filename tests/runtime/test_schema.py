@@ -53,7 +53,7 @@ def test_a_header_that_is_too_long_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_version_1_reads_each_prefix_token_with_a_head_and_keeps_one_bit():
+def test_each_prefix_token_is_read_by_a_head_and_all_is_one_bit():
     architecture = random_packed(seed=0, **SHAPES["two_heads"]).architecture
     assert [(head.reads.first, head.reads.count, head.reads.end) for head in architecture.heads] == [
         (0, 1, 1),

@@ -105,7 +105,7 @@ Architecture read_architecture(const Json& json) {
     a.mlp_hidden = whole(json, "mlp_hidden");
     a.prefix_tokens = whole(json, "prefix_tokens");
     a.num_classes = whole(json, "num_classes");
-    // Version 1: each prefix token has its head.
+    // So far each prefix token has its head.
     if (whole(json, "num_heads_out") != a.prefix_tokens) throw Error("num_heads_out must equal prefix_tokens");
     for (int token = 0; token < a.prefix_tokens; ++token) a.heads.push_back({{token, 1}});
     a.layer_norm_eps = static_cast<float>(json.at("layer_norm_eps").number("layer_norm_eps"));

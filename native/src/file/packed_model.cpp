@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
+#include <cstdio>
 
 #include "error.h"
 #include "file/json.h"
 #include "file/keys.h"
+#include "file/xxh64.h"
 
 namespace gsb {
 
@@ -76,6 +77,21 @@ std::string fault(const TensorView& view, schema::Rule rule, int low, size_t hig
     throw Error("a rule that is none");
 }
 
+const schema::Version& known_version(const std::string& name) {
+    std::string known;
+    for (const schema::Version& version : schema::kVersions) {
+        if (name == version.name) return version;
+        known += (known.empty() ? "" : ", ") + std::string(version.name);
+    }
+    throw Error("version '" + quoted(name) + "' is unknown to this gsb-vit (it reads " + known + "); update it");
+}
+
+std::string hexadecimal(uint64_t sum) {
+    char text[17];
+    std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(sum));
+    return text;
+}
+
 }  // namespace
 
 PackedModel::PackedModel(const std::string& path) : file_(path) {
@@ -117,15 +133,14 @@ void PackedModel::read_metadata() {
     if (value("format") != schema::kFormat) {
         throw Error("not a packed model; make one with `gsb-vit export RUN -o MODEL.safetensors`");
     }
-    if (value("version") != schema::kVersion) {
-        throw Error("version '" + quoted(value("version")) + "' is unknown to this gsb-vit (it reads " +
-                    schema::kVersion + "); update it");
-    }
+    const schema::Version& version = known_version(value("version"));
     try {
-        for (const char* key : schema::kMetadataKeys) {
-            if (!file_.metadata().count(key)) throw Error(std::string("key '") + key + "' is missing");
+        for (size_t i = 0; i < version.key_count; ++i) {
+            const std::string key = version.keys[i];
+            if (!file_.metadata().count(key)) throw Error("key '" + key + "' is missing");
         }
-        if (file_.metadata().size() != std::size(schema::kMetadataKeys)) throw Error("an unknown key");
+        if (file_.metadata().size() != version.key_count) throw Error("an unknown key");
+        if (file_.metadata().count(schema::kChecksumKeys[0])) check_sums();
         const Json model = Json::parse(value("model"));
         check_names("the metadata", model, schema::kModelKeys);
         architecture_ = read_architecture(model.at("architecture"));
@@ -140,6 +155,25 @@ void PackedModel::read_metadata() {
         model.at("provenance").object("provenance");
     } catch (const Error& error) {
         throw Error("metadata: " + std::string(error.what()) + kAgain);
+    }
+}
+
+void PackedModel::check_sums() const {
+    std::string header = file_.metadata().at("model");
+    for (const std::string& name : file_.names_by_place()) header += "\n" + name;
+    check_sum("header_xxh64", xxh64(reinterpret_cast<const uint8_t*>(header.data()), header.size()));
+    check_sum("payload_xxh64", xxh64(file_.payload(), file_.payload_size()));
+}
+
+void PackedModel::check_sum(const char* key, uint64_t sum) const {
+    const std::string& stored = file_.metadata().at(key);
+    if (stored.size() != 16 || stored.find_first_not_of("0123456789abcdef") != std::string::npos) {
+        throw Error(std::string(key) + " must be 16 lower-case hexadecimal digits");
+    }
+    const std::string found = hexadecimal(sum);
+    if (stored != found) {
+        throw Error(std::string(key) + " is " + stored + ", but the file gives " + found +
+                    " (damaged, perhaps in copying)");
     }
 }
 

@@ -40,6 +40,9 @@ class PackedModel {
     const TensorView& tensor(const std::string& name) const;
     void check(const std::string& path);
     void read_metadata();
+    // Version 2: compares the checksums with what the file holds.
+    void check_sums() const;
+    void check_sum(const char* key, uint64_t sum) const;
     void check_tensors();
     // Checks the type, shape and values of the tensor `name` against its entry in the table.
     void check(const std::string& name, const schema::Tensor& wanted) const;

@@ -25,6 +25,19 @@ size_t item_bytes(const std::string& what, const std::string& type) {
     throw Error(what + " has the unknown type " + quoted(type));
 }
 
+// What is wrong with a file of so many bytes; empty: nothing.
+std::string size_fault(uint64_t size) {
+    if (size >= 8 && size <= schema::kMaxFileBytes) return "";
+    const std::string has = "has " + std::to_string(size) + " bytes";
+    return size < 8 ? has : has + ", more than " + std::to_string(schema::kMaxFileBytes);
+}
+
+// A path with a NUL, written as a message may.
+std::string one_line(std::string path) {
+    for (size_t at; (at = path.find('\0')) != std::string::npos;) path.replace(at, 1, "\\0");
+    return path;
+}
+
 TensorView read_tensor(const std::string& what, const Json& entry, const uint8_t* data, size_t data_bytes) {
     check_names(what.c_str(), entry, schema::kTensorKeys);
     TensorView view;
@@ -54,9 +67,10 @@ SafetensorsFile::SafetensorsFile(const std::string& path) {
     check(path);
 }
 
-SafetensorsFile::SafetensorsFile(const std::string& name, const uint8_t* bytes, size_t size)
-    : bytes_(new uint8_t[size]), size_(size) {
-    if (size < 8) throw Error(name + ": cannot be read (has " + std::to_string(size) + " bytes); give a packed model");
+SafetensorsFile::SafetensorsFile(const std::string& name, const uint8_t* bytes, size_t size) : size_(size) {
+    const std::string fault = size_fault(size);
+    if (!fault.empty()) throw Error(name + ": cannot be read (" + fault + "); give a packed model");
+    bytes_.reset(new uint8_t[size]);
     std::memcpy(bytes_.get(), bytes, size);
     check(name);
 }
@@ -73,6 +87,9 @@ void SafetensorsFile::read(const std::string& path) {
     const auto fail = [&](const std::string& why) {
         throw Error(path + ": cannot be read (" + why + "); give a packed model file");
     };
+    if (path.find('\0') != std::string::npos) {
+        throw Error(one_line(path) + ": cannot be read (the path holds a NUL); give a packed model file");
+    }
     // Without waiting: a FIFO would block until someone writes.
     const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (file < 0) fail(std::strerror(errno));
@@ -84,9 +101,7 @@ void SafetensorsFile::read(const std::string& path) {
         fault = "is a folder";
     } else if (!S_ISREG(status.st_mode)) {
         fault = "is no regular file";
-    } else if (status.st_size < 8) {
-        fault = "has " + std::to_string(status.st_size) + " bytes";
-    } else {
+    } else if (fault = size_fault(static_cast<uint64_t>(status.st_size)); fault.empty()) {
         size_ = static_cast<size_t>(status.st_size);
         bytes_.reset(new (std::nothrow) uint8_t[size_]);
         if (!bytes_) fault = "there is no memory for its " + std::to_string(size_) + " bytes";
@@ -110,28 +125,38 @@ void SafetensorsFile::read_header() {
     }
     const std::string_view text(reinterpret_cast<const char*>(bytes_.get() + 8), static_cast<size_t>(length));
     const Json header = Json::parse(text);
-    const uint8_t* data = bytes_.get() + 8 + length;
-    const size_t data_bytes = size_ - 8 - static_cast<size_t>(length);
+    payload_ = bytes_.get() + 8 + length;
     for (const auto& [name, entry] : header.object("the header")) {
         if (name == "__metadata__") {
             for (const auto& [key, value] : entry.object("__metadata__")) metadata_[key] = value.text("metadata");
         } else {
-            tensors_[name] = read_tensor("tensor " + quoted(name), entry, data, data_bytes);
+            tensors_[name] = read_tensor("tensor " + quoted(name), entry, payload_, payload_size());
         }
     }
-    check_places(data, data_bytes);
+    check_places();
 }
 
-void SafetensorsFile::check_places(const uint8_t* data, size_t bytes) const {
+void SafetensorsFile::check_places() const {
     std::vector<std::pair<const uint8_t*, size_t>> places;
     for (const auto& [name, view] : tensors_) places.emplace_back(view.data, view.bytes);
     std::sort(places.begin(), places.end());  // empty tensors before the one that begins at the same place
-    const uint8_t* end = data;
+    const uint8_t* end = payload_;
     for (const auto& [begin, length] : places) {
         if (begin != end) throw Error("a tensor does not begin where the one before it ends");
         end = begin + length;
     }
-    if (end != data + bytes) throw Error("the file does not end with its last tensor");
+    if (end != payload_ + payload_size()) throw Error("the file does not end with its last tensor");
+}
+
+std::vector<std::string> SafetensorsFile::names_by_place() const {
+    std::vector<std::pair<const uint8_t*, std::string>> places;
+    for (const auto& [name, view] : tensors_) {
+        if (view.bytes > 0) places.emplace_back(view.data, name);
+    }
+    std::sort(places.begin(), places.end());
+    std::vector<std::string> names;
+    for (const auto& [begin, name] : places) names.push_back(name);
+    return names;
 }
 
 }  // namespace gsb

@@ -40,15 +40,21 @@ class SafetensorsFile {
 
     const std::map<std::string, std::string>& metadata() const { return metadata_; }
     const std::map<std::string, TensorView>& tensors() const { return tensors_; }
+    // All bytes behind the header.
+    const uint8_t* payload() const { return payload_; }
+    size_t payload_size() const { return static_cast<size_t>(bytes_.get() + size_ - payload_); }
+    // The names of tensors that have bytes, in the order of their places.
+    std::vector<std::string> names_by_place() const;
 
   private:
     void read(const std::string& path);
     void check(const std::string& name);
     void read_header();
-    void check_places(const uint8_t* data, size_t bytes) const;
+    void check_places() const;
 
     std::unique_ptr<uint8_t[]> bytes_;
     size_t size_ = 0;
+    const uint8_t* payload_ = nullptr;
     std::map<std::string, std::string> metadata_;
     std::map<std::string, TensorView> tensors_;
 };

@@ -9,12 +9,14 @@ namespace gsb::schema {
 
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 inline constexpr const char* kFormat = "gsb-vit-packed";
-inline constexpr const char* kVersion = "1";
+inline constexpr size_t kMaxFileBytes = 1073741824;
 inline constexpr size_t kMaxHeaderBytes = 8388608;
 inline constexpr int kMaxNesting = 64;
 inline constexpr long long kMaxWhole = 9007199254740992;
 inline constexpr long long kMaxTokens = 1048576;
-inline constexpr const char* kMetadataKeys[] = {"format", "version", "model"};
+inline constexpr const char* kMetadataKeys1[] = {"format", "version", "model"};
+inline constexpr const char* kMetadataKeys2[] = {"format", "version", "model", "header_xxh64", "payload_xxh64"};
+inline constexpr const char* kChecksumKeys[] = {"header_xxh64", "payload_xxh64"};
 inline constexpr const char* kModelKeys[] = {"architecture", "class_names", "preprocessing", "provenance"};
 inline constexpr const char* kTensorKeys[] = {"dtype", "shape", "data_offsets"};
 
@@ -27,6 +29,13 @@ enum class AttentionBias { none, relative, full };
 enum class Dimension { embed_dim, patch_height, patch_width, num_patches, prefix_tokens, num_classes, head_dim, num_heads, relative_bias_size, num_tokens, attention_groups, value_groups, mlp_hidden };
 enum class When { always, attention_bias_relative, attention_bias_full, threshold_scope_fixed };
 enum class Rule { any, positive, bits, range, falling };
+
+// The metadata's keys in a version of the file.
+struct Version {
+    const char* name;
+    const char* const* keys;
+    size_t key_count;
+};
 
 struct Type {
     const char* name;
@@ -72,6 +81,10 @@ inline constexpr Type kTypes[] = {
     {"I16", 2},
     {"F16", 2},
     {"F32", 4},
+};
+inline constexpr Version kVersions[] = {
+    {"1", kMetadataKeys1, 3},
+    {"2", kMetadataKeys2, 5},
 };
 inline constexpr Key kArchitecture[] = {
     {"name", Kind::text, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, nullptr, 0},

@@ -29,7 +29,8 @@ class Forward {
   public:
     Forward(const Architecture& architecture, const Shape& shape, const ModelWeights& weights, const Kernels& kernels);
 
-    // Runs one picture (H, W, 3) to its logits (K). `pool` nullptr: on the calling thread with scratch[worker].
+    // Runs one picture (H, W, 3) to its logits (K), all NaN where a norm does not hold (contract.h). `pool` nullptr: on
+    // the calling thread with scratch[worker].
     void run(const uint8_t* picture, float* logits, Workspace& workspace, std::vector<Scratch>& scratch,
              ThreadPool* pool, int worker, bool profiling) const;
 
@@ -37,7 +38,7 @@ class Forward {
     struct Call;  // one picture's pointers
 
     void embed(Call& call, Scratch& scratch, int first, int last) const;
-    void norm(Scratch& scratch, const float* x, int count, const NormSigns& signs) const;
+    void norm(Call& call, Scratch& scratch, const float* x, int count, const NormSigns& signs) const;
     void query_key_value(Call& call, Scratch& scratch, int block, int chunk, int first, int last) const;
     void value_limits(Call& call, Scratch& scratch, int block) const;
     void limit_counts(Workspace& workspace, const BlockWeights& weights, int group, int channel, float upper,

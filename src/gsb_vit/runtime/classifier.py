@@ -79,10 +79,10 @@ class Classifier:
         if not isinstance(pictures, np.ndarray):
             raise InputError(f"a {type(pictures).__name__} is no batch; give an array, as Preprocessing makes them")
         check_batch(pictures, self.architecture.image_size)
-        with np.errstate(all="ignore"):  # what overflows is found below, in one line
+        try:
             logits: NDArray[np.float32] = self._engine.logits(np.ascontiguousarray(pictures))
-        if not np.isfinite(logits).all():
-            raise ModelError("the model gives logits that are not finite; export it again, or give another model")
+        except ValueError as error:  # the extension's own error, after the batch was checked: numbers that overflow
+            raise ModelError(str(error)) from error
         return logits
 
     @overload

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,9 +18,11 @@ from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
 from gsb_vit.files import write_atomically
 
+from .checksum import xxh64
 from .keys import check_names, check_object
-from .safetensors_file import parse_json, read_safetensors
+from .safetensors_file import SafetensorsFile, parse_json, parse_safetensors, read_safetensors
 from .schema import (
+    CHECKSUM_KEYS,
     FORMAT,
     MAX_HEADER_BYTES,
     METADATA_KEYS,
@@ -32,6 +36,7 @@ from .schema import (
 )
 
 PathLike = Union[str, "os.PathLike[str]"]
+_DIGITS = re.compile("[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,13 @@ def read(path: PathLike) -> PackedModel:
 
     Raises:
         InputError: for a missing, truncated or foreign file, an unknown version, and a tensor that is missing,
-            unknown, of the wrong type or shape, or out of range, naming it.
+            unknown, of the wrong type or shape, or out of range, naming it; and for a checksum that does not fit.
     """
-    path = Path(path)
+    path = _checked_path(path)
     try:
         with _naming(path):
             file = read_safetensors(path)
-            architecture, class_names, preprocessing, provenance = _read_metadata(file.metadata)
+            architecture, class_names, preprocessing, provenance = _read_metadata(file)
             specs = expected_tensors(architecture)
             check_specs(specs, file.specs)
             tensors = {name: file.tensor(name) for name in specs}
@@ -85,7 +90,7 @@ def write(path: PathLike, model: PackedModel) -> None:
     Raises:
         InputError: for what :func:`read` would refuse, and where the folder cannot be written.
     """
-    path = Path(path)
+    path = _checked_path(path)
     with _naming(path):
         check(model)
     header = {
@@ -101,7 +106,9 @@ def write(path: PathLike, model: PackedModel) -> None:
     metadata = {"format": FORMAT, "version": VERSION, "model": text}
     with _naming(path):
         parse_json(text, "the metadata")
-    data = save({name: np.ascontiguousarray(array) for name, array in model.tensors.items()}, metadata)
+    tensors = {name: np.ascontiguousarray(array) for name, array in model.tensors.items()}
+    metadata |= checksums(_parsed(save(tensors, metadata)))
+    data = save(tensors, metadata)
     if int.from_bytes(data[:8], "little") > MAX_HEADER_BYTES:
         raise InputError(f"{path}: class names and provenance take more than {MAX_HEADER_BYTES} bytes; shorten them")
     try:
@@ -109,6 +116,17 @@ def write(path: PathLike, model: PackedModel) -> None:
     except OSError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be written ({reason}); give a file in a folder that exists") from error
+
+
+def checksums(file: SafetensorsFile) -> dict[str, str]:
+    """Return what the metadata of version 2 says of a file's content, 16 hexadecimal digits each.
+
+    ``payload_xxh64`` is XXH64 of the tensors' bytes in the order of their places. ``header_xxh64`` is that of the text
+    of ``model``, UTF-8, and behind it, for each tensor that has bytes, in the same order, a newline and its name.
+    """
+    text = "\n".join([file.metadata["model"], *file.names_by_place()])
+    header = np.frombuffer(text.encode("utf-8"), np.uint8)
+    return {"header_xxh64": f"{xxh64(header):016x}", "payload_xxh64": f"{xxh64(file.payload):016x}"}
 
 
 def check(model: PackedModel) -> None:
@@ -130,15 +148,36 @@ def _check_header(model: PackedModel) -> None:
         )
 
 
-def _read_metadata(metadata: Mapping[str, str]) -> tuple[Architecture, tuple[str, ...], Preprocessing, dict[str, Any]]:
+def _parsed(data: bytes) -> SafetensorsFile:
+    behind = 8 + int.from_bytes(data[:8], "little")
+    return parse_safetensors(data[8:behind], np.frombuffer(data, np.uint8)[behind:])
+
+
+def _check_checksums(file: SafetensorsFile) -> None:
+    for key, found in checksums(file).items():
+        stored = file.metadata[key]
+        if not _DIGITS.fullmatch(stored):
+            raise InputError(f"the metadata: {key} must be 16 lower-case hexadecimal digits")
+        if stored != found:
+            raise InputError(
+                f"the metadata: {key} is {stored}, but the file gives {found} (damaged, perhaps in copying)"
+            )
+
+
+def _read_metadata(file: SafetensorsFile) -> tuple[Architecture, tuple[str, ...], Preprocessing, dict[str, Any]]:
+    metadata = file.metadata
     if metadata.get("format") != FORMAT:
         raise InputError("not a packed model; make one with `gsb-vit export RUN -o MODEL.safetensors`")
-    if metadata.get("version") != VERSION:
+    version = metadata.get("version")
+    if version not in METADATA_KEYS:
         raise InputError(
-            f"version {metadata.get('version')!r} is unknown to this gsb-vit (it reads {VERSION}); update it"
+            f"version {reprlib.repr(version)} is unknown to this gsb-vit (it reads {', '.join(METADATA_KEYS)}); "
+            "update it"
         )
     try:
-        check_names("the metadata", metadata, METADATA_KEYS)
+        check_names("the metadata", metadata, METADATA_KEYS[version])
+        if CHECKSUM_KEYS[0] in metadata:
+            _check_checksums(file)
         header = parse_json(metadata["model"], "the metadata")
         check_names("the metadata", header, MODEL_KEYS)
         names, provenance = header["class_names"], header["provenance"]
@@ -149,6 +188,14 @@ def _read_metadata(metadata: Mapping[str, str]) -> tuple[Architecture, tuple[str
     except InputError as error:
         raise InputError(f"{error}; export the model again") from error
     return architecture, tuple(names), preprocessing, provenance
+
+
+def _checked_path(path: PathLike) -> Path:
+    text = os.fspath(path)
+    if "\0" in text:
+        shown = text.replace("\0", "\\0")
+        raise InputError(f"{shown}: cannot be read (the path holds a NUL); give a packed model file")
+    return Path(text)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gsb_vit.errors import InputError
+from gsb_vit.errors import InputError, ModelError
 
 from .bits import unpack
 from .packed_file import PackedModel
@@ -20,6 +20,7 @@ from .schema import BLOCK_TENSORS, SIGNS
 
 F32 = np.float32
 _LANES = 16
+NOT_FINITE = "the model's numbers overflow; export it again, or give another model"
 
 FloatArray = NDArray[np.float32]
 Trace = dict[str, NDArray[Any]]
@@ -45,11 +46,16 @@ def sum16(x: FloatArray) -> FloatArray:
 
 
 def layer_norm(x: FloatArray, weight: FloatArray, bias: FloatArray, eps: float) -> FloatArray:
-    """Normalise the last axis: ``((x − μ) · 1/sqrt(v + eps)) · weight + bias``, sums by :func:`sum16`."""
+    """Normalise the last axis: ``((x − μ) · r) · weight + bias``, ``r = 1/sqrt(v + eps)``, sums by :func:`sum16`.
+
+    A row of which r is infinite, 0 or NaN becomes NaN: its numbers overflow, or are all equal where eps is 0.
+    """
     share = F32(1) / F32(x.shape[-1])
     centred = x - sum16(x) * share
     variance = sum16(centred * centred) * share
-    return (centred * (F32(1) / np.sqrt(variance + F32(eps)))) * weight + bias
+    factor = F32(1) / np.sqrt(variance + F32(eps))
+    holds = (factor > 0) & np.isfinite(factor)
+    return (centred * np.where(holds, factor, F32(np.nan))) * weight + bias
 
 
 def _dot(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.int32]:
@@ -95,11 +101,15 @@ class ReferenceModel:
         """Classify a batch: uint8 (B, H, W, 3) → float32 (B, K).
 
         Raises:
-            InputError: for another shape or type.
+            InputError: for another shape or type, and where the model's numbers overflow: a norm does not hold or a
+                logit is not finite.
         """
         check_batch(pictures, self.packed.architecture.image_size)
         results = [self._forward(picture, {}) for picture in pictures]
-        return np.stack(results) if results else np.empty((0, self.packed.architecture.num_classes), dtype=F32)
+        logits = np.stack(results) if results else np.empty((0, self.packed.architecture.num_classes), dtype=F32)
+        if not np.isfinite(logits).all():
+            raise ModelError(NOT_FINITE)
+        return logits
 
     def trace(self, picture: NDArray[np.uint8]) -> Trace:
         """Classify one picture, uint8 (H, W, 3), and return every step by name.
@@ -128,20 +138,24 @@ class ReferenceModel:
         ============================================ ======================================================
 
         Raises:
-            InputError: for another shape or type.
+            InputError: for another shape or type, and where a norm does not hold.
         """
         check_batch(np.asarray(picture)[None], self.packed.architecture.image_size)
         trace: Trace = {}
         trace["logits"] = self._forward(picture, trace)
         return trace
 
+    @np.errstate(all="ignore")  # what overflows is found in the norms and the logits
     def _forward(self, picture: NDArray[np.uint8], trace: Trace) -> FloatArray:
         x = self._embed(picture, trace)
         trace["tokens"] = x
+        reads = [head.reads for head in self.packed.architecture.heads]
+        read = slice(min(part.first for part in reads), max(part.end for part in reads))
         for index, block in enumerate(self._blocks):
             steps: Trace = {}
             x = x + self._attention(x, block, steps)
-            x = x + self._mlp(x, block, steps)
+            last = index + 1 == len(self._blocks)
+            x = x + self._mlp(x, block, steps, read if last else slice(None))
             steps["output"] = x
             trace.update({f"blocks.{index}.{name}": value for name, value in steps.items()})
         return self._heads(x, trace)
@@ -161,7 +175,7 @@ class ReferenceModel:
 
     def _attention(self, x: FloatArray, block: dict[str, NDArray[Any]], steps: Trace) -> FloatArray:
         a = self.packed.architecture
-        bits = layer_norm(x, block["norm1.weight"], block["norm1.bias"], a.layer_norm_eps) >= 0
+        bits = _held(layer_norm(x, block["norm1.weight"], block["norm1.bias"], a.layer_norm_eps)) >= 0
         steps["attn.qkv.input"] = bits
         popcount = (a.embed_dim - _dot(a.formats.qkv.numbers(bits), block["attn.qkv.weight"])) // 2
         steps["attn.qkv.popcount"] = popcount
@@ -233,9 +247,12 @@ class ReferenceModel:
         heads, tokens, channels = total.shape
         return total.transpose(1, 0, 2).reshape(tokens, heads * channels)
 
-    def _mlp(self, x: FloatArray, block: dict[str, NDArray[Any]], steps: Trace) -> FloatArray:
+    def _mlp(self, x: FloatArray, block: dict[str, NDArray[Any]], steps: Trace, read: slice) -> FloatArray:
+        """``read`` are the rows that something reads later."""
         a = self.packed.architecture
-        bits = layer_norm(x, block["norm2.weight"], block["norm2.bias"], a.layer_norm_eps) >= 0
+        y = layer_norm(x, block["norm2.weight"], block["norm2.bias"], a.layer_norm_eps)
+        _held(y[read])
+        bits = y >= 0
         popcount = (a.embed_dim - _dot(a.formats.fc1.numbers(bits), block["mlp.fc1.weight"])) // 2
         low, high = block["mlp.fc1.zero_interval"].T
         hidden = ~((low <= popcount) & (popcount <= high))
@@ -249,7 +266,7 @@ class ReferenceModel:
         results = []
         for index, head in enumerate(a.heads):
             read = x[head.reads.first : head.reads.end]
-            (y,) = layer_norm(read, packed["norm.weight"], packed["norm.bias"], a.layer_norm_eps)
+            (y,) = _held(layer_norm(read, packed["norm.weight"], packed["norm.bias"], a.layer_norm_eps))
             name = f"heads.{index}"
             levels = np.rint((y + packed[f"{name}.shift"]) / packed[f"{name}.input_scale"])
             levels = np.clip(levels, -128, 127)
@@ -258,6 +275,13 @@ class ReferenceModel:
             trace[f"{name}.input"], trace[f"{name}.sum"] = levels.astype(np.int8), sums
             results.append(sums.astype(F32) * packed[f"{name}.scale"] + packed[f"{name}.bias"])
         return results[0] if len(results) == 1 else (results[0] + results[1]) * F32(0.5)
+
+
+def _held(y: FloatArray) -> FloatArray:
+    """Return the norms as they are. Raises ModelError where one does not hold."""
+    if np.isnan(y).any():
+        raise ModelError(NOT_FINITE)
+    return y
 
 
 def check_batch(pictures: Any, size: tuple[int, int]) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from gsb_vit.errors import InputError
 
-from .schema import MAX_HEADER_BYTES, MAX_NESTING, MAX_WHOLE, TENSOR_KEYS, TYPES
+from .schema import MAX_FILE_BYTES, MAX_HEADER_BYTES, MAX_NESTING, MAX_WHOLE, TENSOR_KEYS, TYPES
 
 METADATA = "__metadata__"
 _LENGTH_BYTES = 8
@@ -42,13 +42,18 @@ class SafetensorsFile:
         part = self.payload[begin : begin + math.prod(shape) * stored.itemsize].view(stored)
         return np.require(part, dtype, "A").reshape(shape)
 
+    def names_by_place(self) -> list[str]:
+        """Return the names of tensors that have bytes, in the order of their places."""
+        return sorted((name for name, (_, shape) in self.specs.items() if 0 not in shape), key=self.begins.__getitem__)
+
 
 def read_safetensors(path: Path) -> SafetensorsFile:
     """Read a file whole and check its header; what the tensors are is not looked at.
 
     Raises:
         OSError: cannot be opened or read.
-        InputError: no regular file, or a container that breaks a rule, in one line without the path.
+        InputError: no regular file, one of more than ``MAX_FILE_BYTES``, or a container that breaks a rule, in one
+            line without the path.
     """
     # Opened without waiting: a FIFO would block until someone writes.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -56,6 +61,10 @@ def read_safetensors(path: Path) -> SafetensorsFile:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise InputError("cannot be read (is no regular file); give a packed model file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise InputError(
+                f"cannot be read (has {status.st_size} bytes, more than {MAX_FILE_BYTES}); give a packed model file"
+            )
         try:
             if status.st_size < _LENGTH_BYTES:
                 raise InputError(f"has {status.st_size} bytes")
@@ -64,13 +73,18 @@ def read_safetensors(path: Path) -> SafetensorsFile:
                 raise InputError("its header is longer than the file")
             if length > MAX_HEADER_BYTES:
                 raise InputError(f"its header has more than {MAX_HEADER_BYTES} bytes")
-            header = parse_json(_text(file.read(length)), "the header")
+            header = file.read(length)
             payload = np.empty(status.st_size - _LENGTH_BYTES - length, np.uint8)
             if file.readinto(payload.data) != len(payload):
                 raise InputError("it became shorter")
-            return _read_entries(header, payload)
+            return parse_safetensors(header, payload)
         except InputError as error:
             raise InputError(f"not a packed model, or truncated ({error}); export it again") from error
+
+
+def parse_safetensors(header: bytes, payload: NDArray[np.uint8]) -> SafetensorsFile:
+    """Check a header and its tensors' places, without the length in front. Raises InputError for a broken rule."""
+    return _read_entries(parse_json(_text(header), "the header"), payload)
 
 
 def parse_json(text: str, what: str) -> Any:

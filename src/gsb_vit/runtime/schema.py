@@ -19,11 +19,14 @@ from .keys import Key, check_object
 from .relative_bias import relative_bias_size
 
 FORMAT = "gsb-vit-packed"
-VERSION = "1"
-METADATA_KEYS = ("format", "version", "model")
+VERSION = "2"  # that is written
+CHECKSUM_KEYS = ("header_xxh64", "payload_xxh64")
+METADATA_KEYS = {"1": ("format", "version", "model"), "2": ("format", "version", "model", *CHECKSUM_KEYS)}
 MODEL_KEYS = ("architecture", "class_names", "preprocessing", "provenance")
 TENSOR_KEYS = ("dtype", "shape", "data_offsets")
 
+# A billion one-bit weights take an eighth of it.
+MAX_FILE_BYTES = 1 << 30
 # 1024 blocks of 23 tensors, each at most 133 bytes of header, are 3 MiB; 5 MiB are left for class names and provenance,
 # enough for 32,768 names of 160 bytes. Without a limit a header of 20 MB asks for gigabytes.
 MAX_HEADER_BYTES = 8 << 20
@@ -139,7 +142,7 @@ class Architecture:
     def __post_init__(self) -> None:
         for key in ARCHITECTURE:
             object.__setattr__(self, key.name, key.check("architecture", getattr(self, key.name)))
-        # Version 1: each prefix token has its head.
+        # So far each prefix token has its head.
         if self.num_heads_out != self.prefix_tokens:
             raise InputError(f"architecture: num_heads_out {self.num_heads_out} must equal prefix_tokens")
         if any(side % patch for side, patch in zip(self.image_size, self.patch_size, strict=True)):
@@ -183,7 +186,7 @@ class Architecture:
 
     @property
     def formats(self) -> Formats:
-        """How activations are kept: in version 1 one bit everywhere."""
+        """How activations are kept: so far one bit everywhere."""
         return Formats()
 
     @property

@@ -30,8 +30,9 @@ class Forward {
     Forward(const Architecture& architecture, const Shape& shape, const ModelWeights& weights, const Kernels& kernels);
 
     // Runs one picture (H, W, 3) to its logits (K). `pool` nullptr: on the calling thread with scratch[worker].
+    // `features` (heads, C), or nullptr: receives the normalised token that each head reads.
     void run(const uint8_t* picture, float* logits, Workspace& workspace, std::vector<Scratch>& scratch,
-             ThreadPool* pool, int worker, bool profiling) const;
+             ThreadPool* pool, int worker, bool profiling, float* features = nullptr) const;
 
   private:
     struct Call;  // one picture's pointers

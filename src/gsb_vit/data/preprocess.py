@@ -3,11 +3,12 @@
 import io
 import math
 import os
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, BinaryIO, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,9 @@ _DAMAGED = (
     struct.error,
 )
 
-Picture = Union[str, "os.PathLike[str]", Image.Image, NDArray[Any]]
+Picture = Union[str, "os.PathLike[str]", bytes, BinaryIO, Image.Image, NDArray[Any]]
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # two letters at least: a drive has one
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -134,31 +137,57 @@ class Preprocessing:
 def open_picture(picture: Picture) -> Image.Image:
     """Open a picture as 8-bit RGB.
 
-    ``picture`` is a path, a Pillow image, or an array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or uint16.
+    ``picture`` is a path, a file's bytes, a file object opened in binary mode (read from where it stands), a Pillow
+    image, or an array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or uint16. URLs are refused.
     The EXIF orientation is applied; transparency is laid on white; palettes, greyscale and CMYK are converted; 16-bit
     values are divided by 257 (65535 → 255) rather than clipped. Only the first frame of an animation is read.
 
     Raises:
-        InputError: for a missing, truncated or unreadable file, and for an array of another shape or type.
+        InputError: for a missing, truncated or unreadable file, a URL, an array of another shape or type, and for what
+            is no picture.
     """
     if isinstance(picture, np.ndarray):
         return _from_array(picture)
     if isinstance(picture, Image.Image):
         return _decode(picture, "the picture")
-    path = Path(picture)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give a picture file") from error
+    data, name = _read(picture)
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return _decode(image, str(path))
+            return _decode(image, name)
     except UnidentifiedImageError as error:
-        raise InputError(f"{path}: not a picture that Pillow can read; give a JPEG, PNG or the like") from error
+        raise InputError(f"{name}: not a picture that Pillow can read; give a JPEG, PNG or the like") from error
     except InputError:
         raise
     except _DAMAGED as error:
-        raise InputError(f"{path}: the picture cannot be decoded ({_one_line(error)}); is it truncated?") from error
+        raise InputError(f"{name}: the picture cannot be decoded ({_one_line(error)}); is it truncated?") from error
+
+
+def _read(picture: Any) -> tuple[bytes, str]:
+    """The bytes of a picture file that is not decoded yet, and its name for messages."""
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        return bytes(picture), f"a picture of {len(bytes(picture))} bytes"
+    if callable(getattr(picture, "read", None)):
+        name = f"the file {getattr(picture, 'name', None) or type(picture).__name__}"
+        try:
+            data = picture.read()
+        except (OSError, ValueError) as error:  # a closed file, a file of text that is not UTF-8
+            raise InputError(f"{name}: cannot be read ({_one_line(error)}); open it in binary mode") from error
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise InputError(f"{name} gives {type(data).__name__}, not bytes; open it in binary mode")
+        return bytes(data), name
+    if not isinstance(picture, (str, os.PathLike)):
+        raise InputError(
+            f"a {type(picture).__name__} is not a picture; give a path, the bytes of a file, a file object, a Pillow "
+            "image or a NumPy array"
+        )
+    path = Path(picture)
+    if _URL.match(os.fspath(picture)) and not path.exists():
+        raise InputError(f"{os.fspath(picture)}: URLs are not fetched; download the picture and give its path or bytes")
+    try:
+        return path.read_bytes(), str(path)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = getattr(error, "strerror", None) or _one_line(error)
+        raise InputError(f"{path}: cannot be read ({reason}); give a picture file") from error
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:

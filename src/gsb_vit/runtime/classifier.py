@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -12,7 +13,9 @@ from gsb_vit.data.preprocess import Picture, Preprocessing
 from gsb_vit.errors import InputError
 from gsb_vit.metrics import softmax
 
+from .card import html_card, line_card
 from .packed_file import read
+from .pictures import batches, is_many, is_stored
 from .reference import ReferenceModel, check_batch
 from .schema import Architecture
 
@@ -75,34 +78,83 @@ class Classifier:
         logits: NDArray[np.float32] = self._engine.logits(np.ascontiguousarray(pictures))
         return logits
 
-    @overload
-    def predict(self, picture: Picture, top: int = 5) -> list[Prediction]: ...
-    @overload
-    def predict(self, picture: list[Picture], top: int = 5) -> list[list[Prediction]]: ...
-    def predict(self, picture: Picture | list[Picture], top: int = 5) -> list[Prediction] | list[list[Prediction]]:
-        """Name the ``top`` most likely classes of a picture, best first; of a list of pictures, a list each.
+    def __repr__(self) -> str:
+        return line_card(self)
 
-        A picture is a path, a Pillow image or an array, as :func:`gsb_vit.data.preprocess.open_picture` reads
-        it. With fewer classes than ``top``, all are named; equal probabilities come in the order of the classes.
+    def _repr_html_(self) -> str:
+        return html_card(self)
+
+    @overload  # text and bytes are sequences, too: the first that fits counts
+    def predict(self, picture: Picture, top: int = 5) -> list[Prediction]: ...  # type: ignore[overload-overlap]
+    @overload
+    def predict(self, picture: Sequence[Picture], top: int = 5) -> list[list[Prediction]]: ...  # type: ignore[overload-overlap]
+    @overload
+    def predict(self, picture: Iterable[Picture], top: int = 5) -> Iterator[list[Prediction]]: ...
+    def predict(self, picture: Any, top: int = 5) -> Any:
+        """Name the ``top`` most likely classes of a picture, best first.
+
+        A picture is a path, the bytes of a file, a file object, a Pillow image or an array, as
+        :func:`gsb_vit.data.preprocess.open_picture` reads it. A list or tuple of pictures, or an array (B, H, W, 3),
+        gives a list with an answer each. Any other iterable gives an iterator: its pictures are read as the answers
+        are asked for, 64 at a time, and never kept.
+        With fewer classes than ``top``, all are named; equal probabilities come in the order of the classes.
 
         Raises:
             InputError: for a picture that cannot be read, and for ``top`` below 1.
         """
         if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
             raise InputError(f"top {top!r} must be a whole number of at least 1")
-        if isinstance(picture, (list, tuple)):
-            return self._predict(list(picture), int(top))
-        return self._predict([picture], int(top))[0]
+        if not is_many(picture):
+            return self._named(self.predict_proba(picture), int(top))
+        named = (self._named(row, int(top)) for row in self._rows(picture, self._probabilities))
+        return list(named) if is_stored(picture) else named
 
-    def _predict(self, pictures: list[Picture], top: int) -> list[list[Prediction]]:
-        if not pictures:
-            return []
-        probabilities = softmax(self.logits(np.stack([self.preprocessing(picture) for picture in pictures])))
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-        return [
-            [Prediction(self.class_names[k], float(row[k])) for k in best]
-            for row, best in zip(probabilities, order, strict=True)
-        ]
+    def _named(self, probabilities: NDArray[np.float64], top: int) -> list[Prediction]:
+        order = np.argsort(-probabilities, kind="stable")[:top]
+        return [Prediction(self.class_names[k], float(probabilities[k])) for k in order]
+
+    def predict_proba(self, picture: Any) -> Any:
+        """Return the probability of every class, the softmax of the logits, in the order of ``class_names``.
+
+        A picture gives float64 (K); a list, a tuple or an array (B, H, W, 3) of pictures float64 (B, K); any other
+        iterable an iterator over float64 (K). What a picture may be, and how iterables are read, is as in
+        :meth:`predict`.
+
+        Raises:
+            InputError: for a picture that cannot be read.
+        """
+        return self._each(picture, self._probabilities, len(self.class_names), np.float64)
+
+    def embed(self, picture: Any) -> Any:
+        """Return the features before the head: the token that the head reads, behind the last layer norm.
+
+        A picture gives float32 (D); a list, a tuple or an array (B, H, W, 3) of pictures float32 (B, D); any other
+        iterable an iterator over float32 (D). D is the width C of the network times the number of its heads: the
+        tokens of a class head and a distillation head lie side by side. Both engines, and every instruction set, give
+        the same bits.
+
+        Raises:
+            InputError: for a picture that cannot be read.
+        """
+        width = len(self.architecture.heads) * self.architecture.embed_dim
+        return self._each(picture, self._engine.embed, width, np.float32)
+
+    def _probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return softmax(self.logits(pictures))
+
+    def _each(self, picture: Any, run: Callable[[NDArray[np.uint8]], Any], width: int, dtype: type) -> Any:
+        """What ``run`` says of one picture, of stored pictures as one array, of others as an iterator over rows."""
+        if not is_many(picture):
+            return run(self.preprocessing(picture)[None])[0]
+        rows = self._rows(picture, run)
+        if not is_stored(picture):
+            return rows
+        found = list(rows)
+        return np.stack(found) if found else np.empty((0, width), dtype)
+
+    def _rows(self, pictures: Iterable[Picture], run: Callable[[NDArray[np.uint8]], Any]) -> Iterator[Any]:
+        for batch in batches(pictures, self.preprocessing):
+            yield from run(batch)
 
     def set_profiling(self, on: bool) -> None:
         """Start profiling with all times at zero, or stop it. Raises InputError where the engine is not native."""

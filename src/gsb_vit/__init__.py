@@ -14,6 +14,8 @@ _LAZY = {
     "Prediction": "runtime.classifier",
     "Preprocessing": "data.preprocess",
     "InputError": "errors",
+    "fit": "runs",
+    "Run": "runs",
     "Quantization": "quantization",
     "binarize": "models.binarize",
     "initialize_scales": "models.binarize",

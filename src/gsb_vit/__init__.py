@@ -16,6 +16,7 @@ _LAZY = {
     "InputError": "errors",
     "fit": "runs",
     "Run": "runs",
+    "GSBClassifier": "sklearn",
     "Quantization": "quantization",
     "binarize": "models.binarize",
     "initialize_scales": "models.binarize",

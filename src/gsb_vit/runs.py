@@ -1,4 +1,4 @@
-"""Train from Python: ``fit`` a folder of pictures to a :class:`Run`, then export it, ask its model, write its report."""
+"""Train from Python: ``fit`` a folder of pictures to a :class:`Run`, which exports, loads its model and reports."""
 
 from __future__ import annotations
 

@@ -32,15 +32,6 @@ GROUND = {*GROUND_FOR_ALL, "quantization", "metrics"}  # single modules below al
 DOORS = {"cli", "quickstart", "runs", "sklearn"}  # they open every room
 # They import no PyTorch when they are imported.
 LIGHT = {"data", "runtime", "bench", "report", *GROUND, "__init__", "cli", "runs"}
-    "data",
-    "runtime",
-    "bench",
-    "report",
-    *GROUND,
-    "__init__",
-    "cli",
-    "runs",
-}  # import no PyTorch when they are imported
 EXTENSIONS = {"_native": {"runtime", "bench"}}  # compiled modules and who may use them
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "torchmetrics", "sklearn", "matplotlib"}
 

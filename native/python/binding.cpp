@@ -20,20 +20,33 @@ using namespace nb::literals;
 
 namespace {
 
-Result<float> logits(gsb::Model& model, Array<uint8_t, 4> pixels) {
+// Checks the pictures' shape and runs them: (B, width).
+template <typename Run>
+Result<float> run_pictures(const gsb::Model& model, const Array<uint8_t, 4>& pixels, size_t width, Run run) {
     const gsb::Architecture& a = model.architecture();
     if (pixels.shape(1) != static_cast<size_t>(a.image_height) ||
         pixels.shape(2) != static_cast<size_t>(a.image_width) || pixels.shape(3) != 3) {
         throw gsb::Error("pictures must be uint8 (B, " + std::to_string(a.image_height) + ", " +
                          std::to_string(a.image_width) + ", 3)");
     }
-    const size_t count = pixels.shape(0), classes = a.num_classes;
-    std::vector<float> values(count * classes);
+    const size_t count = pixels.shape(0);
+    std::vector<float> values(count * width);
     {
         nb::gil_scoped_release release;
-        model.predict(pixels.data(), count, values.data());
+        run(pixels.data(), count, values.data());
     }
-    return result(std::move(values), {count, classes});
+    return result(std::move(values), {count, width});
+}
+
+Result<float> logits(gsb::Model& model, Array<uint8_t, 4> pixels) {
+    return run_pictures(
+        model, pixels, model.architecture().num_classes,
+        [&](const uint8_t* pictures, size_t count, float* out) { model.predict(pictures, count, out); });
+}
+
+Result<float> embed(gsb::Model& model, Array<uint8_t, 4> pixels) {
+    return run_pictures(model, pixels, model.feature_count(),
+                        [&](const uint8_t* pictures, size_t count, float* out) { model.embed(pictures, count, out); });
 }
 
 std::vector<nb::tuple> profile(const gsb::Model& model) {
@@ -106,6 +119,7 @@ NB_MODULE(_native, module) {
         .def_prop_ro("threads", &gsb::Model::threads)
         .def_prop_ro("header", &gsb::Model::header, "The metadata's model, JSON.")
         .def("logits", logits, "pixels"_a, "uint8 (B, H, W, 3) → float32 (B, K).")
+        .def("embed", embed, "pixels"_a, "uint8 (B, H, W, 3) → float32 (B, heads · C).")
         .def("set_profiling", &gsb::Model::set_profiling, "on"_a)
         .def("profile", profile, "(stage, seconds, one-bit products, eight-bit products) of each stage.");
     bind_kernels(module);

@@ -53,17 +53,23 @@ Model::Session& Model::session() const {
     return *found;  // another thread of the child was first
 }
 
-void Model::predict(const uint8_t* pixels, size_t count, float* logits) {
+void Model::embed(const uint8_t* pixels, size_t count, float* features) {
+    std::vector<float> logits(count * architecture().num_classes);
+    run(pixels, count, logits.data(), features);
+}
+
+void Model::run(const uint8_t* pixels, size_t count, float* logits, float* features) {
     Session& session = this->session();
     const std::lock_guard<std::mutex> lock(session.mutex);
     const size_t picture = static_cast<size_t>(architecture().image_height) * architecture().image_width * 3;
     const size_t classes = architecture().num_classes, threads = threads_;
     // Pictures side by side, one a thread, need no waiting for each other; what is left over is shared.
     const size_t side_by_side = threads == 1 ? 0 : count - count % threads;
-    if (side_by_side > 0) predict_side_by_side(session, pixels, side_by_side, logits);
+    if (side_by_side > 0) run_side_by_side(session, pixels, side_by_side, logits, features);
     for (size_t i = side_by_side; i < count; ++i) {
         forward_.run(pixels + i * picture, logits + i * classes, session.shared, session.scratch,
-                     threads == 1 ? nullptr : &session.pool, 0, session.profiling);
+                     threads == 1 ? nullptr : &session.pool, 0, session.profiling,
+                     features ? features + i * feature_count() : nullptr);
     }
     if (session.profiling) session.pictures += static_cast<double>(count);
     bool finite = true;
@@ -71,7 +77,7 @@ void Model::predict(const uint8_t* pixels, size_t count, float* logits) {
     if (!finite) throw Error("the model's numbers overflow; export it again, or give another model");
 }
 
-void Model::predict_side_by_side(Session& session, const uint8_t* pixels, size_t count, float* logits) {
+void Model::run_side_by_side(Session& session, const uint8_t* pixels, size_t count, float* logits, float* features) {
     const size_t picture = static_cast<size_t>(architecture().image_height) * architecture().image_width * 3;
     const size_t classes = architecture().num_classes;
     while (session.own.size() < session.scratch.size()) {
@@ -83,7 +89,7 @@ void Model::predict_side_by_side(Session& session, const uint8_t* pixels, size_t
         session.pool.run(static_cast<int>(part), [&](int task, int worker) {
             const size_t i = begin + task;
             forward_.run(pixels + i * picture, logits + i * classes, *session.own[worker], session.scratch, nullptr,
-                         worker, session.profiling);
+                         worker, session.profiling, features ? features + i * feature_count() : nullptr);
         });
     }
 }

@@ -4,6 +4,7 @@ import ast
 import graphlib
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -28,8 +29,9 @@ MAY_IMPORT = {
 }
 GROUND_FOR_ALL = {"errors", "files", "terminal"}
 GROUND = {*GROUND_FOR_ALL, "quantization", "metrics"}  # single modules below all rooms
-DOORS = {"cli", "quickstart"}  # they open every room
-LIGHT = {"data", "runtime", "bench", "report", *GROUND, "__init__", "cli"}  # import no PyTorch when they are imported
+DOORS = {"cli", "quickstart", "runs", "sklearn"}  # they open every room
+# They import no PyTorch when they are imported.
+LIGHT = {"data", "runtime", "bench", "report", *GROUND, "__init__", "cli", "runs"}
 EXTENSIONS = {"_native": {"runtime", "bench"}}  # compiled modules and who may use them
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "torchmetrics", "sklearn", "matplotlib"}
 
@@ -120,7 +122,7 @@ def test_light_modules_import_nothing_heavy(path):
     assert not heavy_of(path, at_import_time=True)
 
 
-@pytest.mark.parametrize("module", ["cli", "__init__"])
+@pytest.mark.parametrize("module", ["cli", "runs", "__init__"])
 def test_doors_open_rooms_inside_their_commands(module):
     assert modules_of(MODULES[module], at_import_time=True) <= {"", "errors", "terminal", "data.datasets"}
 
@@ -221,7 +223,7 @@ def test_a_packed_file_predicts_without_torch(engine, tmp_path):
 
 
 def test_the_public_names_of_the_device_side_load_no_torch():
-    names = ["load", "Classifier", "Prediction", "Preprocessing", "InputError", "Quantization"]
+    names = ["load", "Classifier", "Prediction", "Preprocessing", "InputError", "Quantization", "fit", "Run"]
     output = run_without_torch(
         "import gsb_vit\nprint([getattr(gsb_vit, name).__name__ for name in sys.argv[1:]])", *names
     )
@@ -249,6 +251,21 @@ def test_a_folder_is_evaluated_without_torch(tmp_path):
         str(tmp_path),
     )
     assert json.loads(output)["n"] == 3
+
+
+def test_fitting_without_torch_says_what_to_install(tmp_path):
+    output = run_without_torch(
+        """
+        import gsb_vit
+        try:
+            gsb_vit.fit("digits", out=sys.argv[1])
+        except gsb_vit.InputError as error:
+            print(error)
+        """,
+        str(tmp_path / "run"),
+    )
+    assert re.fullmatch(r"training needs \w+: pip install 'gsb-vit\[train\]'", output.strip())
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_without_torch_says_what_to_install(tmp_path):

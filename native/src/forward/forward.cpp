@@ -61,8 +61,8 @@ Forward::Forward(const Architecture& architecture, const Shape& shape, const Mod
 }
 
 void Forward::run(const uint8_t* picture, float* logits, Workspace& w, std::vector<Scratch>& scratch, ThreadPool* pool,
-                  int worker, bool profiling) const {
-    Call call{picture, w, profiling};
+                  int worker, bool profiling, float* features) const {
+    Call call{picture, w, profiling, features};
     const auto phase = [&](int tasks, const ThreadPool::Task& task) {
         if (pool) {
             pool->run(tasks, task);
@@ -227,6 +227,7 @@ void Forward::heads(Call& call, Scratch& scratch, float* logits) const {
                         architecture_.layer_norm_eps, scratch.normed.data())) {
             call.workspace.overflowed.store(true, std::memory_order_relaxed);
         }
+        if (call.features) std::copy_n(scratch.normed.data(), shape_.width, call.features + i * shape_.width);
         for (int c = 0; c < shape_.width; ++c) {
             const float level = std::nearbyintf((scratch.normed[c] + head.shift[c]) / head.input_scale);
             scratch.levels[c] = static_cast<int8_t>(level >= 127 ? 127 : level >= -128 ? level : -128);

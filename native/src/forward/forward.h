@@ -31,8 +31,9 @@ class Forward {
 
     // Runs one picture (H, W, 3) to its logits (K), all NaN where a norm does not hold (contract.h). `pool` nullptr: on
     // the calling thread with scratch[worker].
+    // `features` (heads, C), or nullptr: receives the normalised token that each head reads.
     void run(const uint8_t* picture, float* logits, Workspace& workspace, std::vector<Scratch>& scratch,
-             ThreadPool* pool, int worker, bool profiling) const;
+             ThreadPool* pool, int worker, bool profiling, float* features = nullptr) const;
 
   private:
     struct Call;  // one picture's pointers

@@ -1,7 +1,9 @@
 """Pictures from files that nobody vouches for: known formats, a bounded number of pixels, regular files only."""
 
 import contextlib
+import io
 import os
+import re
 import struct
 from collections.abc import Iterator
 from importlib import import_module
@@ -16,7 +18,9 @@ from gsb_vit.files import as_path, open_regular
 
 from .pixels import from_array, to_rgb
 
-Picture = Union[str, "os.PathLike[str]", Image.Image, NDArray[Any]]
+Picture = Union[str, "os.PathLike[str]", bytes, BinaryIO, Image.Image, NDArray[Any]]
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # two letters at least: a drive has one
 
 MAX_PIXELS = 64_000_000  # of a picture, unless the caller or MAX_PIXELS_VARIABLE says otherwise
 MAX_PIXELS_VARIABLE = "GSB_VIT_MAX_PIXELS"
@@ -56,7 +60,8 @@ _DAMAGED = (
 def open_picture(picture: Picture, *, max_pixels: int | None = None) -> Image.Image:
     """Open a picture as 8-bit RGB.
 
-    ``picture`` is a path, a Pillow image, or an array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or uint16.
+    ``picture`` is a path, a file's bytes, a file object opened in binary mode (read from where it stands), a Pillow
+    image, or an array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or uint16. URLs are refused.
     The EXIF orientation is applied; transparency is laid on white; palettes, greyscale and CMYK are converted; values
     of more than 8 bits are scaled from the range that the file declares (``data/pixels.py``) rather than
     clipped. Only the first frame of an animation is read.
@@ -65,8 +70,8 @@ def open_picture(picture: Picture, *, max_pixels: int | None = None) -> Image.Im
     else 64 million. That is asked before anything is decoded. Arrays are in memory already and have no limit.
 
     Raises:
-        InputError: for a missing, truncated or unreadable file, what is no regular file, a format that is not one of
-            ``FORMATS``, too many pixels, pixels whose range is unknown, and for an array of another shape or type.
+        InputError: for a missing, truncated or unreadable file, what is no regular file, a URL, a format that is not
+            one of ``FORMATS``, too many pixels, pixels whose range is unknown, and for an array of another shape or type.
     """
     limit = _limit(max_pixels)
     if isinstance(picture, np.ndarray):
@@ -74,13 +79,35 @@ def open_picture(picture: Picture, *, max_pixels: int | None = None) -> Image.Im
     if isinstance(picture, Image.Image):
         with _damage("the picture"):
             return _decode(picture, "the picture", limit)
-    path = as_path(picture, "a picture file, a Pillow image or an array")
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        data = bytes(picture)
+        return _from_file(io.BytesIO(data), len(data), f"a picture of {len(data)} bytes", limit)
+    if callable(getattr(picture, "read", None)):
+        return _from_stream(picture, limit)
+    path = as_path(picture, "a picture file, its bytes, a file object, a Pillow image or an array")
+    if _URL.match(str(picture)) and not path.exists():
+        raise InputError(f"{picture}: URLs are not fetched; download the picture and give its path or bytes")
     with open_regular(path, "a picture file") as file:
-        name, size = str(path), os.fstat(file.fileno()).st_size
-        if size > BYTES_PER_PIXEL * limit:
-            raise InputError(f"{name}: {size / 1e6:,.0f} MB are more than {limit / 1e6:g} megapixels take; {_HINT}")
-        with _damage(name), _identify(file, name, limit) as image:
-            return _decode(image, name, limit)
+        return _from_file(file, os.fstat(file.fileno()).st_size, str(path), limit)
+
+
+def _from_stream(stream: Any, limit: int) -> Image.Image:
+    """Read a file object, at most one byte more than a picture may have."""
+    name = f"the file {getattr(stream, 'name', None) or type(stream).__name__}"
+    try:
+        data = stream.read(BYTES_PER_PIXEL * limit + 1)
+    except (OSError, ValueError) as error:  # a closed file, a file of text that is not UTF-8
+        raise InputError(f"{name}: cannot be read ({' '.join(str(error).split())}); open it in binary mode") from error
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise InputError(f"{name} gives {type(data).__name__}, not bytes; open it in binary mode")
+    return _from_file(io.BytesIO(data), len(data), name, limit)
+
+
+def _from_file(file: BinaryIO, size: int, name: str, limit: int) -> Image.Image:
+    if size > BYTES_PER_PIXEL * limit:
+        raise InputError(f"{name}: {size / 1e6:,.0f} MB are more than {limit / 1e6:g} megapixels take; {_HINT}")
+    with _damage(name), _identify(file, name, limit) as image:
+        return _decode(image, name, limit)
 
 
 _HINT = f"give a smaller picture, or raise max_pixels (--max-megapixels, {MAX_PIXELS_VARIABLE})"

@@ -1,8 +1,10 @@
 """Run a packed model: ``load`` one, then ask it for logits or for the names of what is in pictures."""
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -16,12 +18,23 @@ from gsb_vit.errors import InputError, ModelError, shown
 from gsb_vit.files import as_path, open_regular
 from gsb_vit.metrics import softmax
 
+from .card import html_card, line_card
 from .packed_file import read
+from .pictures import batches, is_many, is_stored
 from .reference import ReferenceModel, check_batch
 from .schema import Architecture
 
 ENGINES = ("native", "reference")
 _UNDECODED = re.compile("[\ud800-\udfff]")
+
+
+@contextlib.contextmanager
+def _overflow_is_a_model_error() -> Iterator[None]:
+    """The extension raises a bare ValueError; of a batch that was checked, only overflow is left."""
+    try:
+        yield
+    except ValueError as error:
+        raise ModelError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -79,46 +92,102 @@ class Classifier:
         if not isinstance(pictures, np.ndarray):
             raise InputError(f"a {type(pictures).__name__} is no batch; give an array, as Preprocessing makes them")
         check_batch(pictures, self.architecture.image_size)
-        try:
+        with _overflow_is_a_model_error():
             logits: NDArray[np.float32] = self._engine.logits(np.ascontiguousarray(pictures))
-        except ValueError as error:  # the extension's own error, after the batch was checked: numbers that overflow
-            raise ModelError(str(error)) from error
         return logits
 
-    @overload
-    def predict(self, picture: Picture, top: int = 5, *, max_pixels: int | None = None) -> list[Prediction]: ...
-    @overload
-    def predict(
-        self, picture: list[Picture], top: int = 5, *, max_pixels: int | None = None
-    ) -> list[list[Prediction]]: ...
-    def predict(
-        self, picture: Picture | list[Picture], top: int = 5, *, max_pixels: int | None = None
-    ) -> list[Prediction] | list[list[Prediction]]:
-        """Name the ``top`` most likely classes of a picture, best first; of a list of pictures, a list each.
+    def __repr__(self) -> str:
+        return line_card(self)
 
-        A picture is a path, a Pillow image or an array, as :func:`gsb_vit.data.pictures.open_picture` reads
-        it; ``max_pixels`` is its limit. With fewer classes than ``top``, all are named; equal probabilities come in
-        the order of the classes.
+    def _repr_html_(self) -> str:
+        return html_card(self)
+
+    @overload  # text and bytes are sequences, too: the first that fits counts
+    def predict(  # type: ignore[overload-overlap]
+        self, picture: Picture, top: int = 5, *, max_pixels: int | None = None
+    ) -> list[Prediction]: ...
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self, picture: Sequence[Picture], top: int = 5, *, max_pixels: int | None = None
+    ) -> list[list[Prediction]]: ...
+    @overload
+    def predict(
+        self, picture: Iterable[Picture], top: int = 5, *, max_pixels: int | None = None
+    ) -> Iterator[list[Prediction]]: ...
+    def predict(self, picture: Any, top: int = 5, *, max_pixels: int | None = None) -> Any:
+        """Name the ``top`` most likely classes of a picture, best first.
+
+        A picture is a path, the bytes of a file, a file object, a Pillow image or an array, as
+        :func:`gsb_vit.data.pictures.open_picture` reads it; ``max_pixels`` is its limit. A list or tuple of pictures,
+        or an array (B, H, W, 3), gives a list with an answer each. Any other iterable gives an iterator: its pictures
+        are read as the answers are asked for, 64 at a time, and never kept.
+        With fewer classes than ``top``, all are named; equal probabilities come in the order of the classes.
 
         Raises:
             InputError: for a picture that cannot be read, and for ``top`` below 1; a ModelError as :meth:`logits`.
         """
         if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
             raise InputError(f"top {shown(top)} must be a whole number of at least 1")
-        if isinstance(picture, (list, tuple)):
-            return self._predict(list(picture), int(top), max_pixels)
-        return self._predict([picture], int(top), max_pixels)[0]
+        if not is_many(picture):
+            return self._named(self.predict_proba(picture, max_pixels=max_pixels), int(top))
+        named = (self._named(row, int(top)) for row in self._rows(picture, self._probabilities, max_pixels))
+        return list(named) if is_stored(picture) else named
 
-    def _predict(self, pictures: list[Picture], top: int, max_pixels: int | None) -> list[list[Prediction]]:
-        if not pictures:
-            return []
-        pixels = [self.preprocessing(picture, max_pixels=max_pixels) for picture in pictures]
-        probabilities = softmax(self.logits(np.stack(pixels)))
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-        return [
-            [Prediction(self.class_names[k], float(row[k])) for k in best]
-            for row, best in zip(probabilities, order, strict=True)
-        ]
+    def _named(self, probabilities: NDArray[np.float64], top: int) -> list[Prediction]:
+        order = np.argsort(-probabilities, kind="stable")[:top]
+        return [Prediction(self.class_names[k], float(probabilities[k])) for k in order]
+
+    def predict_proba(self, picture: Any, *, max_pixels: int | None = None) -> Any:
+        """Return the probability of every class, the softmax of the logits, in the order of ``class_names``.
+
+        A picture gives float64 (K); a list, a tuple or an array (B, H, W, 3) of pictures float64 (B, K); any other
+        iterable an iterator over float64 (K). What a picture may be, and how iterables are read, is as in
+        :meth:`predict`.
+
+        Raises:
+            InputError: for a picture that cannot be read; a ModelError as :meth:`logits`.
+        """
+        return self._each(picture, self._probabilities, len(self.class_names), np.float64, max_pixels)
+
+    def embed(self, picture: Any, *, max_pixels: int | None = None) -> Any:
+        """Return the features before the head: the token that the head reads, behind the last layer norm.
+
+        A picture gives float32 (D); a list, a tuple or an array (B, H, W, 3) of pictures float32 (B, D); any other
+        iterable an iterator over float32 (D). D is the width C of the network times the number of its heads: the
+        tokens of a class head and a distillation head lie side by side. Both engines, and every instruction set, give
+        the same bits.
+
+        Raises:
+            InputError: for a picture that cannot be read; a ModelError as :meth:`logits`.
+        """
+        width = len(self.architecture.heads) * self.architecture.embed_dim
+        return self._each(picture, self._features, width, np.float32, max_pixels)
+
+    def _features(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with _overflow_is_a_model_error():
+            features: NDArray[np.float32] = self._engine.embed(pictures)
+        return features
+
+    def _probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return softmax(self.logits(pictures))
+
+    def _each(
+        self, picture: Any, run: Callable[[NDArray[np.uint8]], Any], width: int, dtype: type, max_pixels: int | None
+    ) -> Any:
+        """What ``run`` says of one picture, of stored pictures as one array, of others as an iterator over rows."""
+        if not is_many(picture):
+            return run(self.preprocessing(picture, max_pixels=max_pixels)[None])[0]
+        rows = self._rows(picture, run, max_pixels)
+        if not is_stored(picture):
+            return rows
+        found = list(rows)
+        return np.stack(found) if found else np.empty((0, width), dtype)
+
+    def _rows(
+        self, pictures: Iterable[Picture], run: Callable[[NDArray[np.uint8]], Any], max_pixels: int | None
+    ) -> Iterator[Any]:
+        for batch in batches(pictures, self.preprocessing, max_pixels):
+            yield from run(batch)
 
     def set_profiling(self, on: bool) -> None:
         """Start profiling with all times at zero, or stop it. Raises InputError where the engine is not native."""

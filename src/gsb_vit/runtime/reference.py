@@ -111,6 +111,22 @@ class ReferenceModel:
             raise ModelError(NOT_FINITE)
         return logits
 
+    def embed(self, pictures: NDArray[np.uint8]) -> FloatArray:
+        """Return what the heads read, side by side: uint8 (B, H, W, 3) → float32 (B, heads · C).
+
+        Raises:
+            InputError: for another shape or type.
+        """
+        check_batch(pictures, self.packed.architecture.image_size)
+        a = self.packed.architecture
+        names = [f"heads.{index}.norm" for index in range(len(a.heads))]
+        features = np.empty((len(pictures), len(names) * a.embed_dim), dtype=F32)
+        for row, picture in zip(features, pictures, strict=True):
+            trace: Trace = {}
+            self._forward(picture, trace)
+            row[:] = np.concatenate([trace[name] for name in names])
+        return features
+
     def trace(self, picture: NDArray[np.uint8]) -> Trace:
         """Classify one picture, uint8 (H, W, 3), and return every step by name.
 
@@ -133,6 +149,7 @@ class ReferenceModel:
         ``blocks.i.mlp.fc1.input``, ``.popcount``    bits (N, C), int32 (N, M)
         ``blocks.i.mlp.fc2.input``, ``.dot``         bits (N, M), int32 (N, C)
         ``blocks.i.output``                          float32 (N, C), the residual stream behind the block
+        ``heads.j.norm``                             float32 (C), the normalised token the head reads
         ``heads.j.input``, ``heads.j.sum``           int8 (C), int32 (K)
         ``logits``                                   float32 (K)
         ============================================ ======================================================
@@ -272,6 +289,7 @@ class ReferenceModel:
             levels = np.clip(levels, -128, 127)
             # float64: the sums may exceed 2^24.
             sums = (packed[f"{name}.weight"].astype(np.float64) @ levels.astype(np.float64)).astype(np.int32)
+            trace[f"{name}.norm"] = y
             trace[f"{name}.input"], trace[f"{name}.sum"] = levels.astype(np.int8), sums
             results.append(sums.astype(F32) * packed[f"{name}.scale"] + packed[f"{name}.bias"])
         return results[0] if len(results) == 1 else (results[0] + results[1]) * F32(0.5)

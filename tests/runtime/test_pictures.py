@@ -149,7 +149,7 @@ class Closed(io.BytesIO):
         (None, "a NoneType is not a picture"),
         ("a\0b", "cannot be read"),
     ],
-    ids=str,
+    ids=[f"case {number}" for number in range(12)],
 )
 def test_what_is_no_picture_is_refused_in_one_line(model, picture, what):
     for ask in (model.predict, model.predict_proba, model.embed):

@@ -113,7 +113,7 @@ def test_a_damaged_pickle_is_refused(packed):
     path, _ = packed
     state = bytearray(pickle.dumps(gsb_vit.load(path)))
     state[state.index(b"qkv.weight")] ^= 1
-    with pytest.raises(ValueError, match=r"^a pickled model: tensor"):
+    with pytest.raises(ValueError, match=r"^a pickled model: .*xxh64"):
         pickle.loads(bytes(state))
 
 

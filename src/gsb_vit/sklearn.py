@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
 
-from gsb_vit.data.preprocess import open_picture
+from gsb_vit.data.pictures import open_picture
 from gsb_vit.data.splits import stratified_split
 from gsb_vit.errors import InputError
 from gsb_vit.runs import Run, fit

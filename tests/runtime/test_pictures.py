@@ -147,7 +147,7 @@ class Closed(io.BytesIO):
         (Closed(), "cannot be read .*closed"),
         (7, "a int is not a picture"),
         (None, "a NoneType is not a picture"),
-        ("a\0b", "cannot be read"),
+        ("a\0b", "holds a NUL"),
     ],
     ids=[f"case {number}" for number in range(12)],
 )

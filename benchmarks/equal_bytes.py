@@ -39,7 +39,7 @@ def weights(twin: Twin) -> int:
     patch = 3 * twin.patch_size[0] * twin.patch_size[1]
     tokens = twin.prefix_tokens + twin.image_size[0] * twin.image_size[1] * 3 // patch
     width = twin.embed_dim
-    return width * (twin.depth * (12 * width + 13) + patch + tokens + twin.prefix_tokens * twin.num_classes)
+    return width * (twin.depth * (12 * width + 13) + patch + tokens + twin.num_heads_out * twin.num_classes)
 
 
 def converted(twin: Twin, pair: tuple[str, str], folder: Path) -> list[Engine]:
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--tries", type=int, default=3)
     parser.add_argument("--files", type=Path, help="keep the twins' files in this folder, and use those there")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -88,7 +89,7 @@ def main() -> None:
         # Each has another twin: there is nothing to compare logits with here (prepare's own test covers conversion).
         engines = [own, *(replace(engine, error_limit=None) for _, engine in found)]
         setting = Setting(options.threads, options.batch)
-        rows = measure(engines, setting, folder / "pictures.npy", rounds=options.rounds, tries=3)
+        rows = measure(engines, setting, folder / "pictures.npy", rounds=options.rounds, tries=options.tries)
     widths = [packed.architecture.embed_dim, *(narrow.embed_dim for narrow, _ in found)]
     if options.json:
         print(json.dumps([{**row.row(), "width": width} for row, width in zip(rows, widths, strict=True)], indent=2))

@@ -35,7 +35,7 @@ def weight_bytes(a: Architecture) -> dict[str, float]:
         "projection": depth * width * width / 8,
         "fc1": depth * width * hidden / 8,
         "fc2": depth * width * hidden / 8,
-        "heads": a.prefix_tokens * width * a.num_classes,
+        "heads": len(a.heads) * width * a.num_classes,
     }
 
 

@@ -33,8 +33,7 @@ done = time.monotonic()
 """
     + PEAK
     + """
-mapped = any(line.rstrip().endswith(sys.argv[1]) for line in open("/proc/self/maps"))
-print(json.dumps({"peak_mb": peak, "loaded": loaded, "done": done, "mapped": mapped, "class": best.name}))
+print(json.dumps({"peak_mb": peak, "loaded": loaded, "done": done}))
 """
 )
 
@@ -60,7 +59,6 @@ def measure(model, picture, threads=1, runs=15):
         "above_bare_mb": peak - bare,
         "load_s": statistics.median(row["loaded"] - start for row, start in rows),
         "first_prediction_s": statistics.median(row["done"] - start for row, start in rows),
-        "mapped": all(row["mapped"] for row, _ in rows),
     }
 
 
@@ -88,7 +86,6 @@ def main():
     print(f"memory: {found['peak_mb']:.1f} MB, {found['above_bare_mb']:.1f} MB above Python with NumPy")
     print(f"from the start of the process to the loaded model {found['load_s']:.3f} s,")
     print(f"to the first prediction {found['first_prediction_s']:.3f} s")
-    print(f"the model file is {'mapped' if found['mapped'] else 'NOT mapped'}")
 
 
 if __name__ == "__main__":

@@ -138,9 +138,9 @@ def table(found: list[Family]) -> str:
     verdicts: dict[tuple[int, str], list[str]] = {}
     for family in found:
         verdicts.setdefault(_verdict(family), []).extend(family.names)
-    rows = ["| in one bit | architectures | such as |", "|---|---|---|"]
+    rows = ["| in one bit | architectures |", "|---|---|"]
     for (_, verdict), names in sorted(verdicts.items()):
-        rows.append(f"| {verdict} | {len(names)} | `{min(names, key=len)}` |")
+        rows.append(f"| {verdict} | {len(names)}, such as `{min(names, key=len)}` |")
     return "\n".join(rows)
 
 

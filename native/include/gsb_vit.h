@@ -1,7 +1,7 @@
 /* gsb-vit: run a packed one-bit vision transformer. C API, no Python, no PyTorch.
  *
- * Every function may be called from any thread; calls on one model wait for each other. The packed file is mapped: do
- * not truncate it while a model is loaded from it (replacing it by a rename is fine).
+ * Every function may be called from any thread; calls on one model wait for each other. A packed file is read whole
+ * and its checksums are verified; what becomes of it afterwards changes nothing.
  */
 #ifndef GSB_VIT_H
 #define GSB_VIT_H
@@ -46,7 +46,8 @@ gsb_vit_info gsb_vit_get_info(const gsb_vit_model* model);
 const char* gsb_vit_class_name(const gsb_vit_model* model, int index);
 
 /* Classify count pictures: pixels is (count, height, width, 3) RGB bytes, logits receives (count, classes). Returns 0,
- * or −1 where it fails. A picture's logits do not depend on the other pictures, the threads or the backend. */
+ * or −1 where it fails, as where the model's numbers overflow. A picture's logits do not depend on the other pictures,
+ * the threads or the backend. */
 int gsb_vit_predict(gsb_vit_model* model, const uint8_t* pixels, size_t count, float* logits);
 
 /* Switch profiling on (and the sums to zero) or off. */

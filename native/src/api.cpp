@@ -41,7 +41,7 @@ extern "C" {
 gsb_vit_model* gsb_vit_load(const char* path, int threads, const char* backend) {
     return guarded<gsb_vit_model*>(nullptr, [&] {
         if (!path) throw gsb::Error("no path given");
-        return new gsb_vit_model{gsb::Model(path, threads, backend ? backend : "")};
+        return new gsb_vit_model{gsb::Model(std::make_unique<gsb::PackedModel>(path), threads, backend ? backend : "")};
     });
 }
 

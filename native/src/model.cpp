@@ -1,5 +1,10 @@
 #include "model.h"
 
+#include <unistd.h>
+
+#include <cmath>
+#include <utility>
+
 #include "error.h"
 
 namespace gsb {
@@ -18,56 +23,90 @@ int checked_threads(int threads) {
 
 }  // namespace
 
-Model::Model(const std::string& path, int threads, const std::string& backend)
-    : file_(path),
-      kernels_(choose_kernels(backend)),
-      shape_(file_.architecture()),
-      weights_(file_, shape_, kernels_),
-      forward_(file_.architecture(), shape_, weights_, kernels_),
-      pool_(checked_threads(threads)) {
-    for (int i = 0; i < pool_.threads(); ++i) scratch_.emplace_back(shape_, architecture(), shape_.tokens);
-    shared_ = std::make_unique<Workspace>(shape_, pool_.threads());
+Model::Session::Session(const Shape& shape, const Architecture& architecture, int threads)
+    : process(static_cast<int>(getpid())), pool(threads), shared(shape, threads) {
+    for (int i = 0; i < threads; ++i) scratch.emplace_back(shape, architecture, shape.tokens);
 }
 
-void Model::predict(const uint8_t* pixels, size_t count, float* logits) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+Model::Model(std::unique_ptr<const PackedModel> file, int threads, const std::string& backend)
+    : file_(std::move(file)),
+      kernels_(choose_kernels(backend)),
+      shape_(architecture()),
+      weights_(*file_, shape_, kernels_),
+      forward_(architecture(), shape_, weights_, kernels_),
+      threads_wanted_(threads),
+      threads_(checked_threads(threads)),
+      backend_wanted_(backend),
+      session_(new Session(shape_, architecture(), threads_)) {}
+
+Model::~Model() {
+    // A parent's session is left alone: there are no threads to join.
+    Session* last = session_.load();
+    if (last->process == static_cast<int>(getpid())) delete last;
+}
+
+Model::Session& Model::session() const {
+    Session* found = session_.load(std::memory_order_acquire);
+    if (found->process == static_cast<int>(getpid())) return *found;
+    auto own = std::make_unique<Session>(shape_, architecture(), threads_);
+    if (session_.compare_exchange_strong(found, own.get())) return *own.release();
+    return *found;  // another thread of the child was first
+}
+
+void Model::embed(const uint8_t* pixels, size_t count, float* features) {
+    std::vector<float> logits(count * architecture().num_classes);
+    run(pixels, count, logits.data(), features);
+}
+
+void Model::run(const uint8_t* pixels, size_t count, float* logits, float* features) {
+    Session& session = this->session();
+    const std::lock_guard<std::mutex> lock(session.mutex);
     const size_t picture = static_cast<size_t>(architecture().image_height) * architecture().image_width * 3;
-    const size_t classes = architecture().num_classes, threads = pool_.threads();
+    const size_t classes = architecture().num_classes, threads = threads_;
     // Pictures side by side, one a thread, need no waiting for each other; what is left over is shared.
     const size_t side_by_side = threads == 1 ? 0 : count - count % threads;
-    if (side_by_side > 0) predict_side_by_side(pixels, side_by_side, logits);
+    if (side_by_side > 0) run_side_by_side(session, pixels, side_by_side, logits, features);
     for (size_t i = side_by_side; i < count; ++i) {
-        forward_.run(pixels + i * picture, logits + i * classes, *shared_, scratch_, threads == 1 ? nullptr : &pool_, 0,
-                     profiling_);
+        forward_.run(pixels + i * picture, logits + i * classes, session.shared, session.scratch,
+                     threads == 1 ? nullptr : &session.pool, 0, session.profiling,
+                     features ? features + i * feature_count() : nullptr);
     }
-    if (profiling_) pictures_ += static_cast<double>(count);
+    if (session.profiling) session.pictures += static_cast<double>(count);
+    bool finite = true;
+    for (size_t i = 0; i < count * classes; ++i) finite &= std::isfinite(logits[i]);
+    if (!finite) throw Error("the model's numbers overflow; export it again, or give another model");
 }
 
-void Model::predict_side_by_side(const uint8_t* pixels, size_t count, float* logits) {
+void Model::run_side_by_side(Session& session, const uint8_t* pixels, size_t count, float* logits, float* features) {
     const size_t picture = static_cast<size_t>(architecture().image_height) * architecture().image_width * 3;
     const size_t classes = architecture().num_classes;
-    while (own_.size() < scratch_.size()) own_.push_back(std::make_unique<Workspace>(shape_, 1));
+    while (session.own.size() < session.scratch.size()) {
+        session.own.push_back(std::make_unique<Workspace>(shape_, 1));
+    }
     constexpr size_t kMost = 1 << 20;  // tasks are counted in int
     for (size_t begin = 0; begin < count; begin += kMost) {
         const size_t part = count - begin < kMost ? count - begin : kMost;
-        pool_.run(static_cast<int>(part), [&](int task, int worker) {
+        session.pool.run(static_cast<int>(part), [&](int task, int worker) {
             const size_t i = begin + task;
-            forward_.run(pixels + i * picture, logits + i * classes, *own_[worker], scratch_, nullptr, worker,
-                         profiling_);
+            forward_.run(pixels + i * picture, logits + i * classes, *session.own[worker], session.scratch, nullptr,
+                         worker, session.profiling, features ? features + i * feature_count() : nullptr);
         });
     }
 }
 
 void Model::set_profiling(bool on) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    profiling_ = on;
-    pictures_ = on ? 0 : pictures_;
+    Session& session = this->session();
+    const std::lock_guard<std::mutex> lock(session.mutex);
+    session.profiling = on;
+    session.pictures = on ? 0 : session.pictures;
     if (!on) return;
-    for (Scratch& scratch : scratch_) scratch.seconds = {};
+    for (Scratch& scratch : session.scratch) scratch.seconds = {};
 }
 
 std::vector<StageReport> Model::profile() const {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    Session& session = this->session();
+    const std::lock_guard<std::mutex> lock(session.mutex);
+    const double pictures = session.pictures;
     const Architecture& a = architecture();
     const double tokens = a.num_tokens(), width = a.embed_dim, hidden = a.mlp_hidden;
     const double full = a.depth, short_ = a.depth - 1;  // the last block continues with the tokens that are read
@@ -75,16 +114,16 @@ std::vector<StageReport> Model::profile() const {
     std::vector<StageReport> stages(kStages);
     for (size_t i = 0; i < kStages; ++i) {
         stages[i] = {kStageNames[i], 0, 0, 0};
-        for (const Scratch& scratch : scratch_) stages[i].seconds += scratch.seconds[i];
+        for (const Scratch& scratch : session.scratch) stages[i].seconds += scratch.seconds[i];
     }
     const auto at = [&](Stage stage) -> StageReport& { return stages[static_cast<size_t>(stage)]; };
-    at(Stage::patches).byte_macs = pictures_ * a.num_patches() * width * 3 * a.patch_height * a.patch_width;
-    at(Stage::qkv).bit_macs = pictures_ * full * tokens * width * 3 * width;
-    at(Stage::scores).bit_macs = pictures_ * full * tokens * tokens * width;
-    at(Stage::attention_value).bit_macs = pictures_ * rows * tokens * width;
-    at(Stage::projection).bit_macs = pictures_ * rows * width * width;
-    at(Stage::fc1).bit_macs = at(Stage::fc2).bit_macs = pictures_ * rows * width * hidden;
-    at(Stage::heads).byte_macs = pictures_ * static_cast<double>(a.heads.size()) * width * a.num_classes;
+    at(Stage::patches).byte_macs = pictures * a.num_patches() * width * 3 * a.patch_height * a.patch_width;
+    at(Stage::qkv).bit_macs = pictures * full * tokens * width * 3 * width;
+    at(Stage::scores).bit_macs = pictures * full * tokens * tokens * width;
+    at(Stage::attention_value).bit_macs = pictures * rows * tokens * width;
+    at(Stage::projection).bit_macs = pictures * rows * width * width;
+    at(Stage::fc1).bit_macs = at(Stage::fc2).bit_macs = pictures * rows * width * hidden;
+    at(Stage::heads).byte_macs = pictures * static_cast<double>(a.heads.size()) * width * a.num_classes;
     return stages;
 }
 

@@ -1,6 +1,7 @@
 // A loaded model: the file, its packed weights, and the threads and memory to run it.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -22,35 +23,60 @@ struct StageReport {
 class Model {
   public:
     // threads: 0 takes every core this process may run on. backend: "" lets choose_kernels() choose. Throws Error.
-    Model(const std::string& path, int threads, const std::string& backend);
+    Model(std::unique_ptr<const PackedModel> file, int threads, const std::string& backend);
 
-    const Architecture& architecture() const { return file_.architecture(); }
-    const std::vector<std::string>& class_names() const { return file_.class_names(); }
-    const std::string& header() const { return file_.header(); }
+    const PackedModel& file() const { return *file_; }
+    const Architecture& architecture() const { return file_->architecture(); }
+    const std::vector<std::string>& class_names() const { return file_->class_names(); }
+    const std::string& header() const { return file_->header(); }
     const Kernels& kernels() const { return kernels_; }
-    int threads() const { return pool_.threads(); }
+    int threads() const { return threads_; }
+    // As they were asked for: 0 and "" choose anew on another machine.
+    int threads_wanted() const { return threads_wanted_; }
+    const std::string& backend_wanted() const { return backend_wanted_; }
 
-    // pixels: (count, H, W, 3); logits: (count, K). One call at a time: others wait.
-    void predict(const uint8_t* pixels, size_t count, float* logits);
+    // pixels: (count, H, W, 3); logits: (count, K). One call at a time: others wait. In a forked child, too, also where
+    // the fork met another thread's call. Throws Error where the model's numbers overflow.
+    void predict(const uint8_t* pixels, size_t count, float* logits) { run(pixels, count, logits, nullptr); }
+    // features: (count, heads, C), the normalised token that each head reads; else as predict.
+    void embed(const uint8_t* pixels, size_t count, float* features);
+    size_t feature_count() const { return architecture().heads.size() * architecture().embed_dim; }  // of a picture
 
     void set_profiling(bool on);
     std::vector<StageReport> profile() const;
 
-  private:
-    void predict_side_by_side(const uint8_t* pixels, size_t count, float* logits);
+    ~Model();
+    Model(const Model&) = delete;
+    Model& operator=(const Model&) = delete;
 
-    PackedModel file_;
+  private:
+    // What a process runs the model with. A forked child has none of its parent's threads, and finds locks and memory
+    // as the fork met them: it leaves those alone and makes its own.
+    struct Session {
+        Session(const Shape& shape, const Architecture& architecture, int threads);
+
+        const int process;
+        std::mutex mutex;
+        ThreadPool pool;
+        std::vector<Scratch> scratch;                 // one a thread
+        Workspace shared;                             // for a picture that all threads work on
+        std::vector<std::unique_ptr<Workspace>> own;  // for pictures side by side, one a thread; made when needed
+        bool profiling = false;
+        double pictures = 0;  // profiled
+    };
+
+    Session& session() const;
+    void run(const uint8_t* pixels, size_t count, float* logits, float* features);
+    void run_side_by_side(Session& session, const uint8_t* pixels, size_t count, float* logits, float* features);
+
+    std::unique_ptr<const PackedModel> file_;
     const Kernels& kernels_;
     Shape shape_;
     ModelWeights weights_;
     Forward forward_;
-    ThreadPool pool_;
-    mutable std::mutex mutex_;
-    std::vector<Scratch> scratch_;                 // one a thread
-    std::unique_ptr<Workspace> shared_;            // for a picture that all threads work on
-    std::vector<std::unique_ptr<Workspace>> own_;  // for pictures side by side, one a thread; made when needed
-    bool profiling_ = false;
-    double pictures_ = 0;  // profiled
+    const int threads_wanted_, threads_;
+    const std::string backend_wanted_;
+    mutable std::atomic<Session*> session_;
 };
 
 }  // namespace gsb

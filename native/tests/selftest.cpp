@@ -1,8 +1,8 @@
 // The native tests without Python: selftest [MODEL PIXELS LOGITS] ...
 //
-// Every kernel of every backend this machine can run against plain loops; then each packed file on each backend with
-// one to three threads against logits from elsewhere, bit for bit. PIXELS and LOGITS hold raw numbers: uint8
-// (B, H, W, 3) and float32 (B, K). Prints what ran and "N passed, 0 failed".
+// The thread pool; every kernel of every backend this machine can run against plain loops; then each packed file on
+// each backend with one to three threads against logits from elsewhere, bit for bit. PIXELS and LOGITS hold raw
+// numbers: uint8 (B, H, W, 3) and float32 (B, K). Prints what ran and "N passed, 0 failed".
 #include "selftest.h"
 
 #include <cstdio>
@@ -106,7 +106,7 @@ void test_model(const std::string& backend, char** files, Results& results) {
     const std::string path = files[0];
     const std::vector<uint8_t> pixels = read_file(files[1]), expected = read_file(files[2]);
     for (int threads = 1; threads <= 3; ++threads) {
-        Model model(path, threads, backend);
+        Model model(std::make_unique<PackedModel>(path), threads, backend);
         const Architecture& a = model.architecture();
         const size_t picture = static_cast<size_t>(a.image_height) * a.image_width * 3;
         const size_t count = pixels.size() / picture;
@@ -125,6 +125,8 @@ int run(int argc, char** argv) {
     if ((argc - 1) % 3 != 0) throw Error("usage: selftest [MODEL PIXELS LOGITS] ...");
     Results results;
     test_dispatch(results);
+    test_threads(results);
+    if (argc > 1) test_workers(argv[1], read_file(argv[2]), results);
     std::set<std::string> ran;
     for (const Kernels* kernels : available_kernels()) {
         const int before = results.passed() + results.failed();

@@ -80,4 +80,8 @@ void test_numbers(const Kernels& kernels, Results& results);  // norms, patches,
 void test_scores(const Kernels& kernels, Results& results);
 void test_values(const Kernels& kernels, Results& results);  // extremes, Value planes, combination
 
+// The thread pool, and a forward pass that shares one picture among the pool's threads.
+void test_threads(Results& results);
+void test_workers(const std::string& path, const std::vector<uint8_t>& pixels, Results& results);
+
 }  // namespace gsb::selftest

@@ -1,5 +1,5 @@
 // Attention on one-bit queries and keys with superposed attention and Value matrices, forward and backward: the
-// gradients are those of src/gsb_vit/superposition.py and quantizers.py. The softmax itself is PyTorch's.
+// gradients are those of src/gsb_vit/nn/superpose.py and quantize.py. The softmax itself is PyTorch's.
 #pragma once
 
 #include "linear.h"

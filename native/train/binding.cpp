@@ -1,4 +1,4 @@
-// Kernels of training on raw addresses, for src/gsb_vit/fused/native.py; types, shapes and strides are checked before.
+// Kernels of training on raw addresses, for src/gsb_vit/nn/fused/native.py; types and strides are checked before.
 //
 // What belongs together is a struct, which Python makes by naming its fields; nullptr is address 0.
 #include <nanobind/nanobind.h>

@@ -1,4 +1,4 @@
-// One-bit inputs of a linear layer, forward and backward. See the gradients in src/gsb_vit/quantizers.py.
+// One-bit inputs of a linear layer, forward and backward. See the gradients in src/gsb_vit/nn/quantize.py.
 #pragma once
 
 #include "lanes.h"

@@ -1,18 +1,26 @@
 """The command line: thin commands. Importing this module imports neither PyTorch nor anything built on it."""
 
+import contextlib
 import json
+import os
 import sys
 import tempfile
-from collections.abc import Sequence
+import textwrap
+import warnings
+from collections.abc import Generator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gsb_vit import __version__
 from gsb_vit.data.datasets import SPECS
-from gsb_vit.errors import InputError
+from gsb_vit.errors import InputError, ModelError
+from gsb_vit.terminal import json_text, printable
+
+if TYPE_CHECKING:
+    from gsb_vit.runtime.classifier import Prediction
 
 app = typer.Typer(
     name="gsb-vit",
@@ -43,30 +51,89 @@ Engine = Annotated[
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 2 for what the user can mend (one line on the error output)."""
+    """Run a command and exit.
+
+    0: done; 1: some pictures or runs failed and the others did not; 2: refused, with one line on the error output and,
+    after ``--json``, the object ``{"error": ...}`` on the standard output; 130: interrupted.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is strictly ASCII shows escapes
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        status, message = _outcome(words)
+        if message and not _write_refusal(message, "--json" in words):
+            status = 2
+    if not _flush(sys.stdout):
+        status = status or 1
+    sys.exit(status)
+
+
+def _outcome(words: list[str]) -> tuple[int, str]:
+    """Run a command: → exit status, and the line to say where it was refused."""
     try:
-        app(args=list(arguments) if arguments is not None else None, prog_name="gsb-vit")
+        status = app(args=words, prog_name="gsb-vit", standalone_mode=False)
+        sys.stdout.flush()
+        return (status if isinstance(status, int) else 0), ""
     except InputError as error:
-        _refuse(str(error))
+        return 2, str(error)
     except ModuleNotFoundError as error:
         # Some data sets are read by libraries of the training extra.
         if (error.name or "").partition(".")[0] not in TRAINING_LIBRARIES:
             raise
-        _refuse(f"this needs {error.name}: pip install 'gsb-vit[train]'")
+        return 2, f"this needs {error.name}: pip install 'gsb-vit[train]'"
+    except BrokenPipeError:
+        return 1, ""
     except OSError as error:
-        if error.filename is None:
+        reason = error.strerror or str(error)
+        return 2, f"{os.fsdecode(error.filename)}: {reason}" if error.filename is not None else f"output: {reason}"
+    except KeyboardInterrupt:
+        return 130, ""
+    except MemoryError:
+        return 2, "there is not enough memory for this; give smaller pictures, a smaller model or fewer at a time"
+    except Exception as error:
+        # Wrong usage. Typer raises click's errors, or its own copies of them, depending on its version.
+        if type(error).__name__ == "Abort":
+            return 130, ""
+        if not hasattr(error, "format_message"):
             raise
-        _refuse(f"{error.filename}: {error.strerror}")
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())
+            return 2, ""
+        return 2, f"{error.format_message()} (gsb-vit --help lists what there is)"
 
 
-def _refuse(message: str) -> None:
-    print(f"gsb-vit: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+def _write_refusal(message: str, as_json: bool) -> bool:
+    """Say why a command was refused; → whether anyone could be told."""
+    try:
+        print(f"gsb-vit: {printable(message)}", file=sys.stderr, flush=True)
+        if as_json:
+            _print_json({"error": message})
+    except OSError:
+        return False
+    return True
+
+
+def _flush(stream: Any) -> bool:
+    """Write out what a stream holds; where that fails, let go of it, so that Python does not try again at its end."""
+    try:
+        stream.flush()
+        return True
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    with contextlib.suppress(OSError):
+        print(f"gsb-vit: warning: {printable(str(message))}", file=sys.stderr, flush=True)
 
 
 def _tell(line: str) -> None:
     """Say what the user should know, beside the output, which may be JSON."""
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
 
 
 def _require_training(what: str) -> None:
@@ -75,8 +142,20 @@ def _require_training(what: str) -> None:
         raise InputError(f"{what} needs {', '.join(missing)}: pip install 'gsb-vit[train]'")
 
 
+def _json(values: Any) -> str:
+    """JSON without NaN or infinity and without anything that a terminal obeys; Unicode where the output can show it."""
+    is_unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+    try:
+        text = json.dumps(values, indent=2, ensure_ascii=not is_unicode, allow_nan=False)
+    except ValueError as error:
+        raise ModelError(
+            "the result holds numbers that are not finite, which JSON has not; export the model again"
+        ) from error
+    return json_text(text)
+
+
 def _print_json(values: Any) -> None:
-    print(json.dumps(values, indent=2, ensure_ascii=False))
+    print(_json(values))
 
 
 def _version(wanted: bool) -> None:
@@ -177,7 +256,7 @@ def study(
         dry_run=dry_run,
     )
     for name, error in errors.items():
-        print(f"gsb-vit: {name}: {error}", file=sys.stderr)
+        print(f"gsb-vit: {printable(f'{name}: {error}')}", file=sys.stderr)
     if errors:
         raise typer.Exit(1)
 
@@ -216,7 +295,7 @@ def export(
 
     _, parity = export_run(run, output, data_spec=data, engine=engine, most=most, keep_digests=digests)
     flipped = ", ".join(f"{kind} {share:.1e}" for kind, share in parity.flipped.items() if share) or "none"
-    print(f"{output}: {output.stat().st_size / 1e6:.3f} MB")
+    print(f"{printable(str(output))}: {output.stat().st_size / 1e6:.3f} MB")
     print(
         f"same answer as the trained model on {parity.top1_agreement:.2%} of {parity.n} pictures, "
         f"{parity.logits_line}; share of flipped bits on {parity.traced} of them: {flipped}"
@@ -253,7 +332,8 @@ def evaluate(
     if as_json:
         _print_json(found)
         return
-    from gsb_vit.report.tables import metrics_table, show
+    from gsb_vit.report.tables import metrics_table
+    from gsb_vit.terminal import show
 
     show(metrics_table(found, data))
 
@@ -263,31 +343,93 @@ def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model.")],
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures, and folders of pictures.")],
     top: Annotated[int, typer.Option("--top", min=1, help="How many classes to name.")] = 5,
+    max_megapixels: Annotated[
+        float | None,
+        typer.Option("--max-megapixels", metavar="N", help="Refuse pictures with more (default: 64)."),
+    ] = None,
     as_json: Json = False,
     engine: Engine = "native",
     threads: Threads = 0,
 ) -> None:
-    """Name what is in pictures."""
+    """Name what is in pictures; answers come one by one, and pictures that cannot be read do not stop the others."""
     import gsb_vit
+
+    if max_megapixels is not None and not 0 < max_megapixels <= 1e6:
+        raise InputError(f"--max-megapixels {max_megapixels} must be above 0 and at most 1,000,000")
+    classifier = gsb_vit.load(model, threads=threads, engine=engine)
+    pictures, failed = _find_each(paths), 0
+    write = _json_answers() if as_json else _text_answers([picture for picture, _ in pictures], classifier.class_names)
+    max_pixels = None if max_megapixels is None else max(int(max_megapixels * 1e6), 1)
+    try:
+        next(write)
+        for picture, problem in pictures:
+            if problem is None:
+                try:
+                    write.send((picture, classifier.predict(picture, top=top, max_pixels=max_pixels)))
+                    continue
+                except ModelError as error:
+                    _write_refusal(f"{model}: {error}", False)
+                    write.send((picture, f"{model}: {error}"))
+                    raise typer.Exit(2) from error
+                except InputError as error:
+                    problem = str(error)
+            failed += 1
+            write.send((picture, problem))
+    finally:
+        write.close()
+    if failed:
+        _write_refusal(f"{failed:,} of {len(pictures):,} pictures could not be read", False)
+        raise typer.Exit(1)
+
+
+def _find_each(paths: Sequence[Path]) -> list[tuple[Path, str | None]]:
+    """Pictures that paths name, and what is wrong with a path. Raises InputError where no path gives a picture."""
     from gsb_vit.data.held_out import find_pictures
 
-    classifier = gsb_vit.load(model, threads=threads, engine=engine)
-    pictures = find_pictures(paths, _tell)
-    answers = [classifier.predict(picture, top=top) for picture in pictures]
-    if as_json:
-        _print_json(
-            [
-                {
-                    "path": str(picture),
-                    "predictions": [{"class": one.name, "probability": one.probability} for one in answer],
-                }
-                for picture, answer in zip(pictures, answers, strict=True)
-            ]
-        )
-        return
-    from gsb_vit.report.tables import predictions_table, show
+    found: list[tuple[Path, str | None]] = []
+    for path in paths:
+        try:
+            found += [(picture, None) for picture in find_pictures([path], _tell)]
+        except InputError as error:
+            found.append((path, str(error)))
+    if found and all(problem is not None for _, problem in found):
+        raise InputError(str(found[0][1]))
+    return found
 
-    show(predictions_table(pictures, answers))
+
+_Answers = Generator[None, tuple[Path, "Sequence[Prediction] | str"], None]
+
+
+def _json_answers() -> _Answers:
+    """Print one JSON array, an element whenever a picture is sent with its predictions or what is wrong with it."""
+    separator = ""
+    try:
+        print("[", end="", flush=True)
+        while True:
+            picture, answer = yield
+            values: dict[str, Any] = {"path": str(picture)}
+            if isinstance(answer, str):
+                values["error"] = answer
+            else:
+                values["predictions"] = [{"class": one.name, "probability": one.probability} for one in answer]
+            text, separator = f"{separator}\n{textwrap.indent(_json(values), '  ')}", ","
+            print(text, end="", flush=True)
+    finally:  # an array that is cut short is still JSON
+        print("\n]", flush=True)
+
+
+def _text_answers(pictures: Sequence[Path], class_names: Sequence[str]) -> _Answers:
+    """Print lines for people whenever a picture is sent with its predictions or what is wrong with it."""
+    from gsb_vit.report.tables import AnswerLines
+    from gsb_vit.terminal import terminal_width
+
+    lines = AnswerLines(pictures, class_names, terminal_width())
+    if (heading := lines.heading()) is not None:
+        print(heading)
+    while True:
+        picture, answer = yield
+        said = lines.problem(picture, answer) if isinstance(answer, str) else lines.answers(picture, answer)
+        print(*said, sep="\n", flush=True)
 
 
 @app.command()
@@ -303,7 +445,8 @@ def summary(
     if as_json:
         _print_json(found.to_json())
         return
-    from gsb_vit.report.tables import show, summary_tables
+    from gsb_vit.report.tables import summary_tables
+    from gsb_vit.terminal import show
 
     show(*summary_tables(found))
 
@@ -369,7 +512,8 @@ def bench(
 
 def _profile(model: Path, options: dict[str, Any], as_json: bool) -> None:
     from gsb_vit.bench.profile import profile
-    from gsb_vit.report.tables import profile_tables, show
+    from gsb_vit.report.tables import profile_tables
+    from gsb_vit.terminal import show
 
     found = profile(model, **options)
     if as_json:
@@ -381,7 +525,8 @@ def _profile(model: Path, options: dict[str, Any], as_json: bool) -> None:
 def _compare(model: Path, against: str | None, options: dict[str, Any], plot: Path | None, as_json: bool) -> None:
     from gsb_vit.bench.compare import benchmark
     from gsb_vit.bench.peers import plot as plots
-    from gsb_vit.report.tables import bench_table, densities_table, show
+    from gsb_vit.report.tables import bench_table, densities_table
+    from gsb_vit.terminal import show
 
     if plot is not None:
         plots.check_plot(plot)

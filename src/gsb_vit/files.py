@@ -2,13 +2,14 @@
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from gsb_vit.errors import InputError
+from gsb_vit.errors import InputError, shown
 
 
 @contextmanager
@@ -63,3 +64,40 @@ def locked(folder: Path, work: str) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks
         yield
+
+
+def as_path(value: Any, what: str) -> Path:
+    """Return a path that a caller gave as text, bytes or PathLike.
+
+    Raises InputError for any other type, for an empty path and for one with a NUL; ``what`` says what it should name.
+    """
+    try:
+        text = os.fsdecode(value)
+    except TypeError as error:
+        raise InputError(f"{type(value).__name__} is not a path; give {what} as text or a pathlib.Path") from error
+    if not text or "\0" in text:
+        raise InputError(f"{shown(text)} is not a path: it {'holds a NUL' if text else 'is empty'}; give {what}")
+    return Path(text)
+
+
+def open_regular(path: Path, what: str) -> BinaryIO:
+    """Open a regular file to be read.
+
+    A folder, pipe, socket or device is refused before it is opened: opening one can wait for ever or do something.
+
+    Raises:
+        InputError: for anything that is no regular file or cannot be read; ``what`` says what to give instead.
+    """
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
+            raise InputError(f"{path}: cannot be read ({kind}); give {what}")
+        # Between the two calls it can become another: O_NONBLOCK does not wait for a pipe's other end.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise InputError(f"{path}: cannot be read (is no regular file); give {what}")
+        return os.fdopen(descriptor, "rb")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give {what}") from error

@@ -15,6 +15,7 @@ from gsb_vit.export.run import export_run
 from gsb_vit.report.page import write_report
 from gsb_vit.report.tables import bench_table
 from gsb_vit.runtime.classifier import load
+from gsb_vit.terminal import plain_console, printable, show
 from gsb_vit.train.recipe_io import load_recipe
 from gsb_vit.train.run import RunSummary, train
 
@@ -40,24 +41,24 @@ def quickstart(
     Raises:
         InputError: ``out`` is not empty (and ``resume`` is off), or the packed model disagrees with the trained one.
     """
-    console = console or Console()
+    console = console or plain_console()
     folder = Path(out)
     recipe = load_recipe("quickstart", [f"seed={seed}", *overrides])
     summary = train(recipe, "digits", folder, resume=resume, console=console)
     packed = folder / MODEL_FILE
     _, parity = export_run(folder, packed, engine=engine)
     size = packed.stat().st_size / 1e6
-    console.print(f"packed model: {packed}, {size:.3f} MB; {_parity_line(parity)}", highlight=False, soft_wrap=True)
+    console.print(f"packed model: {packed}, {size:.3f} MB; {_parity_line(parity)}")
     rows = benchmark(packed) if engine == "native" else []
     if rows:
-        console.print(bench_table(rows))
+        show(bench_table(rows), console=console)
     test = load_data("digits", recipe.data).test
     _predict(packed, engine, test.sources, test.labels, console)
     figures = {"same answer": f"{parity.top1_agreement:.2%} of {parity.n} validation pictures"}
     report = write_report(
         folder, packed=packed, test=test, bench=rows, parity=figures, title="One-bit digits", engine=engine
     )
-    console.print(f"report: {report.resolve().as_uri()}", highlight=False, soft_wrap=True)
+    console.print(f"report: {report.resolve().as_uri()}")
     return summary
 
 
@@ -72,5 +73,7 @@ def _predict(packed: Path, engine: str, sources: tuple, labels: np.ndarray, cons
     """Print the packed model's first answers for a few held-out pictures."""
     classifier = load(packed, engine=engine)
     for source, label in zip(sources[:SHOWN], labels[:SHOWN], strict=True):
-        answers = ", ".join(f"{p.name} {100 * p.probability:.0f} %" for p in classifier.predict(source, top=2))
-        console.print(f"a held-out {classifier.class_names[label]}: {answers}", highlight=False)
+        answers = ", ".join(
+            f"{printable(p.name)} {100 * p.probability:.0f} %" for p in classifier.predict(source, top=2)
+        )
+        console.print(f"a held-out {printable(classifier.class_names[label])}: {answers}")

@@ -1,6 +1,7 @@
 """``benchmark``: a row for each engine, in the packed model's favour only where it is measured so."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from gsb_vit.bench.profile import BITS_PER_INSTRUCTION, profile
 from gsb_vit.cli import main
 from gsb_vit.errors import InputError
 from gsb_vit.export.untrained import pack_untrained
+from gsb_vit.runtime.classifier import load
 from gsb_vit.runtime.packed_file import read
 from gsb_vit.runtime.reference import ReferenceModel
 
@@ -31,18 +33,12 @@ def model(tmp_path_factory):
 
 def check_figures(measurement):
     row = measurement.row()
-    assert [key for key in row if key != "problem"] == KEYS
-    if measurement.problem is not None:
-        # A loaded machine may scatter; then there is a reason and no figure.
-        assert measurement.problem.startswith("invalid")
-        assert row["median_ms"] is row["images_per_s"] is None
-        return
-    assert row["median_ms"] > 0
+    assert list(row) == KEYS
     assert row["images_per_s"] == pytest.approx(1000 * row["batch"] / row["median_ms"])
     assert row["peak_mb"] > 5
 
 
-def test_the_packed_model_alone(model):
+def test_the_packed_model_alone(model, no_noise):
     pytest.importorskip("gsb_vit._native")
     (own,) = benchmark(model, against=[], batch=3, rounds=2, tries=1)
     assert (own.engine, own.precision, own.threads, own.batch) == ("gsb-vit", "1-bit", 1, 3)
@@ -50,7 +46,7 @@ def test_the_packed_model_alone(model):
     check_figures(own)
 
 
-def test_beside_its_full_precision_twin(model):
+def test_beside_its_full_precision_twin(model, no_noise):
     pytest.importorskip("gsb_vit._native")
     pytest.importorskip("timm")
     assert default_peers() == ["torch:fp32"]
@@ -74,36 +70,65 @@ def test_what_cannot_be_measured_is_told(model, tmp_path):
 
 def test_the_profile_covers_every_product(model):
     pytest.importorskip("gsb_vit._native")
-    found = profile(model, batch=2, seconds=0.05)
+    found = profile(model, batch=2, seconds=1e-9)
     stages = {stage.name: stage for stage in found}
     assert sum(stage.share for stage in stages.values()) == pytest.approx(1)
-    assert all(stage.us > 0 for stage in stages.values())
-    assert all(stages[name].bit_macs_per_ns > 0 for name in ("qkv", "scores", "projection", "fc1", "fc2"))
-    assert stages["patch embedding"].byte_macs_per_ns > 0
+    of_bits = {name for name, stage in stages.items() if stage.bit_macs_per_ns}
+    assert of_bits == {"qkv", "scores", "attention x value", "projection", "fc1", "fc2"}
+    assert {name for name, stage in stages.items() if stage.byte_macs_per_ns} == {"patch embedding", "heads"}
     with pytest.raises(InputError, match="batch 0"):
         profile(model, batch=0)
     with pytest.raises(InputError, match="'mmx' is unknown"):
         profile(model, isa="mmx")
 
 
+class Clocked:
+    """A classifier whose stages took what a test says: 1 µs of its own clock each, and so many products a call."""
+
+    def __init__(self, classifier, stages):
+        self.classifier, self.stages, self.calls = classifier, stages, 0
+
+    def __getattr__(self, name):
+        return getattr(self.classifier, name)
+
+    def set_profiling(self, on):
+        self.calls = 0
+
+    def logits(self, pictures):
+        self.calls += 1
+        return self.classifier.logits(pictures)
+
+    def profile(self):
+        return [SimpleNamespace(**{key: n if key == "name" else n * self.calls for key, n in s.items()})
+                for s in self.stages]  # fmt: skip
+
+
 def test_the_profile_counts_cycles_and_shares_of_the_ceiling(model, monkeypatch):
+    """By hand: a core of 2 GHz that starts two vector additions and 128 byte products a cycle."""
     native = pytest.importorskip("gsb_vit._native")
+    stages = [
+        {"name": "fc1", "seconds": 3e-6, "bit_macs": 6e5, "byte_macs": 0},
+        {"name": "heads", "seconds": 1e-6, "bit_macs": 0, "byte_macs": 64e3},
+        {"name": "norms", "seconds": 0, "bit_macs": 0, "byte_macs": 0},
+    ]
+    monkeypatch.setattr("gsb_vit.runtime.classifier.load", lambda *given, **more: Clocked(load(*given, **more), stages))
+    monkeypatch.setattr(native, "core_hz", lambda: 2e9)
     for backend in native.backends():
+        known = backend in BITS_PER_INSTRUCTION
+        monkeypatch.setattr(native, "core_speed", lambda _, known=known: (2e9, 2.0, 128.0) if known else (2e9, 0, 0))
         monkeypatch.setenv("GSB_VIT_BACKEND", backend)
-        found = profile(model, seconds=0.1)
-        assert found.backend == backend
-        assert 0.5 < found.ghz < 7
-        assert (found.bit_ceiling is not None) == (backend in BITS_PER_INSTRUCTION)
-        for stage in found:
-            assert stage.cycles == pytest.approx(stage.us * 1000 * found.ghz)
-            products = stage.bit_macs_per_ns or stage.byte_macs_per_ns
-            ceiling = found.bit_ceiling if stage.bit_macs_per_ns else found.byte_ceiling
-            if not products or ceiling is None:
-                assert stage.of_ceiling is None
-                continue
-            # A ceiling that a stage goes through is none. (Half a cycle's slack: the clock may change in between.)
-            assert stage.of_ceiling == pytest.approx(products / found.ghz / ceiling)
-            assert 0 < stage.of_ceiling < 1.2
+        found = profile(model, batch=2, seconds=1e-9)
+        assert (found.backend, found.ghz) == (backend, 2.0)
+        assert found.bit_ceiling == (2 * BITS_PER_INSTRUCTION[backend] if known else None)
+        assert found.byte_ceiling == (128 if known else None)
+        fc1, heads, norms = found
+        assert (fc1.us, fc1.cycles, fc1.share) == pytest.approx((1.5, 3000, 0.75))  # a picture: half a call
+        assert (heads.us, heads.cycles, heads.share) == pytest.approx((0.5, 1000, 0.25))
+        assert (fc1.bit_macs_per_ns, fc1.byte_macs_per_ns) == pytest.approx((200, 0))
+        assert (heads.bit_macs_per_ns, heads.byte_macs_per_ns) == pytest.approx((0, 64))
+        assert fc1.of_ceiling == (pytest.approx(100 / found.bit_ceiling) if known else None)
+        assert heads.of_ceiling == (pytest.approx(32 / 128) if known else None)
+        assert (norms.us, norms.share, norms.bit_macs_per_ns, norms.of_ceiling) == (0, 0, 0, None)
 
 
 def test_the_profile_is_printed(model, capsys):
@@ -117,17 +142,14 @@ def test_the_profile_is_printed(model, capsys):
         assert word in text
 
 
-def test_the_core_is_measured(model):
+def test_the_core_is_measured():
+    """For each backend whose instructions are known; what is counted for them: tests/native/test_core_speed.py."""
     native = pytest.importorskip("gsb_vit._native")
-    assert 5e8 < native.core_hz() < 7e9
+    assert native.core_hz() > 0
     for backend in native.backends():
         hz, adds, macs = native.core_speed(backend)
-        assert 5e8 < hz < 7e9
-        if backend in BITS_PER_INSTRUCTION:
-            # Between one and six vector units; a vector addition may also be split in two.
-            assert 0.4 < adds < 7 and 4 < macs < 300
-        else:
-            assert adds == macs == 0
+        known = backend in BITS_PER_INSTRUCTION
+        assert hz > 0 and (adds > 0, macs > 0) == (known, known)
     with pytest.raises(native.NativeError, match=r"'avx9' cannot run on this machine; there is .*portable"):
         native.core_speed("avx9")
 

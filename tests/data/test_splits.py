@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import needs, needs_flowers
 from paths import FLOWERS
 from PIL import Image
 
@@ -144,7 +145,7 @@ def test_cifar_reads_torchvision_layout(tmp_path: Path, monkeypatch: pytest.Monk
     assert source.shape == (32, 32, 3) and (source == data.test.labels[3]).all()
 
 
-@pytest.mark.skipif(not FLOWERS.is_dir(), reason="Flowers-102 is not at ../shared/data")
+@needs_flowers
 def test_flowers_follow_the_paper() -> None:
     data = load_data(f"flowers102:{FLOWERS.parent}", dataclasses.replace(OPTIONS, validation_fraction=0.0))
     assert (len(data.train), len(data.test), len(data.class_names)) == (2040, 6149, 102)
@@ -199,7 +200,7 @@ def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
         load_data(str(tmp_path), OPTIONS)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every folder")
+@needs("unreadable folders", "a user other than root", hasattr(os, "geteuid") and os.geteuid() != 0)
 def test_an_unreadable_folder_is_named(tmp_path: Path) -> None:
     write_pictures(tmp_path, {"a": 2, "b": 2})
     (tmp_path / "a").chmod(0)

@@ -13,7 +13,8 @@ from gsb_vit.models.pixel_inputs import normalize
 from gsb_vit.quantization import Quantization
 from gsb_vit.runtime import packed_file
 from gsb_vit.runtime.bits import unpack
-from gsb_vit.runtime.reference import ReferenceModel, relative_bias_index
+from gsb_vit.runtime.reference import ReferenceModel
+from gsb_vit.runtime.relative_bias import relative_bias_index
 
 NAMES = [f"class {number}" for number in range(6)]
 

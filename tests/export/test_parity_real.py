@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from needs import needs_flowers
 from paths import FLOWERS
 
 import gsb_vit.models  # noqa: F401 (registers the models)
@@ -62,7 +63,7 @@ def test_digits(tmp_path):
     assert_contract(model, pictures, labels, preprocessing, 10, tmp_path / "digits.safetensors")
 
 
-@pytest.mark.skipif(not FLOWERS.is_dir(), reason="Flowers-102 is not at ../shared/data")
+@needs_flowers
 def test_flowers(tmp_path):
     labels = pytest.importorskip("scipy.io").loadmat(FLOWERS / "imagelabels.mat")["labels"][0]
     chosen = [np.flatnonzero(labels == number)[:30] for number in (51, 77, 46, 73)]

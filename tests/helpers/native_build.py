@@ -1,5 +1,6 @@
 """Builds of the native library, its examples and its test programs, for the tests that run them outside Python."""
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -7,39 +8,51 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from needs import skip_without
 from paths import ROOT
+from processes import HANG_SECONDS
 
 CROSS_TOOLS = ("aarch64-linux-gnu-g++", "aarch64-linux-gnu-gcc", "qemu-aarch64")
 
 
-def needed(program):
-    """Return the path of a program, from beside this Python or from PATH; skip the test where there is none."""
+def found(program):
+    """Return the path of a program, from beside this Python or from PATH; None where there is none."""
     beside = Path(sys.executable).with_name(program)
-    found = str(beside) if beside.exists() else shutil.which(program)
-    if found is None:
-        pytest.skip(f"{program} is not installed")
-    return found
+    return str(beside) if beside.exists() else shutil.which(program)
+
+
+def needed(program, part="native programs"):
+    """Return the path of a program; skip the test, which belongs to a part of the suite, where there is none."""
+    path = found(program)
+    if path is None:
+        skip_without(part, program)
+    return path
 
 
 def run(*command, ok=True, **options):
     """Run a command, which has to succeed, and return what became of it."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, timeout=900, **options)
+    done = subprocess.run([str(part) for part in command], capture_output=True, timeout=HANG_SECONDS, **options)
     said = (done.stdout + done.stderr).decode(errors="replace")
     assert not ok or done.returncode == 0, f"{command}\n{said[-6000:]}"
     return done
 
 
+@contextlib.contextmanager
+def locked(name):
+    """Hold and return the folder build/tests/``name``: who would build there, in this run or another, take turns."""
+    folder = ROOT / "build" / "tests" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
 def build(name, *options, targets=("all",)):
     """Build without Python in build/tests/``name`` and return that folder; what is up to date there is kept."""
     cmake, ninja = needed("cmake"), needed("ninja")
-    folder = ROOT / "build" / "tests" / name
-    folder.mkdir(parents=True, exist_ok=True)
     settings = ["-DGSB_VIT_PYTHON=OFF", "-DGSB_VIT_EXAMPLES=ON", "-DGSB_VIT_TESTS=ON", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", "2")
-    with (folder / "lock").open("w") as lock:
-        # Two test runs in one checkout take turns.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(name) as folder:
         run(cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", *settings, *options)
         run(cmake, "--build", folder, "--parallel", jobs, "--target", *targets)
     return folder
@@ -52,7 +65,7 @@ def build_here():
 
 def build_aarch64():
     """Build for 64-bit ARM, programs linked statically; skip where the cross compiler or the emulator is missing."""
-    for tool in CROSS_TOOLS:
-        needed(tool)
+    if lacking := [tool for tool in CROSS_TOOLS if found(tool) is None]:
+        skip_without("AArch64", *lacking)
     toolchain = ROOT / "cmake" / "aarch64-linux-gnu.cmake"
     return build("aarch64", f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", "-DGSB_VIT_NATIVE_WARNINGS=ON")

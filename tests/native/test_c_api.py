@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from PIL import Image
 from random_packed import random_pictures, write_random_packed
 
 import gsb_vit
-from gsb_vit.runtime.reference import ReferenceModel
+from gsb_vit.runtime.packed_file import write
+from gsb_vit.runtime.reference import NOT_FINITE, ReferenceModel
 
 MODELS = {
     "relative": dict(
@@ -110,6 +112,17 @@ def test_a_c_program_gets_an_error_text(native, tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith(f"{tmp_path / 'broken'}: not a packed model, or truncated")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_c_program_gets_an_error_where_numbers_overflow(native, tmp_path):
+    path = tmp_path / "model.safetensors"
+    packed = write_random_packed(path, seed=7, **MODELS["relative"])
+    scale = np.full_like(packed["heads.0.scale"], 3e38)
+    write(path, replace(packed, tensors={**packed.tensors, "heads.0.scale": scale}))
+    (tmp_path / "picture.ppm").write_bytes(b"P6 32 32 255\n" + bytes(range(256)) * 12)
+    done = run(native / "classify", path, tmp_path / "picture.ppm")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.strip() == NOT_FINITE
 
 
 def test_a_c_compiler_and_the_archive_are_enough(native, model, tmp_path):

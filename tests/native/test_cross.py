@@ -1,9 +1,11 @@
 """The native test programs, here and under an emulated AArch64 processor: kernels, whole models, instructions."""
 
+import functools
 import re
 
 import pytest
 from native_build import build_aarch64, build_here, needed, run
+from needs import skip_without
 from paths import HELPERS
 from random_packed import SHAPES, random_pictures, write_random_packed
 from selftest_models import write_models
@@ -37,6 +39,8 @@ def test_kernels_and_models_on_this_machine(models):
     assert "portable" in ran
 
 
+# Every check of the native tests, instruction by instruction in an emulator.
+@pytest.mark.slow
 def test_kernels_and_models_on_aarch64(aarch64, models):
     ran = check_selftest(run("qemu-aarch64", aarch64 / "native/tests/selftest", *files_of(models)))
     assert ran == {"neon", "portable"}
@@ -63,7 +67,7 @@ def train_hashes(folder, *emulator):
 def test_training_kernels_give_the_same_numbers_on_every_processor(aarch64):
     found = {**train_hashes(build_here()), **train_hashes(aarch64, "qemu-aarch64")}
     if len(found) < 2:
-        pytest.skip(f"this processor has none of the other kernels, only {sorted(found)}")
+        skip_without("training kernels of x86-64 beside those of AArch64", "AVX2")
     expected = found["train_hashes_neon"]
     assert len(set(expected)) == len(expected) > 100
     for lines in found.values():
@@ -80,25 +84,42 @@ def test_the_selftest_notices_wrong_logits(models, tmp_path):
     assert re.search(rb"[1-9]\d* failed", done.stdout)
 
 
-def test_neon_needs_at_most_a_third_of_the_instructions(aarch64, tmp_path):
-    """Of one forward pass in DeiT-Small's shape, four blocks deep: two pictures minus one, counted by a QEMU plugin."""
-    plugin = tmp_path / "count.so"
+@pytest.fixture(scope="module")
+def instructions(aarch64, tmp_path_factory):
+    """Instructions of a process that loads a model of DeiT-Small's shape, four blocks deep, and runs so many pictures.
+
+    Counted by a QEMU plugin, so they are the same on every machine, busy or not.
+    """
+    folder = tmp_path_factory.mktemp("instructions")
+    plugin, path, program = folder / "count.so", folder / "model.safetensors", aarch64 / "native/tests/logits"
     run(needed("cc"), "-shared", "-fPIC", "-O2", HELPERS / "count_instructions.c", "-o", plugin)
-    path, program = tmp_path / "model.safetensors", aarch64 / "native/tests/logits"
     model = write_random_packed(
         path, seed=1, image_size=224, patch_size=16, embed_dim=384, depth=4, num_heads=6, mlp_hidden=1536,
         num_classes=102,
     )  # fmt: skip
     pictures = random_pictures(model.architecture, 2, seed=1)
-    (tmp_path / "0").write_bytes(b"")
-    probe = run("qemu-aarch64", "-plugin", plugin, program, path, tmp_path / "0", 1, "neon", ok=False)
-    if b"instructions" not in probe.stderr:
-        pytest.skip("this QEMU takes no plugins")
 
-    def instructions(count, backend):
-        (tmp_path / "pixels").write_bytes(pictures[:count].tobytes())
-        done = run("qemu-aarch64", "-plugin", plugin, program, path, tmp_path / "pixels", 1, backend)
+    @functools.cache
+    def count(number, backend):
+        (folder / "pixels").write_bytes(pictures[:number].tobytes())
+        done = run("qemu-aarch64", "-plugin", plugin, program, path, folder / "pixels", 1, backend, ok=False)
+        if b"instructions" not in done.stderr:
+            skip_without("counts of instructions", "a QEMU that takes plugins")
+        assert done.returncode == 0, done.stderr
         return int(re.search(rb"(\d+) instructions", done.stderr)[1])
 
+    return count
+
+
+def test_neon_needs_at_most_a_third_of_the_instructions(instructions):
+    """Of one forward pass: two pictures minus one."""
     neon, portable = (instructions(2, backend) - instructions(1, backend) for backend in ("neon", "portable"))
     assert 0 < neon <= portable / 3, f"{neon} of {portable}: {neon / portable:.3f}"
+
+
+def test_a_start_needs_fewer_instructions_than_half_a_picture(instructions):
+    """Nothing is built when a model is loaded or first called that would belong into the file."""
+    start, first = (instructions(number, "neon") for number in (0, 1))
+    one_more = instructions(2, "neon") - first
+    assert start < one_more / 2, f"{start} to load, {one_more} a picture"
+    assert first - start < 1.05 * one_more, f"{first - start} for the first picture, {one_more} for the second"

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from native_build import build_here, needed, run
+from needs import needs
 from random_packed import SHAPES
 from selftest_models import write_models
 
 import gsb_vit
 
-pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these builds are for x86-64")
+pytestmark = needs("processors without AVX", "an x86-64 processor", platform.machine() in ("x86_64", "AMD64"))
 
 AVX = 'int main(void) { __asm__ volatile("vxorps %ymm0, %ymm0, %ymm0"); return 0; }\n'
 
@@ -40,7 +41,7 @@ sys.stdout.buffer.write(model.logits(pictures).tobytes())
 @pytest.fixture(scope="module")
 def nehalem():
     """The words that begin a command."""
-    return needed("qemu-x86_64"), "-cpu", "Nehalem"
+    return needed("qemu-x86_64", "processors without AVX"), "-cpu", "Nehalem"
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 from native_build import build, needed, run
+from needs import skip_without
 from selftest_models import write_models
 
 MODELS = {
@@ -20,7 +21,7 @@ COMPILERS = {"c++": ("c++",), "clang": ("clang++", "clang++-19")}
 def compiler(name):
     """The first of a compiler's programs that is installed; skip where there is none."""
     *others, last = COMPILERS[name]
-    return next(filter(None, map(shutil.which, others)), None) or needed(last)
+    return next(filter(None, map(shutil.which, others)), None) or needed(last, "sanitizers")
 
 
 @pytest.fixture(params=[("c++", "address,undefined"), ("c++", "thread"), ("clang", "address,undefined")], ids=" ".join)
@@ -30,7 +31,7 @@ def sanitized(request, tmp_path):
     (tmp_path / "probe.cpp").write_text("int main() { return 0; }\n")
     flags = [f"-fsanitize={sanitizers}", tmp_path / "probe.cpp", "-o", tmp_path / "probe"]
     if run(program, *flags, ok=False).returncode or run(tmp_path / "probe", ok=False).returncode:
-        pytest.skip(f"programs with -fsanitize={sanitizers} cannot be built and run here")
+        skip_without("sanitizers", f"programs of {program} with -fsanitize={sanitizers.replace(',', ' and ')}")
     name = "_".join(request.param).replace("+", "").replace(",", "_")
     # -O1: sanitized -O3 code takes several times as long to compile.
     options = [f"-DGSB_VIT_SANITIZE={sanitizers}", f"-DCMAKE_CXX_COMPILER={program}"]
@@ -40,6 +41,8 @@ def sanitized(request, tmp_path):
     return folder / "native/tests/selftest", [path for files in models.values() for path in files]
 
 
+# Compiles the library and its tests once for each sanitizer; sanitized code is several times as slow.
+@pytest.mark.slow
 def test_no_sanitizer_complains(sanitized):
     program, files = sanitized
     done = run(program, *files, ok=False)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from goldens import relative_error
+from needs import skip_without
 from torch import Tensor, nn
 
 from gsb_vit.errors import InputError
@@ -26,15 +27,9 @@ CLASSES = (NativeKernels, TorchKernels)
 def kernels(request, monkeypatch) -> str:
     """Run with the kernels of each instruction set that is built and that this processor has, and with PyTorch's."""
     if request.param == "none":
-        pytest.skip("this build or processor has no fused kernels")
+        skip_without("fused kernels", "an extension or processor that has them")
     monkeypatch.setenv("GSB_VIT_FUSED", request.param)
     return request.param
-
-
-@pytest.fixture
-def native_only(kernels) -> None:
-    if kernels == fused.IN_PYTORCH:
-        pytest.skip("of the extension's kernels")
 
 
 @pytest.fixture
@@ -185,7 +180,8 @@ def test_attention_options(options, both_ways):
     both_ways(attention(32, 19, **options), torch.randn(4, 19, 64), tolerance=1e-4, same=1e-6)
 
 
-def test_results_do_not_depend_on_the_number_of_threads(native_only):
+@pytest.mark.parametrize("kernels", HERE or ["none"], indirect=True)
+def test_results_do_not_depend_on_the_number_of_threads(kernels):
     module, x = attention(64, 40), torch.randn(5, 40, 128)
     before, results = torch.get_num_threads(), []
     try:
@@ -222,7 +218,7 @@ def test_less_is_kept_for_the_backward_pass(kernels, monkeypatch):
 
 def test_every_instruction_set_gives_the_same_numbers(monkeypatch):
     if len(HERE) < 2:
-        pytest.skip(f"this processor has kernels of one instruction set only: {HERE}")
+        skip_without("fused kernels side by side", "a second instruction set")
     torch.manual_seed(0)
     block = nn.Sequential(attention(48, 21), BinaryMlp(96, 200))
     block[1].fc1, block[1].fc2 = linear(True, 96, 200), linear(False, 200, 96, clip=10.0)

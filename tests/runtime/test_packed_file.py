@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from bad_packed import sealed
 from random_packed import random_packed, write_random_packed
 from safetensors.numpy import save_file
 
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
-from gsb_vit.runtime import packed_file
+from gsb_vit.runtime import packed_file, schema
 from gsb_vit.runtime.packed_file import PackedModel
 from gsb_vit.runtime.schema import Architecture
 
@@ -41,7 +42,9 @@ def save_unchecked(path, model, /, **changes):
     }
     header.update(changes.pop("header", {}))
     metadata = {"format": packed_file.FORMAT, "version": packed_file.VERSION, "model": json.dumps(header), **changes}
+    metadata.update({key: "0" * 16 for key in schema.CHECKSUM_KEYS})
     save_file(dict(model.tensors), path, metadata)
+    path.write_bytes(sealed(path.read_bytes()))
 
 
 @pytest.mark.parametrize(
@@ -120,16 +123,16 @@ def test_another_safetensors_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": "2"}, "version '2' is unknown"),
+        ({"version": "3"}, "version '3' is unknown"),
         ({"format": "else"}, "not a packed model"),
         ({"model": "{"}, "not JSON"),
         ({"model": "[" * 100_000}, "not JSON"),
-        ({"model": "3"}, "lacks"),
+        ({"model": "3"}, "the metadata must be a JSON object"),
         ({"header": {"class_names": ["a"]}}, "1 names for 5 classes"),
         ({"header": {"class_names": [1, 2, 3, 4, 5]}}, "name each"),
         ({"header": {"class_names": "abcde"}}, "must be a list"),
         ({"header": {"architecture": []}}, "JSON object"),
-        ({"header": {"preprocessing": {}}}, "preprocessing lacks"),
+        ({"header": {"preprocessing": {}}}, "preprocessing: key 'size' is missing"),
     ],
 )
 def test_bad_metadata_is_refused_in_one_line(tmp_path, model, changes, message):
@@ -142,13 +145,13 @@ def test_bad_metadata_is_refused_in_one_line(tmp_path, model, changes, message):
 
 BAD_TENSORS = [
     ("norm.weight", None, "norm.weight is missing"),
-    ("norm.extra", np.zeros(2, dtype=np.float32), "norm.extra does not belong"),
-    ("norm.weight", np.zeros(36, dtype=np.float64), "norm.weight is"),
+    ("norm.extra", np.zeros(2, dtype=np.float32), "norm.extra' does not belong"),
+    ("norm.weight", np.zeros(36, dtype=np.float64), "norm.weight'? (is float64|has the unknown type)"),
     ("norm.weight", np.zeros((36, 1), dtype=np.float32), r"norm.weight is float32 \(36, 1\), not float32 \(36,\)"),
     ("blocks.1.attn.v_scale", np.full(36, np.nan, dtype=np.float32), "blocks.1.attn.v_scale holds numbers"),
-    ("blocks.0.attn.qkv.threshold", np.full(108, 37, dtype=np.int16), "thresholds outside -1 … 36"),
-    ("blocks.0.attn.qkv.threshold", np.full(108, -2, dtype=np.int16), "thresholds outside"),
-    ("blocks.0.mlp.fc1.zero_interval", np.full((70, 2), 37, dtype=np.int16), "bounds outside 0 … 36"),
+    ("blocks.0.attn.qkv.threshold", np.full(108, 37, dtype=np.int16), "values outside -1 … 36"),
+    ("blocks.0.attn.qkv.threshold", np.full(108, -2, dtype=np.int16), "values outside"),
+    ("blocks.0.mlp.fc1.zero_interval", np.full((70, 2), 37, dtype=np.int16), "values outside 0 … 36"),
     ("blocks.0.mlp.fc1.weight", np.full((70, 1), 2**63, dtype=np.uint64), "pad bits"),
     ("blocks.1.mlp.fc2.weight", np.full((36, 2), 2**6, dtype=np.uint64), "pad bits"),
     ("blocks.0.attn.exp_table", np.linspace(0, 1, 13, dtype=np.float32), "exp_table does not fall"),

@@ -6,7 +6,8 @@ from random_packed import random_packed, random_pictures
 
 from gsb_vit.errors import InputError
 from gsb_vit.runtime.bits import pack
-from gsb_vit.runtime.reference import ReferenceModel, layer_norm, relative_bias_index, sum16
+from gsb_vit.runtime.reference import ReferenceModel, layer_norm, sum16
+from gsb_vit.runtime.relative_bias import relative_bias_index, relative_bias_size
 
 TINY = dict(image_size=(8, 12), patch_size=4, embed_dim=20, depth=2, num_heads=2, mlp_hidden=37, num_classes=4)
 SMALL = dict(image_size=32, patch_size=8, embed_dim=96, depth=2, num_heads=3, mlp_hidden=200, num_classes=7)
@@ -129,8 +130,7 @@ def test_layer_norm_is_close_to_float64():
 @pytest.mark.parametrize(("grid", "prefixes"), [((1, 1), 1), ((2, 3), 2), ((4, 2), 1)])
 def test_relative_bias_index_uses_every_entry(grid, prefixes):
     index = relative_bias_index(grid, prefixes)
-    size = (2 * grid[0] - 1) * (2 * grid[1] - 1) + prefixes**2 + 2 * prefixes
-    assert sorted(set(index.flatten().tolist())) == list(range(size))
+    assert sorted(set(index.flatten().tolist())) == list(range(relative_bias_size(grid, prefixes)))
 
 
 def test_an_empty_group_adds_nothing():

@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from paths import SOURCE
+from needs import needs
+from paths import HELPERS, SOURCE
+from processes import HANG_SECONDS, wait_until
 from small_study import STUDY, quiet, run_here, write_study
 
 from gsb_vit.errors import InputError
@@ -32,7 +33,9 @@ def alive(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc; children follow their parent on Linux")
+# Two processes load PyTorch before the kill; after it the study is trained twice, to compare.
+@pytest.mark.slow
+@needs("killed studies", "Linux, where children follow their parent", sys.platform.startswith("linux"))
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_study_leaves_no_process_and_goes_on(kind, tmp_path: Path, monkeypatch) -> None:
     text = STUDY[: STUDY.index("[variants.bit]")]
@@ -40,19 +43,17 @@ def test_a_killed_study_leaves_no_process_and_goes_on(kind, tmp_path: Path, monk
     command = [sys.executable, "-m", "gsb_vit.cli", "study", str(file), "--out", str(out), "--jobs", "1"]
     process = subprocess.Popen(
         command,
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        # Training is held after its first epoch, however long the signal takes.
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS / "hold_training"), str(SOURCE)])},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
     )
-    deadline = time.monotonic() + 240
-    while not list(out.glob("runs/teacher-*/metrics.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    teachers = "runs/teacher-*/metrics.jsonl"
+    wait_until(lambda: list(out.glob(teachers)) or process.poll() is not None, "the teacher's first epoch")
     process.send_signal(kind)
-    assert process.wait(60) != 0
-    while alive(out) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert alive(out) == []
+    assert process.wait(HANG_SECONDS) != 0
+    wait_until(lambda: alive(out) == [], "the study's processes to end")
     (teacher,) = out.glob("runs/teacher-*")
     assert not (teacher / "summary.json").exists(), "the study ended before it was killed"
     errors, _ = run_here(monkeypatch, file, out)
@@ -65,10 +66,8 @@ def test_a_killed_study_leaves_no_process_and_goes_on(kind, tmp_path: Path, monk
 
 
 def wait(handle) -> str:
-    deadline = time.monotonic() + 240
-    while (error := handle.poll()) is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return error
+    wait_until(lambda: handle.poll() is not None, "a job to end")
+    return handle.poll()
 
 
 def test_a_child_says_what_went_wrong_and_can_be_stopped(tmp_path: Path) -> None:
@@ -76,7 +75,7 @@ def test_a_child_says_what_went_wrong_and_can_be_stopped(tmp_path: Path) -> None
     assert wait(executor.start([sys.executable, "-c", "pass"], {}, log)) == ""
     failing = [sys.executable, "-c", "import os, sys; sys.exit('gsb-vit: ' + os.environ['WORDS'])"]
     assert wait(executor.start(failing, {"WORDS": "no such class"}, log)) == "no such class"
-    sleeping = executor.start([sys.executable, "-c", "import time; time.sleep(60)"], {}, log)
+    sleeping = executor.start([sys.executable, "-c", "import threading; threading.Event().wait()"], {}, log)
     assert sleeping.poll() is None
     sleeping.stop()
     assert wait(sleeping) == "ended by signal SIGTERM"
@@ -84,11 +83,11 @@ def test_a_child_says_what_went_wrong_and_can_be_stopped(tmp_path: Path) -> None
 
 def test_the_same_jobs_through_submitit(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
-    executor = SubmititExecutor(tmp_path / "submitit", "local", {"timeout_min": 5})
+    executor = SubmititExecutor(tmp_path / "submitit", "local", {"timeout_min": 60})
     log = tmp_path / "log"
     writing = [sys.executable, "-c", f"import os; open({str(tmp_path / 'out')!r}, 'w').write(os.environ['WORDS'])"]
     assert wait(executor.start(writing, {"WORDS": "two words"}, log)) == ""
     assert (tmp_path / "out").read_text() == "two words"
     assert "no such class" in wait(executor.start([sys.executable, "-c", "raise SystemExit('no such class')"], {}, log))
     with pytest.raises(InputError, match="--cluster-set"):
-        SubmititExecutor(tmp_path / "submitit", "local", {"timeout_mim": 5})
+        SubmititExecutor(tmp_path / "submitit", "local", {"timeout_mim": 60})

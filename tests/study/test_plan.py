@@ -11,7 +11,7 @@ from small_study import STUDY, write_study
 from gsb_vit.cli import main
 from gsb_vit.models.build import build_model
 from gsb_vit.study.plan import is_finished, load_study, plan
-from gsb_vit.train.recipe_io import load_recipe
+from gsb_vit.train.recipe_io import dump_recipe, load_recipe
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,21 @@ def test_equal_recipes_under_two_names_are_one_run(tmp_path: Path) -> None:
     planned = plan(study, tmp_path)
     assert planned.of_cell["bit-s0"] == planned.of_cell["gsb-s0"]
     assert [job.name for job in planned.jobs if job.kind == "student"] == ["gsb-s0", "authors-s0"]
+
+
+def test_a_chain_of_teachers_shares_its_first_one_and_every_job_has_a_recipe_that_holds(tmp_path: Path) -> None:
+    chain = ["twin.epochs = 2", 'teacher.source = "timm:test_efficientnet"', 'teacher.weights = "a.pth"']
+    chain += ["teacher.img_size = 32", "teacher.cache_views = 3"]
+    study = load_study(write_study(tmp_path, STUDY.replace("[set]", "\n".join(["[set]", *chain]))))
+    jobs = plan(study, tmp_path).jobs
+    assert [job.kind for job in jobs] == ["teacher", "student", "student", "student"]
+    teacher, *students = jobs
+    assert teacher.recipe.twin.epochs == 0 and teacher.recipe.teacher.weights == "a.pth"
+    assert all(job.recipe.twin.epochs == 2 and job.recipe.teacher.cache_views == 3 for job in students)
+    for job in jobs:
+        (tmp_path / "recipe.toml").write_text(dump_recipe(job.recipe), encoding="utf-8")
+        assert load_recipe(tmp_path / "recipe.toml") == job.recipe
+    assert students[0].epochs == students[0].recipe.twin.epochs + 2 * teacher.recipe.teacher.epochs
 
 
 STUDIES = sorted((ROOT / "recipes" / "studies").glob("*.toml"))

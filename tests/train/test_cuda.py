@@ -14,6 +14,7 @@ import torch
 from accelerate.state import AcceleratorState
 from authors_models import NO_GRADIENT, loss_of, training
 from goldens import assert_close, case, golden, relative_error
+from needs import needs
 from rich.console import Console
 from small_models import ready
 
@@ -30,7 +31,7 @@ from gsb_vit.train.recipe import AugmentRecipe
 from gsb_vit.train.recipe_io import load_recipe
 from gsb_vit.train.run import train
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = needs("CUDA", "a CUDA device", torch.cuda.is_available())
 DEVICE = "cuda"
 
 

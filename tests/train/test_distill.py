@@ -60,6 +60,30 @@ def test_soft(case: tuple) -> None:
     assert found == pytest.approx(-0.7 * a[np.arange(5), case[3].numpy()].mean() + 0.3 * divergence, rel=1e-5)
 
 
+def test_matching_compares_both_heads_with_the_teacher_and_no_label(case: tuple) -> None:
+    found, _, _, t = losses(case, DistillationRecipe("match", alpha=0.3, tau=2.0))
+    target = log_softmax(t / 2)
+    heads = [log_softmax(head(case[2]).detach().numpy() / 2) for head in (case[0].a, case[0].b)]
+    divergences = [4 * (np.exp(target) * (target - head)).sum(1).mean() for head in heads]
+    assert found == pytest.approx(0.5 * sum(divergences), rel=1e-5)
+    student, teacher, x, y = case
+    other = losses((student, teacher, x, y.flip(0)), DistillationRecipe("match", tau=2.0))[0]
+    assert other == found
+    same = DistillationTask(teacher, teacher, DistillationRecipe("match", tau=2.0))
+    assert float(same(x, y, same.lesson(x))["loss"]) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_fast_teacher_says_nearly_the_same_and_a_loss_can_keep_it(case: tuple) -> None:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    student, x, y = nn.Sequential(nn.Flatten(), nn.Linear(300, 4)), torch.randn(6, 3, 10, 10), torch.tensor([0, 1] * 3)
+    exact, fast = (DistillationTask(student, teacher, DistillationRecipe("match"), fast=f) for f in (False, True))
+    expected, found = exact.lesson(x).logits, fast.lesson(x).logits
+    assert torch.allclose(found.float(), expected, atol=0.03) and not found.is_inference()
+    fast(x, y, fast.lesson(x))["loss"].backward()
+    assert student[1].weight.grad is not None
+
+
 def test_none_trains_both_heads_on_the_labels(case: tuple) -> None:
     found, a, b, _ = losses(case, DistillationRecipe("none"))
     rows, y = np.arange(5), case[3].numpy()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from paths import HELPERS, SOURCE
+from processes import HANG_SECONDS
 from safetensors.torch import load_file
 
 pytest.importorskip("accelerate")
@@ -19,11 +20,13 @@ def gradients(out: Path, processes: int) -> dict[str, torch.Tensor]:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *launch, str(SCRIPT), str(out)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert result.returncode == 0, result.stderr[-3000:]
     return load_file(out)
 
 
+# Three processes that load PyTorch, two of them together under its launcher.
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     one = gradients(tmp_path / "one.safetensors", 1)
     two = gradients(tmp_path / "two.safetensors", 2)

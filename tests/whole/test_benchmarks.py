@@ -1,7 +1,7 @@
-"""The scripts that make the figures of docs/performance.md run, and what they measure keeps within wide limits.
+"""The scripts that make the figures of docs/performance.md run, and memory keeps within the limits promised.
 
-The limits of memory are those promised. Times are not: a machine that runs tests is busy, so they only have to be so
-small that what would make the figures pointless (a compilation, a table built at start, a spinning thread) is noticed.
+No time is asserted here: a machine that runs tests is busy. What would make times pointless is counted instead: the
+instructions of a start (tests/native/test_cross.py) and threads that do not sleep (tests/runtime/test_classifier.py).
 """
 
 import importlib.util
@@ -13,18 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import needs
 from paths import ROOT
+from processes import HANG_SECONDS
 from random_packed import write_random_packed
 
 pytest.importorskip("gsb_vit._native", reason="the native extension is not built")
-linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
+linux = needs("memory", "/proc", Path("/proc/self/maps").exists())
 
 
 def script(name, *arguments):
     """Run a script and return what it printed, JSON."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, str(ROOT / "benchmarks" / name), *map(str, arguments), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=HANG_SECONDS)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
@@ -51,10 +53,9 @@ def deit_small(tmp_path_factory):
 @linux
 def test_start_and_memory(deit_small):
     found = script("startup.py", deit_small, "--runs", "3", "--threads", "2")
-    assert found["mapped"]
     assert 10 < found["bare_mb"] < 200
     assert 4 < found["above_bare_mb"] <= 60
-    assert 0 < found["load_s"] < found["first_prediction_s"] < 3.5
+    assert {"load_s", "first_prediction_s"} < found.keys()
 
 
 @linux
@@ -81,23 +82,16 @@ print(resident() - before)
     assert int(done.stdout) < 1_000_000
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="takes two cores")
-def test_threads_sleep_and_bear_a_neighbour(deit_small):
-    for attempt in range(3):
-        rows = script("threads.py", deit_small, "--seconds", "0.7")
-        one, two, _, two8, one_beside, two_beside, _ = rows
-        assert [(row["threads"], row["batch"]) for row in rows[:4]] == [(1, 1), (2, 1), (1, 8), (2, 8)]
-        assert all(row["median_ms"] > 0 for row in rows)
-        # Threads that spin would take a whole core or two.
-        assert max(row["idle_cpu"] for row in rows) < 0.1
-        # Both threads work, however much time the machine gives them.
-        assert one["busiest_thread"] > 0.95
-        shared = max(two["busiest_thread"], two8["busiest_thread"]) < 0.75
-        # A pool that waits for a thread whose core is taken would be many times slower.
-        bears = two_beside["median_ms"] < 2.5 * one_beside["median_ms"]
-        if (shared and bears) or attempt == 2:
-            break
-    assert bears and shared, rows
+@needs("benchmarks/threads.py", "two cores", hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1)
+def test_threads_are_compared_in_seven_settings(deit_small):
+    """That threads sleep and share the work: tests/runtime/test_classifier.py, native/tests/selftest_threads.cpp."""
+    rows = script("threads.py", deit_small, "--seconds", "0.05")
+    assert [(row["threads"], row["batch"], row["cores"], row["neighbour"]) for row in rows] == [
+        (1, 1, 1, False), (2, 1, 2, False), (1, 8, 1, False), (2, 8, 2, False),
+        (1, 1, 2, True), (2, 1, 2, True), (2, 8, 2, True),
+    ]  # fmt: skip
+    figures = {"median_ms", "p90_ms", "images_per_s", "busiest_thread", "idle_cpu"}
+    assert all(row.keys() == {"threads", "batch", "cores", "neighbour", *figures} for row in rows)
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +132,17 @@ def test_every_point_of_cost_is_a_model(cost):
     assert thresholds == pytest.approx((0.8, 0.95))
 
 
+# PyTorch converts a twin for each width that is tried.
+@pytest.mark.slow
 def test_twins_of_equal_bytes_fit(tmp_path):
     pytest.importorskip("timm")
     write_random_packed(
         tmp_path / "m.safetensors", seed=1, image_size=64, patch_size=16, embed_dim=256, depth=2, num_heads=4,
         mlp_hidden=1024, num_classes=10,
     )  # fmt: skip
-    rows = script("equal_bytes.py", tmp_path / "m.safetensors", "--peers", "torch:fp32", "--rounds", "2")
+    rows = script(
+        "equal_bytes.py", tmp_path / "m.safetensors", "--peers", "torch:fp32", "--rounds", "2", "--tries", "1"
+    )
     assert [row["engine"] for row in rows] == ["gsb-vit", "torch"]
     assert 0.5 * rows[0]["file_mb"] < rows[1]["file_mb"] <= rows[0]["file_mb"]
     assert rows[1]["width"] < rows[0]["width"] and rows[1]["width"] % 16 == 0

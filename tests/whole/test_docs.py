@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import HANG_SECONDS
 
 from gsb_vit.data.datasets import SPECS
 
@@ -167,7 +168,7 @@ def write_pictures(folder):
 def run(folder, arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS
     )
     assert done.returncode == 0, f"{arguments}\n{done.stdout[-800:]}\n{done.stderr[-2000:]}"
     return done.stdout
@@ -206,6 +207,8 @@ def reader(tmp_path_factory):
     return folder
 
 
+# Every command is a process, as a reader would start it; most load PyTorch.
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/own-pictures.md"])
 def test_the_commands_of_a_page_run_in_order(reader, page):
     for file in reader.glob("mine.safetensors"):
@@ -221,6 +224,40 @@ def test_the_commands_of_a_page_run_in_order(reader, page):
             said[command[1]] = run_command(reader, command)
     assert {"train", "export", "evaluate", "predict", "summary", "bench"} <= said.keys()
     assert "top-1" in said["evaluate"] and "pictures" in said["export"]
+
+
+# Made small: what trains has one epoch and few pictures.
+SMALL_PYTHON = """
+import functools, gsb_vit, gsb_vit.sklearn, sklearn.datasets
+SMALL = {settings!r}
+real_fit, real_load_digits = gsb_vit.fit, sklearn.datasets.load_digits
+def small_fit(*arguments, settings=None, **others):
+    return real_fit(*arguments, settings={{**(settings or {{}}), **SMALL}}, **others)
+gsb_vit.fit = gsb_vit.sklearn.fit = small_fit
+def few_digits():
+    digits = real_load_digits()
+    digits.images, digits.target = digits.images[:90], digits.target[:90]
+    return digits
+sklearn.datasets.load_digits = few_digits
+"""
+
+
+# Seven trainings in one process.
+@pytest.mark.slow
+def test_the_python_page_runs_in_order(reader):
+    pytest.importorskip("sklearn", minversion="1.6")
+    settings = {key: int(value) for key, value in (setting.split("=") for setting in SMALL)}
+    settings |= {"model.img_size": 16, "model.patch_size": 8, "data.crop_ratio": 1.0}
+    code = SMALL_PYTHON.format(settings=settings)
+    if not has_engine():
+        code += "gsb_vit.sklearn.GSBClassifier.__init__.__kwdefaults__['engine'] = 'reference'\n"
+        code += "for method in ('model', 'export', 'report'):\n"
+        code += "    getattr(gsb_vit.Run, method).__kwdefaults__['engine'] = 'reference'\n"
+    (reader / "runs" / "mine").exists() and (reader / "runs" / "mine").rename(reader / "runs" / "before-python")
+    said = run_python(reader, code + "\n".join(block for _, block in blocks(DOCS / "python.md")))
+    for name in ("<Classifier gsb_vit", "3 classes of pictures", "0009.png"):
+        assert name in said
+    assert (reader / "runs" / "mine" / "report.html").is_file() and (reader / "mine.safetensors").is_file()
 
 
 def test_the_two_commands_of_the_readme():

@@ -4,6 +4,7 @@ import ast
 import graphlib
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from paths import HELPERS, ROOT
+from processes import HANG_SECONDS
 
 PACKAGE = ROOT / "src" / "gsb_vit"
 # Each room, and the rooms and ground modules it may import; GROUND_FOR_ALL and its own modules come on top.
@@ -25,10 +27,11 @@ MAY_IMPORT = {
     "report": {"bench", "runtime", "data", "metrics"},
     "study": {"train", "export", "models", "bench", "data", "metrics"},
 }
-GROUND_FOR_ALL = {"errors", "files"}
+GROUND_FOR_ALL = {"errors", "files", "terminal"}
 GROUND = {*GROUND_FOR_ALL, "quantization", "metrics"}  # single modules below all rooms
-DOORS = {"cli", "quickstart"}  # they open every room
-LIGHT = {"data", "runtime", "bench", "report", *GROUND, "__init__", "cli"}  # import no PyTorch when they are imported
+DOORS = {"cli", "quickstart", "runs", "sklearn"}  # they open every room
+# They import no PyTorch when they are imported.
+LIGHT = {"data", "runtime", "bench", "report", *GROUND, "__init__", "cli", "runs"}
 EXTENSIONS = {"_native": {"runtime", "bench"}}  # compiled modules and who may use them
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "torchmetrics", "sklearn", "matplotlib"}
 
@@ -119,9 +122,9 @@ def test_light_modules_import_nothing_heavy(path):
     assert not heavy_of(path, at_import_time=True)
 
 
-@pytest.mark.parametrize("module", ["cli", "__init__"])
+@pytest.mark.parametrize("module", ["cli", "runs", "__init__"])
 def test_doors_open_rooms_inside_their_commands(module):
-    assert modules_of(MODULES[module], at_import_time=True) <= {"", "errors", "data.datasets"}
+    assert modules_of(MODULES[module], at_import_time=True) <= {"", "errors", "terminal", "data.datasets"}
 
 
 def test_no_module_imports_itself_in_a_circle():
@@ -178,7 +181,7 @@ def run_without_torch(body: str, *arguments: str) -> str:
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -220,7 +223,7 @@ def test_a_packed_file_predicts_without_torch(engine, tmp_path):
 
 
 def test_the_public_names_of_the_device_side_load_no_torch():
-    names = ["load", "Classifier", "Prediction", "Preprocessing", "InputError", "Quantization"]
+    names = ["load", "Classifier", "Prediction", "Preprocessing", "InputError", "Quantization", "fit", "Run"]
     output = run_without_torch(
         "import gsb_vit\nprint([getattr(gsb_vit, name).__name__ for name in sys.argv[1:]])", *names
     )
@@ -248,6 +251,21 @@ def test_a_folder_is_evaluated_without_torch(tmp_path):
         str(tmp_path),
     )
     assert json.loads(output)["n"] == 3
+
+
+def test_fitting_without_torch_says_what_to_install(tmp_path):
+    output = run_without_torch(
+        """
+        import gsb_vit
+        try:
+            gsb_vit.fit("digits", out=sys.argv[1])
+        except gsb_vit.InputError as error:
+            print(error)
+        """,
+        str(tmp_path / "run"),
+    )
+    assert re.fullmatch(r"training needs \w+: pip install 'gsb-vit\[train\]'", output.strip())
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_without_torch_says_what_to_install(tmp_path):

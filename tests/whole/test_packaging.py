@@ -6,6 +6,7 @@ import sys
 import zipfile
 
 import pytest
+from native_build import locked, run
 from paths import ROOT
 
 tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
@@ -63,22 +64,22 @@ def test_pins_are_within_the_ranges(project):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """A wheel of this checkout, built with what is installed."""
+    """A wheel of this checkout, built with what is installed; what is up to date in build/tests/wheel is kept."""
     pytest.importorskip("scikit_build_core")
     pytest.importorskip("nanobind")
     folder = tmp_path_factory.mktemp("wheel")
-    options = ["--no-deps", "--no-build-isolation", "--quiet", f"--config-settings=build-dir={folder / 'build'}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", str(ROOT), *options, "--wheel-dir", str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    # -O1: what is looked at is what the wheel holds and that it runs, and -O3 takes twice as long to compile.
+    settings = ["build-dir={build}", "cmake.define.CMAKE_CXX_FLAGS_RELEASE=-O1"]
+    with locked("wheel") as build:
+        options = [f"--config-settings={setting.format(build=build)}" for setting in settings]
+        options += ["--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", folder]
+        run(sys.executable, "-m", "pip", "wheel", ROOT, *options)
     (path,) = folder.glob("*.whl")
     return path
 
 
+# Compiles the whole extension, where build/tests/wheel is not up to date.
+@pytest.mark.slow
 def test_the_wheel_holds_extension_recipes_and_template(wheel):
     with zipfile.ZipFile(wheel) as file:
         found = set(file.namelist())
@@ -92,6 +93,7 @@ def test_the_wheel_holds_extension_recipes_and_template(wheel):
     assert not [name for name in found if name.startswith(("tests/", "native/"))]
 
 
+@pytest.mark.slow  # as above
 def test_the_installed_wheel_predicts_without_the_checkout(wheel, tmp_path):
     from random_packed import write_random_packed
 

@@ -15,6 +15,8 @@ from gsb_vit.runtime.packed_file import read
 SHORT = [f"{stage}.epochs=1" for stage in ("teacher", "stage1", "stage2")]
 
 
+# Trains three stages, and checks and reports in NumPy.
+@pytest.mark.slow
 def test_the_tour_packs_predicts_and_reports(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=120)
     settings = [*SHORT, "model.depth=1", "data.shots=20", "threads=1"]

@@ -1,43 +1,64 @@
 #include "file/architecture.h"
 
 #include <algorithm>
-#include <initializer_list>
-#include <tuple>
-#include <utility>
 
 #include "error.h"
+#include "file/keys.h"
 
 namespace gsb {
 
 namespace {
 
-constexpr int kMaxThresholds = 15;
-constexpr long long kMaxTokens = 1 << 20;
-
-std::pair<int, int> read_pair(const Json& object, const char* key, int largest) {
-    const auto& sides = object.at(key).array(key);
-    if (sides.size() != 2) throw Error(std::string(key) + " must be two whole numbers");
-    return {static_cast<int>(sides[0].whole(key, 1, largest)), static_cast<int>(sides[1].whole(key, 1, largest))};
+// Of values that check_object has passed:
+int whole(const Json& object, const char* key) {
+    return static_cast<int>(object.at(key).number(key));
 }
 
-std::vector<float> read_ratios(const Json& object, const char* key) {
-    std::vector<float> ratios;
-    double previous = 0;
-    for (const Json& item : object.at(key).array(key)) {
-        const double ratio = item.number(key);
-        if (!(ratio > previous && ratio < 1)) throw Error(std::string(key) + " must increase between 0 and 1");
-        ratios.push_back(static_cast<float>(ratio));
-        previous = ratio;
+int side(const Json& object, const char* key, size_t index) {
+    return static_cast<int>(object.at(key).array(key)[index].number(key));
+}
+
+std::vector<float> floats(const Json& object, const char* key) {
+    std::vector<float> values;
+    for (const Json& item : object.at(key).array(key)) values.push_back(static_cast<float>(item.number(key)));
+    return values;
+}
+
+template <class Choice, size_t count>
+Choice choice(const Json& object, const char* key, const char* const (&choices)[count]) {
+    return static_cast<Choice>(std::find(choices, choices + count, object.at(key).text(key)) - choices);
+}
+
+size_t dimension(const Architecture& a, schema::Dimension of) {
+    switch (of) {
+        case schema::Dimension::embed_dim:
+            return a.embed_dim;
+        case schema::Dimension::patch_height:
+            return a.patch_height;
+        case schema::Dimension::patch_width:
+            return a.patch_width;
+        case schema::Dimension::num_patches:
+            return a.num_patches();
+        case schema::Dimension::prefix_tokens:
+            return a.prefix_tokens;
+        case schema::Dimension::num_classes:
+            return a.num_classes;
+        case schema::Dimension::head_dim:
+            return a.head_dim();
+        case schema::Dimension::num_heads:
+            return a.num_heads;
+        case schema::Dimension::relative_bias_size:
+            return a.relative_bias().size();
+        case schema::Dimension::num_tokens:
+            return a.num_tokens();
+        case schema::Dimension::attention_groups:
+            return a.attention_groups();
+        case schema::Dimension::value_groups:
+            return a.value_groups();
+        case schema::Dimension::mlp_hidden:
+            return a.mlp_hidden;
     }
-    if (ratios.size() > kMaxThresholds) throw Error(std::string(key) + " has more than 15 numbers");
-    return ratios;
-}
-
-size_t read_choice(const Json& object, const char* key, std::initializer_list<const char*> allowed) {
-    const std::string& text = object.at(key).text(key);
-    const auto found = std::find(allowed.begin(), allowed.end(), text);
-    if (found == allowed.end()) throw Error(std::string(key) + " '" + text + "' is unknown");
-    return static_cast<size_t>(found - allowed.begin());
+    throw Error("a dimension that is none");
 }
 
 }  // namespace
@@ -51,38 +72,66 @@ TokenRange Architecture::tokens_read() const {
     return {first, end - first};
 }
 
+size_t Architecture::measure(const schema::Size& size) const {
+    const size_t value = size.times * dimension(*this, size.dimension) + size.plus;
+    return size.words ? (value + 63) / 64 : value;
+}
+
+bool Architecture::has(schema::When when) const {
+    switch (when) {
+        case schema::When::always:
+            return true;
+        case schema::When::attention_bias_relative:
+            return attention_bias == Bias::relative;
+        case schema::When::attention_bias_full:
+            return attention_bias == Bias::full;
+        case schema::When::threshold_scope_fixed:
+            return fixed_thresholds;
+    }
+    throw Error("a condition that is none");
+}
+
 Architecture read_architecture(const Json& json) {
+    check_object("architecture", json, schema::kArchitecture);
     Architecture a{};
-    const auto whole = [&](const char* key, int largest) {
-        return static_cast<int>(json.at(key).whole(key, 1, largest));
-    };
     a.name = json.at("name").text("name");
-    std::tie(a.image_height, a.image_width) = read_pair(json, "image_size", 65535);
-    std::tie(a.patch_height, a.patch_width) = read_pair(json, "patch_size", 1024);
-    a.embed_dim = whole("embed_dim", 32767);
-    a.depth = whole("depth", 1024);
-    a.num_heads = whole("num_heads", 32767);
-    a.mlp_hidden = whole("mlp_hidden", 1 << 20);
-    a.prefix_tokens = whole("prefix_tokens", 2);
-    a.num_classes = whole("num_classes", 1 << 20);
-    if (whole("num_heads_out", 2) != a.prefix_tokens) throw Error("num_heads_out must equal prefix_tokens");
+    a.image_height = side(json, "image_size", 0);
+    a.image_width = side(json, "image_size", 1);
+    a.patch_height = side(json, "patch_size", 0);
+    a.patch_width = side(json, "patch_size", 1);
+    a.embed_dim = whole(json, "embed_dim");
+    a.depth = whole(json, "depth");
+    a.num_heads = whole(json, "num_heads");
+    a.mlp_hidden = whole(json, "mlp_hidden");
+    a.prefix_tokens = whole(json, "prefix_tokens");
+    a.num_classes = whole(json, "num_classes");
+    // So far each prefix token has its head.
+    if (whole(json, "num_heads_out") != a.prefix_tokens) throw Error("num_heads_out must equal prefix_tokens");
     for (int token = 0; token < a.prefix_tokens; ++token) a.heads.push_back({{token, 1}});
-    const double eps = json.at("layer_norm_eps").number("layer_norm_eps");
-    if (!(eps >= 0 && eps <= 1)) throw Error("layer_norm_eps must be a number from 0 to 1");
-    a.layer_norm_eps = static_cast<float>(eps);
-    a.attention_thresholds = read_ratios(json, "attention_thresholds");
-    a.value_thresholds = read_ratios(json, "value_thresholds");
-    a.fixed_thresholds = read_choice(json, "threshold_scope", {"sample", "fixed"}) == 1;
-    a.attention_bias =
-        static_cast<Architecture::Bias>(read_choice(json, "attention_bias", {"none", "relative", "full"}));
+    a.layer_norm_eps = static_cast<float>(json.at("layer_norm_eps").number("layer_norm_eps"));
+    a.attention_thresholds = floats(json, "attention_thresholds");
+    a.value_thresholds = floats(json, "value_thresholds");
+    a.fixed_thresholds = choice<schema::ThresholdScope>(json, "threshold_scope", schema::kThresholdScope) ==
+                         schema::ThresholdScope::fixed;
+    a.attention_bias = choice<Architecture::Bias>(json, "attention_bias", schema::kAttentionBias);
     if (a.image_height % a.patch_height || a.image_width % a.patch_width) {
         throw Error("image_size is no multiple of patch_size");
     }
     if (a.embed_dim % a.num_heads) throw Error("embed_dim is no multiple of num_heads");
-    if (1LL * a.grid_height() * a.grid_width() + a.prefix_tokens > kMaxTokens) throw Error("there are too many tokens");
-    constexpr size_t kKeys = 15;
-    if (json.object("architecture").size() != kKeys) throw Error("architecture has an unknown key");
+    if (1LL * a.grid_height() * a.grid_width() + a.prefix_tokens > schema::kMaxTokens) {
+        throw Error("there are too many tokens");
+    }
     return a;
+}
+
+void check_preprocessing(const Json& json, const Architecture& architecture) {
+    check_object("preprocessing", json, schema::kPreprocessing);
+    const int height = side(json, "size", 0), width = side(json, "size", 1);
+    if (height != architecture.image_height || width != architecture.image_width) {
+        throw Error("preprocessing gives pictures of (" + std::to_string(height) + ", " + std::to_string(width) +
+                    "), the model reads (" + std::to_string(architecture.image_height) + ", " +
+                    std::to_string(architecture.image_width) + ")");
+    }
 }
 
 }  // namespace gsb

@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "file/json.h"
+#include "file/relative_bias.h"
+#include "file/schema.h"
 
 namespace gsb {
 
@@ -21,6 +23,8 @@ struct Head {
 };
 
 struct Architecture {
+    using Bias = schema::AttentionBias;
+
     std::string name;
     int image_height, image_width, patch_height, patch_width;
     int embed_dim, depth, num_heads, mlp_hidden, prefix_tokens, num_classes;
@@ -28,7 +32,7 @@ struct Architecture {
     float layer_norm_eps;
     std::vector<float> attention_thresholds, value_thresholds;
     bool fixed_thresholds;
-    enum class Bias { none, relative, full } attention_bias;
+    Bias attention_bias;
 
     int grid_height() const { return image_height / patch_height; }
     int grid_width() const { return image_width / patch_width; }
@@ -39,12 +43,17 @@ struct Architecture {
     int value_groups() const { return static_cast<int>(value_thresholds.size()) + 1; }
     // All that some head reads.
     TokenRange tokens_read() const;
-    int relative_bias_size() const {
-        return (2 * grid_height() - 1) * (2 * grid_width() - 1) + prefix_tokens * prefix_tokens + 2 * prefix_tokens;
-    }
+    RelativeBias relative_bias() const { return {grid_height(), grid_width(), prefix_tokens}; }
+
+    // What the tables of schema.h ask for.
+    size_t measure(const schema::Size& size) const;
+    bool has(schema::When when) const;
 };
 
 // Reads the metadata's `architecture`, an object. Throws Error.
 Architecture read_architecture(const Json& json);
+
+// Checks the metadata's `preprocessing`, which the engine itself does not use. Throws Error.
+void check_preprocessing(const Json& json, const Architecture& architecture);
 
 }  // namespace gsb

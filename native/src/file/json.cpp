@@ -6,12 +6,11 @@
 #include <sstream>
 
 #include "error.h"
+#include "file/schema.h"
 
 namespace gsb {
 
 namespace {
-
-constexpr int kMaxDepth = 64;
 
 [[noreturn]] void fail(const std::string& what) {
     throw Error("the header is not JSON (" + what + ")");
@@ -63,73 +62,74 @@ class JsonReader {
     }
 
     Json read(int level) {
-        if (level > kMaxDepth) fail("too deeply nested");
         skip_space();
         Json value;
         switch (peek()) {
             case '{':
-                return read_object(level);
+                value.value_ = std::make_unique<Json::Object>(read_object(level + 1));
+                break;
             case '[':
-                return read_array(level);
+                value.value_ = std::make_unique<Json::Array>(read_array(level + 1));
+                break;
             case '"':
-                value.kind_ = Json::Kind::text;
-                value.text_ = read_text();
-                return value;
+                value.value_ = std::make_unique<std::string>(read_text());
+                break;
             case 't':
-                value.kind_ = Json::Kind::boolean;
                 literal("true");
-                value.number_ = 1;
-                return value;
+                value.value_ = true;
+                break;
             case 'f':
-                value.kind_ = Json::Kind::boolean;
                 literal("false");
-                return value;
+                value.value_ = false;
+                break;
             case 'n':
                 literal("null");
-                return value;
+                break;
             default:
-                return read_number();
+                read_number(value);
         }
+        return value;
     }
 
-    Json read_object(int level) {
-        Json value;
-        value.kind_ = Json::Kind::object;
-        expect('{');
+    // What is between the brackets of an array or object: item() for each, commas between them.
+    template <class Item>
+    void read_items(char open, char close, int level, Item item) {
+        if (level > schema::kMaxNesting) fail("too deeply nested");
+        expect(open);
         skip_space();
-        if (peek() == '}') return ++position_, value;
+        if (peek() == close) {
+            ++position_;
+            return;
+        }
         while (true) {
+            item();
+            skip_space();
+            if (peek() != ',') break;
+            ++position_;
+        }
+        expect(close);
+    }
+
+    Json::Object read_object(int level) {
+        Json::Object members;
+        read_items('{', '}', level, [&] {
             skip_space();
             std::string key = read_text();
             skip_space();
             expect(':');
-            value.members_.emplace_back(std::move(key), read(level + 1));
-            skip_space();
-            if (peek() != ',') break;
-            ++position_;
-        }
-        expect('}');
+            members.emplace_back(std::move(key), read(level));
+        });
         std::vector<std::string_view> keys;
-        for (const auto& member : value.members_) keys.push_back(member.first);
+        for (const auto& member : members) keys.push_back(member.first);
         std::sort(keys.begin(), keys.end());
         if (std::adjacent_find(keys.begin(), keys.end()) != keys.end()) fail("a key twice");
-        return value;
+        return members;
     }
 
-    Json read_array(int level) {
-        Json value;
-        value.kind_ = Json::Kind::array;
-        expect('[');
-        skip_space();
-        if (peek() == ']') return ++position_, value;
-        while (true) {
-            value.items_.push_back(read(level + 1));
-            skip_space();
-            if (peek() != ',') break;
-            ++position_;
-        }
-        expect(']');
-        return value;
+    Json::Array read_array(int level) {
+        Json::Array items;
+        read_items('[', ']', level, [&] { items.push_back(read(level)); });
+        return items;
     }
 
     size_t digits() {
@@ -139,31 +139,45 @@ class JsonReader {
         return position_ - start;
     }
 
-    Json read_number() {
-        Json value;
-        value.kind_ = Json::Kind::number;
-        value.whole_ = true;
+    void read_number(Json& value) {
+        bool whole = true;
         const size_t start = position_;
         if (peek() == '-') ++position_;
         const bool zero = peek() == '0';
         if (digits() > 1 && zero) fail("a number with a leading zero");
         if (peek() == '.') {
-            value.whole_ = false;
+            whole = false;
             ++position_;
             digits();
         }
         if (peek() == 'e' || peek() == 'E') {
-            value.whole_ = false;
+            whole = false;
             ++position_;
             if (peek() == '+' || peek() == '-') ++position_;
             digits();
         }
+        const double number = parsed(text_.substr(start, position_ - start), whole);
+        if (whole) {
+            value.value_ = Json::Whole{number};
+        } else {
+            value.value_ = number;
+        }
+    }
+
+    static double parsed(std::string_view digits, bool whole) {
+        constexpr size_t kExact = 15;  // so many digits fit a float64
+        double number = 0;
+        if (whole && digits.size() <= kExact) {
+            const bool negative = digits[0] == '-';
+            for (char c : digits.substr(negative)) number = 10 * number + (c - '0');
+            return negative ? -number : number;
+        }
         // A stream with the classic locale: strtod would follow the host program's locale.
-        std::istringstream stream{std::string(text_.substr(start, position_ - start))};
+        std::istringstream stream{std::string(digits)};
         stream.imbue(std::locale::classic());
-        stream >> value.number_;
+        stream >> number;
         if (stream.fail()) fail("a number out of range");
-        return value;
+        return number;
     }
 
     uint32_t hex4() {
@@ -245,36 +259,43 @@ Json Json::parse(std::string_view document) {
 }
 
 const std::string& Json::text(const char* what) const {
-    if (kind_ != Kind::text) throw Error(std::string(what) + " must be text");
-    return text_;
+    const auto* text = std::get_if<std::unique_ptr<std::string>>(&value_);
+    if (!text) throw Error(std::string(what) + " must be text");
+    return **text;
 }
 
 double Json::number(const char* what) const {
-    if (kind_ != Kind::number) throw Error(std::string(what) + " must be a number");
-    return number_;
+    if (const auto* whole = std::get_if<Whole>(&value_)) return whole->value;
+    const auto* number = std::get_if<double>(&value_);
+    if (!number) throw Error(std::string(what) + " must be a number");
+    return *number;
 }
 
 long long Json::whole(const char* what, long long low, long long high) const {
-    if (kind_ != Kind::number || !whole_ || !(number_ >= static_cast<double>(low)) ||
-        !(number_ <= static_cast<double>(high))) {
+    const auto* number = std::get_if<Whole>(&value_);
+    if (!number || !(number->value >= static_cast<double>(low)) || !(number->value <= static_cast<double>(high))) {
         throw Error(std::string(what) + " must be a whole number from " + std::to_string(low) + " to " +
                     std::to_string(high));
     }
-    return static_cast<long long>(number_);
+    return static_cast<long long>(number->value);
 }
 
-const std::vector<Json>& Json::array(const char* what) const {
-    if (kind_ != Kind::array) throw Error(std::string(what) + " must be a list");
-    return items_;
+const Json::Array& Json::array(const char* what) const {
+    const auto* items = std::get_if<std::unique_ptr<Array>>(&value_);
+    if (!items) throw Error(std::string(what) + " must be a list");
+    return **items;
 }
 
-const std::vector<std::pair<std::string, Json>>& Json::object(const char* what) const {
-    if (kind_ != Kind::object) throw Error(std::string(what) + " must be a JSON object");
-    return members_;
+const Json::Object& Json::object(const char* what) const {
+    const auto* members = std::get_if<std::unique_ptr<Object>>(&value_);
+    if (!members) throw Error(std::string(what) + " must be a JSON object");
+    return **members;
 }
 
 const Json* Json::find(std::string_view key) const {
-    for (const auto& member : members_) {
+    const auto* members = std::get_if<std::unique_ptr<Object>>(&value_);
+    if (!members) return nullptr;
+    for (const auto& member : **members) {
         if (member.first == key) return &member.second;
     }
     return nullptr;

@@ -2,8 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
-#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -14,41 +12,44 @@ namespace gsb {
 
 class PackedModel {
   public:
-    // Maps and checks the file. Throws Error, the path first in its text.
+    // Reads and checks the file. Throws Error, the path first in its text.
     explicit PackedModel(const std::string& path);
+    // The same from a file's bytes; `name` stands for the path.
+    PackedModel(const std::string& name, const uint8_t* bytes, size_t size);
 
     const Architecture& architecture() const { return architecture_; }
     const std::vector<std::string>& class_names() const { return class_names_; }
     // The metadata's `model`, JSON.
     const std::string& header() const { return file_.metadata().at("model"); }
 
-    // A checked tensor's bytes in the mapping, which may be unaligned; `block` −1 stands for the tensors outside.
+    // The whole file.
+    const uint8_t* file_bytes() const { return file_.bytes(); }
+    size_t file_size() const { return file_.size(); }
+
+    // A checked tensor's bytes in the file, which may be unaligned; `block` −1 stands for the tensors outside.
     const uint8_t* bytes(int block, const char* name) const;
 
     // A checked tensor's numbers, copied.
     template <class T>
     std::vector<T> copy(int block, const char* name) const {
-        const TensorView& view = tensor(block, name);
-        std::vector<T> values(view.bytes / sizeof(T));
-        if (!values.empty()) std::memcpy(values.data(), view.data, view.bytes);
-        return values;
+        return tensor(block, name).copy<T>();
     }
 
   private:
     const TensorView& tensor(int block, const char* name) const;
+    const TensorView& tensor(const std::string& name) const;
+    void check(const std::string& path);
     void read_metadata();
-    void check_outer();
-    void check_block(int block);
-    void expect(int block, const char* name, const char* dtype, std::initializer_list<size_t> shape);
-    void check_pad_bits(int block, const char* name, size_t rows, size_t depth) const;
-    void check_range(int block, const char* name, int low, int high) const;
-    void check_positive(int block, const char* name) const;
-    void check_exp_table(int block) const;
+    // Version 2: compares the checksums with what the file holds.
+    void check_sums() const;
+    void check_sum(const char* key, uint64_t sum) const;
+    void check_tensors();
+    // Checks the type, shape and values of the tensor `name` against its entry in the table.
+    void check(const std::string& name, const schema::Tensor& wanted) const;
 
     SafetensorsFile file_;
     Architecture architecture_;
     std::vector<std::string> class_names_;
-    size_t expected_ = 0;  // tensors asked for so far: any other in the file is foreign
 };
 
 }  // namespace gsb

@@ -23,8 +23,9 @@ void fetch(const void* from, size_t bytes) {
 void Forward::expand_bias(Scratch& scratch, const BlockWeights& weights, int head) const {
     if (architecture_.attention_bias != Architecture::Bias::relative) return;
     const int height = architecture_.grid_height(), width = architecture_.grid_width(), prefix = shape_.prefix;
-    const size_t row = 2 * width - 1;
-    const float* table = weights.bias_patches.data() + static_cast<size_t>(head) * (2 * height - 1) * row;
+    const RelativeBias parts = architecture_.relative_bias();
+    const size_t row = parts.columns();
+    const float* table = weights.bias_patches.data() + head * parts.patches();
     float* out = scratch.bias.data() + kLanes;
     // Sixteen numbers at a time, also where fewer are wanted: the next ones overwrite the rest.
     for (int x = 0; x < width; ++x) {
@@ -33,8 +34,8 @@ void Forward::expand_bias(Scratch& scratch, const BlockWeights& weights, int hea
             for (int i = 0; i < width; i += kLanes) std::memcpy(out + i, from + i, kLanes * sizeof(float));
         }
     }
-    const float* extra = weights.bias_prefix.data() + static_cast<size_t>(head) * prefix * (prefix + 2);
-    const float *to_patches = extra + prefix * prefix, *from_patches = to_patches + prefix;
+    const float* extra = weights.bias_prefix.data() + head * parts.prefixes();
+    const float *to_patches = extra + parts.to_patches(), *from_patches = extra + parts.from_patches();
     for (int a = 0; a < prefix; ++a) {
         std::copy_n(extra + a * prefix, prefix, scratch.bias_first.data() + a * kLanes);
         std::fill_n(scratch.bias_first.data() + a * kLanes + prefix, kLanes - prefix, to_patches[a]);

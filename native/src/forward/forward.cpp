@@ -61,8 +61,8 @@ Forward::Forward(const Architecture& architecture, const Shape& shape, const Mod
 }
 
 void Forward::run(const uint8_t* picture, float* logits, Workspace& w, std::vector<Scratch>& scratch, ThreadPool* pool,
-                  int worker, bool profiling) const {
-    Call call{picture, w, profiling};
+                  int worker, bool profiling, float* features) const {
+    Call call{picture, w, profiling, features};
     const auto phase = [&](int tasks, const ThreadPool::Task& task) {
         if (pool) {
             pool->run(tasks, task);
@@ -73,6 +73,7 @@ void Forward::run(const uint8_t* picture, float* logits, Workspace& w, std::vect
     const auto rows = [&](int chunk) {
         return std::make_pair(chunk * w.row_step, std::min(shape_.tokens, (chunk + 1) * w.row_step));
     };
+    w.overflowed.store(false, std::memory_order_relaxed);
     phase(w.row_chunks, [&](int chunk, int thread) {
         const auto [first, last] = rows(chunk);
         embed(call, scratch[thread], first, last);
@@ -105,6 +106,9 @@ void Forward::run(const uint8_t* picture, float* logits, Workspace& w, std::vect
         });
     }
     heads(call, scratch[worker], logits);
+    if (w.overflowed.load(std::memory_order_relaxed)) {
+        std::fill_n(logits, architecture_.num_classes, std::numeric_limits<float>::quiet_NaN());
+    }
 }
 
 void Forward::embed(Call& call, Scratch& scratch, int first, int last) const {
@@ -149,7 +153,7 @@ void Forward::add_residual(Scratch& scratch, const uint32_t* bits, size_t stride
     kernels_.product_residual(p, layer.base.data(), layer.scale.data(), layer.bias.data(), x, shape_.padded_width);
 }
 
-void Forward::norm(Scratch& scratch, const float* x, int count, const NormSigns& signs) const {
+void Forward::norm(Call& call, Scratch& scratch, const float* x, int count, const NormSigns& signs) const {
     Norm norm{};
     norm.x = x;
     norm.stride = shape_.padded_width;
@@ -158,7 +162,9 @@ void Forward::norm(Scratch& scratch, const float* x, int count, const NormSigns&
     norm.threshold = signs.threshold.data();
     norm.flip = signs.flip.data();
     norm.eps = architecture_.layer_norm_eps;
-    kernels_.norm_bits(norm, scratch.width_bits.data(), shape_.width_words);
+    if (!kernels_.norm_bits(norm, scratch.width_bits.data(), shape_.width_words)) {
+        call.workspace.overflowed.store(true, std::memory_order_relaxed);
+    }
 }
 
 void Forward::query_key_value(Call& call, Scratch& scratch, int block, int chunk, int first, int last) const {
@@ -168,7 +174,7 @@ void Forward::query_key_value(Call& call, Scratch& scratch, int block, int chunk
     const size_t words = shape_.query_words;
     {
         StageTimer timer(call.seconds(scratch), Stage::norms);
-        norm(scratch, w.x.data() + static_cast<size_t>(first) * shape_.padded_width, count, weights.norm1);
+        norm(call, scratch, w.x.data() + static_cast<size_t>(first) * shape_.padded_width, count, weights.norm1);
     }
     StageTimer timer(call.seconds(scratch), Stage::qkv);
     Product p = product(scratch, scratch.width_bits.data(), shape_.width_words, count, weights.query);
@@ -198,7 +204,7 @@ void Forward::rest_of_block(Call& call, Scratch& scratch, int block, int first, 
     }
     {
         StageTimer timer(call.seconds(scratch), Stage::norms);
-        norm(scratch, x, count, weights.norm2);
+        norm(call, scratch, x, count, weights.norm2);
     }
     {
         StageTimer timer(call.seconds(scratch), Stage::fc1);
@@ -217,8 +223,11 @@ void Forward::heads(Call& call, Scratch& scratch, float* logits) const {
         const HeadWeights& head = weights_.heads[i];
         const int token = architecture_.heads[i].reads.first;  // the only one so far
         const float* x = call.workspace.x.data() + static_cast<size_t>(token) * shape_.padded_width;
-        layer_norm(x, shape_.width, weights_.norm_weight.data(), weights_.norm_bias.data(),
-                   architecture_.layer_norm_eps, scratch.normed.data());
+        if (!layer_norm(x, shape_.width, weights_.norm_weight.data(), weights_.norm_bias.data(),
+                        architecture_.layer_norm_eps, scratch.normed.data())) {
+            call.workspace.overflowed.store(true, std::memory_order_relaxed);
+        }
+        if (call.features) std::copy_n(scratch.normed.data(), shape_.width, call.features + i * shape_.width);
         for (int c = 0; c < shape_.width; ++c) {
             const float level = std::nearbyintf((scratch.normed[c] + head.shift[c]) / head.input_scale);
             scratch.levels[c] = static_cast<int8_t>(level >= 127 ? 127 : level >= -128 ? level : -128);

@@ -3,6 +3,15 @@
 // A block has two phases. `scores` needs every key: attention rows and groups, head by head. `rows` needs only its own
 // token rows: attention × Value, projection, MLP and the next block's query, key and Value. Between them the extremes
 // over the whole picture are known.
+//
+// The same path on one page, without threads and packed operands, is src/gsb_vit/runtime/reference.py. Its steps here:
+//   _embed            embed
+//   _attention        norm, query_key_value
+//   _attention_masks  expand_bias, scores_of, score_task, attention_limits, list_groups
+//   _value_planes     value_limits, limit_counts, value_task
+//   _combine          attention_value
+//   _mlp              rest_of_block, which begins with the projection that ends _attention
+//   _heads            heads
 #pragma once
 
 #include <cstdint>
@@ -20,15 +29,17 @@ class Forward {
   public:
     Forward(const Architecture& architecture, const Shape& shape, const ModelWeights& weights, const Kernels& kernels);
 
-    // Runs one picture (H, W, 3) to its logits (K). `pool` nullptr: on the calling thread with scratch[worker].
+    // Runs one picture (H, W, 3) to its logits (K), all NaN where a norm does not hold (contract.h). `pool` nullptr: on
+    // the calling thread with scratch[worker].
+    // `features` (heads, C), or nullptr: receives the normalised token that each head reads.
     void run(const uint8_t* picture, float* logits, Workspace& workspace, std::vector<Scratch>& scratch,
-             ThreadPool* pool, int worker, bool profiling) const;
+             ThreadPool* pool, int worker, bool profiling, float* features = nullptr) const;
 
   private:
     struct Call;  // one picture's pointers
 
     void embed(Call& call, Scratch& scratch, int first, int last) const;
-    void norm(Scratch& scratch, const float* x, int count, const NormSigns& signs) const;
+    void norm(Call& call, Scratch& scratch, const float* x, int count, const NormSigns& signs) const;
     void query_key_value(Call& call, Scratch& scratch, int block, int chunk, int first, int last) const;
     void value_limits(Call& call, Scratch& scratch, int block) const;
     void limit_counts(Workspace& workspace, const BlockWeights& weights, int group, int channel, float upper,

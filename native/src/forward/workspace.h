@@ -44,6 +44,7 @@ struct Workspace {
     Buffer<int32_t> candidate_count;
     std::vector<float> attention_limits;                  // (A − 1)
     alignas(64) std::atomic<float> attention_maximum{0};  // on a cache line that only changes with it
+    alignas(64) std::atomic<bool> overflowed{false};      // likewise: a norm of this picture did not hold
 };
 
 // What a thread needs for itself, on cache lines of its own.

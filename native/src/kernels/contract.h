@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 namespace gsb {
 
@@ -80,6 +81,12 @@ struct Norm {
     const uint32_t* flip;    // bits, padded to 32
     float eps;
 };
+
+// Does r = 1/sqrt(v + eps) hold a row's norm? Not where numbers overflow, or are all equal and eps is 0: then r is
+// infinite, 0 or NaN.
+inline bool norm_holds(float factor) {
+    return factor > 0 && factor <= std::numeric_limits<float>::max();
+}
 
 struct Patches {
     const uint8_t* pixels;  // (count, 3, area)
@@ -177,8 +184,8 @@ using ProductIntegers = void(const Product&, const int32_t* base, int32_t* out, 
 // x += f(base − (counts << the inputs' shift)) · scale + bias.
 using ProductResidual = void(const Product&, const int32_t* base, const float* scale, const float* bias, float* x,
                              size_t x_stride);
-// bit = layer norm >= 0; (count, out_stride) words.
-using NormBits = void(const Norm&, uint32_t* out, size_t out_stride);
+// bit = layer norm >= 0; (count, out_stride) words. Says whether the norm holds in every row.
+using NormBits = bool(const Norm&, uint32_t* out, size_t out_stride);
 using PatchesEmbed = void(const Patches&);
 // out[row] = Σ x·w[row], exact.
 using DotBytes = void(const int8_t* x, const int8_t* weights, int depth, int rows, int32_t* out);

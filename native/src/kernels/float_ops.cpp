@@ -2,9 +2,11 @@
 
 #include <cmath>
 
+#include "kernels/contract.h"
+
 namespace gsb {
 
-void layer_norm(const float* x, int width, const float* weight, const float* bias, float eps, float* y) {
+bool layer_norm(const float* x, int width, const float* weight, const float* bias, float eps, float* y) {
     const float share = 1.0f / static_cast<float>(width);
     const float mean = sum16(x, width) * share;
     float lane[kLanes] = {};
@@ -19,6 +21,7 @@ void layer_norm(const float* x, int width, const float* weight, const float* bia
     const float variance = fold16(lane) * share;
     const float factor = 1.0f / std::sqrt(variance + eps);
     for (int i = 0; i < width; ++i) y[i] = ((y[i] * factor) * weight[i]) + bias[i];
+    return norm_holds(factor);
 }
 
 }  // namespace gsb

@@ -42,7 +42,7 @@ inline float half_to_float(uint16_t half) {
     return value;
 }
 
-// One row: y = ((x − μ)·r·γ) + β. y may be x.
-void layer_norm(const float* x, int width, const float* weight, const float* bias, float eps, float* y);
+// One row: y = ((x − μ)·r·γ) + β. y may be x. Says whether the norm holds (contract.h).
+bool layer_norm(const float* x, int width, const float* weight, const float* bias, float eps, float* y);
 
 }  // namespace gsb

@@ -45,10 +45,13 @@ int usable_cores() {
     return count == 0 ? 1 : static_cast<int>(count);
 }
 
-ThreadPool::ThreadPool(int threads) : parts_(threads) {
-    workers_.reserve(threads - 1);
+ThreadPool::ThreadPool(int threads) : parts_(threads) {}
+
+void ThreadPool::start() {
+    started_ = true;
+    workers_.reserve(parts_.size() - 1);
     try {
-        for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+        for (int i = 1; i < threads(); ++i) workers_.emplace_back([this, i] { work(i); });
     } catch (const std::system_error&) {
         // Fewer threads than asked for: the others take their tasks.
     }
@@ -76,6 +79,7 @@ void ThreadPool::drain(const Task& task, int worker) {
 }
 
 void ThreadPool::run(int count, const Task& task) {
+    if (!started_ && count > 1) start();
     if (workers_.empty() || count == 1) {
         for (int i = 0; i < count; ++i) task(i, 0);
         return;

@@ -18,13 +18,13 @@ class ThreadPool {
   public:
     using Task = std::function<void(int task, int worker)>;
 
-    // `threads` counts the calling thread, which works, too.
+    // `threads` counts the calling thread, which works, too. The others start with the first run() that needs them.
     explicit ThreadPool(int threads);
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
 
-    int threads() const { return static_cast<int>(workers_.size()) + 1; }
+    int threads() const { return static_cast<int>(parts_.size()); }
 
     // Runs task(0 … count − 1), each once on some thread, and returns when all are done. They must not throw. One call
     // at a time.
@@ -41,6 +41,7 @@ class ThreadPool {
         int end = 0;
     };
 
+    void start();
     void work(int worker);
     void drain(const Task& task, int worker);
 
@@ -51,7 +52,7 @@ class ThreadPool {
     std::atomic<uint64_t> round_{0};  // grows with each run()
     std::atomic<int> active_{0};      // workers inside the round
     const Task* task_ = nullptr;      // nullptr between rounds; guarded by mutex_, as are the parts' ends
-    bool stop_ = false;
+    bool started_ = false, stop_ = false;
 };
 
 }  // namespace gsb

@@ -129,7 +129,7 @@ void BlockWeights::pack_attention(const PackedModel& model, const Shape& shape, 
     }
     if (a.attention_bias == Architecture::Bias::relative) {
         const std::vector<float> bias = model.copy<float>(block, "attn.bias");
-        const size_t all = a.relative_bias_size(), prefix = shape.prefix * (shape.prefix + 2), patches = all - prefix;
+        const size_t all = a.relative_bias().size(), patches = a.relative_bias().patches();
         for (auto head = bias.begin(); head != bias.end(); head += all) {
             bias_patches.insert(bias_patches.end(), std::make_reverse_iterator(head + patches),
                                 std::make_reverse_iterator(head));

@@ -32,7 +32,7 @@ struct BlockWeights {
     // Relative bias: each head's table turned around on both axes, so that a row of patches reads it forwards; then
     // its prefix part as the file has it.
     std::vector<float> bias_patches, bias_prefix;
-    const uint16_t* half_bias = nullptr;  // full bias, in the mapping or in half_copy
+    const uint16_t* half_bias = nullptr;  // full bias, in the file or in half_copy
     Buffer<uint16_t> half_copy;
     float half_scale;
     std::vector<float> attention_limits, value_limits;  // scope fixed

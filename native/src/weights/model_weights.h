@@ -11,7 +11,7 @@ namespace gsb {
 struct HeadWeights {
     std::vector<float> shift, scale, bias;
     float input_scale;
-    const int8_t* weight;  // (K, C), in the mapping
+    const int8_t* weight;  // (K, C), in the file
 };
 
 struct ModelWeights {

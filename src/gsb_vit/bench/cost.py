@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gsb_vit.runtime.schema import Architecture, expected_tensors
+from gsb_vit.runtime.schema import ActivationFormat, Architecture, expected_tensors
 
 # The first prefix that fits a tensor's name (without `blocks.i.`) names its layer.
 _LAYER_OF_TENSOR = {
@@ -155,7 +155,7 @@ def _rows(a: Architecture) -> Iterator[Row]:
         for row in _block_rows(a):
             yield (f"blocks.{index}.{row[0]}", *row[1:])
     yield "norm", 2 * width, 0, 0, 2 * width, 0
-    for head in range(a.num_heads_out):
+    for head, _ in enumerate(a.heads):
         weights, product = classes * width + classes, classes * width
         # Shift, weight scale and input scale come on top; one multiply-add a class applies the scale and the bias.
         yield f"heads.{head}", weights + width + 2, product + classes, 0, weights, product
@@ -163,22 +163,22 @@ def _rows(a: Architecture) -> Iterator[Row]:
 
 def _block_rows(a: Architecture) -> Iterator[Row]:
     width, hidden, tokens = a.embed_dim, a.mlp_hidden, a.num_tokens
-    groups, value_groups = a.attention_groups, a.value_groups
+    groups, value_groups, formats = a.attention_groups, a.value_groups, a.formats
     bias = {"none": 0, "relative": a.relative_bias_size, "full": tokens * tokens}[a.attention_bias] * a.num_heads
 
-    def linear(name: str, inputs: int, outputs: int, scaled: int, extra: int = 0) -> Row:
+    def linear(name: str, format_: ActivationFormat, inputs: int, outputs: int, scaled: int, extra: int = 0) -> Row:
         weights, product = outputs * inputs + outputs, tokens * inputs * outputs
-        return name, weights + inputs + 1 + extra, tokens * scaled, product, weights, product
+        return name, weights + inputs + 1 + extra, tokens * scaled, format_.planes * product, weights, product
 
     scores = tokens * tokens * width
     yield "norm1", 2 * width, 0, 0, 2 * width, 0
     # q and k stay integers (a threshold a channel), only the Value becomes a number; all three have a shift.
-    yield linear("attn.qkv", width, 3 * width, scaled=width, extra=3 * width)
-    yield "attn.scores", 2 + bias, 0, scores, 0, scores
-    planes = groups * value_groups
+    yield linear("attn.qkv", formats.qkv, width, 3 * width, scaled=width, extra=3 * width)
+    yield "attn.scores", 2 + bias, 0, formats.query_key.planes**2 * scores, 0, scores
+    planes = groups * formats.attention.planes * value_groups * formats.value.planes
     yield "attn.values", groups + value_groups, planes * tokens * width, planes * scores, 0, scores
-    yield linear("attn.proj", width, width, scaled=width)
+    yield linear("attn.proj", formats.proj, width, width, scaled=width)
     yield "norm2", 2 * width, 0, 0, 2 * width, 0
     # fc1's popcounts become bits by an interval a channel: no number in between.
-    yield linear("mlp.fc1", width, hidden, scaled=0)
-    yield linear("mlp.fc2", hidden, width, scaled=width)
+    yield linear("mlp.fc1", formats.fc1, width, hidden, scaled=0)
+    yield linear("mlp.fc2", formats.fc2, hidden, width, scaled=width)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,25 @@ from gsb_vit.errors import InputError
 
 from .datasets import LabelledPictures, RawData
 
-PICTURE_SUFFIXES = {".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
-PICTURE_SUFFIXES |= {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+# Of the formats that ``pictures.py`` reads, and of others whose files are pictures too.
+PICTURE_SUFFIXES = {".apng", ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"}
+PICTURE_SUFFIXES |= {".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+UNREAD_SUFFIXES = {
+    ".cr2",
+    ".dds",
+    ".dib",
+    ".dng",
+    ".eps",
+    ".heic",
+    ".heif",
+    ".ico",
+    ".j2k",
+    ".jp2",
+    ".jxl",
+    ".nef",
+    ".pcx",
+}
+UNREAD_SUFFIXES |= {".psd", ".svg", ".tga"}
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
@@ -24,8 +40,7 @@ SPLIT_NAMES = {
 }
 _SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _SYSTEM = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
-# Not every Pillow opens these; what it is asked for, and None where another package opens them.
-OPTIONAL_SUFFIXES = {".avif": "avif", ".heic": None, ".heif": None, ".jp2": "jpg_2000", ".webp": "webp"}
+OPTIONAL_SUFFIXES = {".avif": "avif", ".webp": "webp"}  # not every Pillow opens these; what it is asked for
 
 
 @dataclass
@@ -104,28 +119,19 @@ def why_not(path: Path) -> str | None:
     if not path.is_file():
         return "things that are no files"
     suffix = path.suffix.lower()
+    if suffix in UNREAD_SUFFIXES or (suffix in OPTIONAL_SUFFIXES and not can_open(suffix)):
+        return f"{suffix} pictures (not read here; convert them to PNG or JPEG)"
     if suffix not in PICTURE_SUFFIXES:
         return f"{suffix} files (no format that is read)" if suffix else "files without a suffix"
-    if suffix in OPTIONAL_SUFFIXES and not can_open(suffix):
-        if suffix in (".heic", ".heif"):
-            return f"{suffix} files (pip install pillow-heif, or convert them to JPEG)"
-        return f"{suffix} files (this Pillow cannot open them; convert them to JPEG)"
     return None
 
 
 @cache
 def can_open(suffix: str) -> bool:
-    """Whether the installed Pillow opens files of an optional suffix; makes pillow-heif known to it."""
+    """Whether the installed Pillow opens files of an optional suffix."""
     from PIL import features
 
-    if (feature := OPTIONAL_SUFFIXES[suffix]) is not None:
-        return bool(features.check(feature))
-    if find_spec("pillow_heif") is None:
-        return False
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
-    return True
+    return bool(features.check(OPTIONAL_SUFFIXES[suffix]))
 
 
 def list_folder(folder: Path) -> list[Path]:

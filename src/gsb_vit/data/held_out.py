@@ -11,7 +11,7 @@ from gsb_vit.errors import InputError
 
 from .datasets import LabelledPictures
 from .digests import digests, is_seen, unpack_seen
-from .folder import OPTIONAL_SUFFIXES, PICTURE_SUFFIXES, survey, why_not
+from .folder import PICTURE_SUFFIXES, survey
 from .splits import DataRecipe, keep_classes, load_data, read_raw
 
 BATCH = 64  # pictures that are evaluated together
@@ -118,8 +118,6 @@ def find_pictures(paths: Sequence[Path], say: Callable[[str], None] | None = Non
         if not path.exists():
             raise InputError(f"{path}: no such file or folder; give pictures, or folders of pictures")
         if not path.is_dir():
-            if path.suffix.lower() in OPTIONAL_SUFFIXES and (reason := why_not(path)) is not None:
-                raise InputError(f"{path}: one of the {reason}")
             found.append(path)
             continue
         inside = survey(path)

@@ -1,44 +1,24 @@
 """From a picture to the uint8 array a model reads; the same code evaluates in training and runs on the device."""
 
-import io
 import math
-import os
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from gsb_vit.errors import InputError
+from gsb_vit.errors import InputError, shown
 
-# What Pillow's decoders raise on a damaged file: each format trips over its own broken header in its own way.
-_DAMAGED = (
-    Image.DecompressionBombError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
+from .pictures import MAX_PIXELS, Picture, open_picture
 
-Picture = Union[str, "os.PathLike[str]", Image.Image, NDArray[Any]]
-
-_FILTERS = {
+FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-_RESIZES = ("crop", "squash")
-# Modes whose pixels are wider than 8 bits; Pillow's own conversion of these to "L" clips instead of scaling.
-_WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+RESIZES = ("crop", "squash")
 
 
 @dataclass(frozen=True)
@@ -67,13 +47,18 @@ class Preprocessing:
         object.__setattr__(self, "size", _numbers("size", self.size, 2, whole=True))
         object.__setattr__(self, "mean", _numbers("mean", self.mean, 3))
         object.__setattr__(self, "std", _numbers("std", self.std, 3))
-        if min(self.size) < 1:
-            raise InputError(f"preprocessing: size {self.size} must be two whole numbers above 0 (height, width)")
-        if self.resize not in _RESIZES:
-            raise InputError(f"preprocessing: resize {self.resize!r} is unknown; use one of {', '.join(_RESIZES)}")
-        if self.interpolation not in _FILTERS:
-            allowed = ", ".join(_FILTERS)
-            raise InputError(f"preprocessing: interpolation {self.interpolation!r} is unknown; use one of {allowed}")
+        if min(self.size) < 1 or self.size[0] * self.size[1] > MAX_PIXELS:
+            raise InputError(
+                f"preprocessing: size {shown(self.size)} must be two whole numbers above 0 (height, width), at most "
+                f"{MAX_PIXELS:,} pixels"
+            )
+        if not isinstance(self.resize, str) or self.resize not in RESIZES:
+            raise InputError(f"preprocessing: resize {shown(self.resize)} is unknown; use one of {', '.join(RESIZES)}")
+        if not isinstance(self.interpolation, str) or self.interpolation not in FILTERS:
+            allowed = ", ".join(FILTERS)
+            raise InputError(
+                f"preprocessing: interpolation {shown(self.interpolation)} is unknown; use one of {allowed}"
+            )
         (ratio,) = _numbers("crop_ratio", (self.crop_ratio,), 1)
         object.__setattr__(self, "crop_ratio", ratio)
         if not 0 < ratio <= 1:
@@ -81,11 +66,11 @@ class Preprocessing:
         if min(self.std) <= 0:
             raise InputError(f"preprocessing: std {self.std} must be above 0 in every channel")
 
-    def __call__(self, picture: Picture) -> NDArray[np.uint8]:
-        """Open, orient, resize and crop ``picture``: → uint8 (H, W, 3). Raises what :func:`open_picture` raises."""
-        image = open_picture(picture)
+    def __call__(self, picture: Picture, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
+        """Open, orient, resize and crop ``picture``: → uint8 (H, W, 3). Arguments and errors: :func:`open_picture`."""
+        image = open_picture(picture, max_pixels=max_pixels)
         height, width = self.size
-        filter_ = _FILTERS[self.interpolation]
+        filter_ = FILTERS[self.interpolation]
         if self.resize == "squash":
             if image.size != (width, height):
                 image = image.resize((width, height), filter_)
@@ -131,94 +116,21 @@ class Preprocessing:
         return cls(**values)
 
 
-def open_picture(picture: Picture) -> Image.Image:
-    """Open a picture as 8-bit RGB.
-
-    ``picture`` is a path, a Pillow image, or an array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or uint16.
-    The EXIF orientation is applied; transparency is laid on white; palettes, greyscale and CMYK are converted; 16-bit
-    values are divided by 257 (65535 → 255) rather than clipped. Only the first frame of an animation is read.
-
-    Raises:
-        InputError: for a missing, truncated or unreadable file, and for an array of another shape or type.
-    """
-    if isinstance(picture, np.ndarray):
-        return _from_array(picture)
-    if isinstance(picture, Image.Image):
-        return _decode(picture, "the picture")
-    path = Path(picture)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give a picture file") from error
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return _decode(image, str(path))
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path}: not a picture that Pillow can read; give a JPEG, PNG or the like") from error
-    except InputError:
-        raise
-    except _DAMAGED as error:
-        raise InputError(f"{path}: the picture cannot be decoded ({_one_line(error)}); is it truncated?") from error
-
-
-def _decode(image: Image.Image, name: str) -> Image.Image:
-    try:
-        image.load()
-        image = ImageOps.exif_transpose(image)
-    except _DAMAGED as error:
-        raise InputError(f"{name}: the picture cannot be decoded ({_one_line(error)}); is it truncated?") from error
-    if image.mode in _WIDE_MODES:
-        return _from_wide(np.asarray(image), name).convert("RGB")
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _from_wide(values: NDArray[Any], name: str) -> Image.Image:
-    """Greyscale (H, W) of 16 bits, or of 32 bits that hold 16-bit values (as Pillow opens 16-bit PNGs)."""
-    if not np.all(np.isfinite(values)):
-        raise InputError(f"{name} holds numbers that are not finite; save it as an 8-bit or 16-bit picture")
-    low, high = float(values.min()), float(values.max())
-    if low < 0 or high > 65535:
-        raise InputError(f"{name}: values {low:g} … {high:g} are not 16 bits wide; save it as an 8-bit picture")
-    if values.dtype.kind == "f" and high <= 1:
-        values = values.astype(np.float64) * 65535
-    return Image.fromarray(_to_8_bits(values))
-
-
-def _to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    return np.rint(values.astype(np.float64) / 257).astype(np.uint8)
-
-
-def _from_array(array: NDArray[Any]) -> Image.Image:
-    shape_fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
-    if not shape_fits or array.size == 0 or array.dtype not in (np.uint8, np.uint16):
-        raise InputError(
-            f"an array of shape {array.shape} and type {array.dtype} is not a picture; "
-            "give uint8 or uint16 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
-        )
-    if array.dtype == np.uint16:
-        array = _to_8_bits(array)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    return _decode(Image.fromarray(np.ascontiguousarray(array)), "the picture")
-
-
 def _numbers(name: str, values: Any, count: int, *, whole: bool = False) -> tuple[Any, ...]:
-    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
     if (
         not isinstance(values, (tuple, list))
         or len(values) != count
-        or not all(
-            isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value) for value in values
-        )
+        or not all(_is_number(value, whole) for value in values)
     ):
         kind = "whole numbers" if whole else "finite numbers"
-        raise InputError(f"preprocessing: {name} {values!r} must be {count} {kind}")
+        raise InputError(f"preprocessing: {name} {shown(values)} must be {count} {kind}")
     return tuple(int(value) if whole else float(value) for value in values)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _is_number(value: Any, whole: bool) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer) if whole else (int, float, np.number)):
+        return False
+    try:
+        return not isinstance(value, np.complexfloating) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False

@@ -15,7 +15,7 @@ from gsb_vit.files import write_atomically
 
 from .datasets import LabelledPictures, RawData, Source
 from .digests import LENGTH, SHORT, Inspection, digest, in_threads, inspect, is_seen
-from .splits import DataRecipe, DataSplits, split_raw
+from .splits import DataRecipe, DataSplits, load_data, read_raw, split_raw
 
 SPLIT_FILE = "split.json"
 PARTS = ("train", "validation", "test")
@@ -93,6 +93,18 @@ def run_split(path: Path) -> StoredSplit | None:
         if (folder / SPLIT_FILE).is_file():
             return read_split(folder)
     return None
+
+
+def run_data(path: Path, spec: str, options: DataRecipe) -> DataSplits:
+    """The parts of a run's data as it was trained: by its stored split, else as its options draw them now.
+
+    Raises:
+        InputError: as ``load_data``; the data holds none of the run's training or none of its test pictures.
+    """
+    stored = run_split(path)
+    if stored is None:
+        return load_data(spec, options)
+    return find_split(spec, read_raw(spec), stored, allow_missing=True).data
 
 
 @dataclass(frozen=True)
@@ -200,6 +212,8 @@ def find_split(spec: str, raw: RawData, stored: StoredSplit, *, allow_missing: b
             tuple(found[part.digests[i]] for i in there), np.array([part.labels[i] for i in there], dtype=np.int64)
         )
         gone[name] = [part.names[i] or f"number {i}" for i, one in enumerate(part.digests) if one not in found]
+    if not any(map(len, parts.values())):
+        raise InputError(f"{spec!r} holds none of the run's pictures; give the data that the run was trained on")
     lines = [
         f"{len(missing):,} of the run's {len(stored.parts[name].digests):,} {_WORDS[name]} pictures are gone or "
         f"changed ({_listed(missing)})"

@@ -18,7 +18,6 @@ def architecture_of(model: Any) -> Architecture:
     """Return the shape of a binarized model as a packed file states it. Raises InputError for values out of range."""
     attention, mlp = model.blocks[0].attn, model.blocks[0].mlp
     q = model.quantization
-    heads = 1 + hasattr(model, "head_dist")
     return Architecture(
         name=(getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__,
         image_size=tuple(model.patch_embed.img_size),
@@ -27,8 +26,8 @@ def architecture_of(model: Any) -> Architecture:
         depth=len(model.blocks),
         num_heads=attention.num_heads,
         mlp_hidden=mlp.fc1.out_features,
-        prefix_tokens=heads,
-        num_heads_out=heads,
+        prefix_tokens=model.num_prefix_tokens,
+        num_heads_out=len(heads_of(model)),
         num_classes=model.head.out_features,
         layer_norm_eps=float(model.norm.eps),
         attention_thresholds=q.attention_thresholds,
@@ -36,6 +35,11 @@ def architecture_of(model: Any) -> Architecture:
         threshold_scope=q.threshold_scope,
         attention_bias=q.attention_bias,
     )
+
+
+def heads_of(model: Any) -> list[Any]:
+    """Return the classifiers of a timm vision transformer, that of the class token first."""
+    return [model.head, model.head_dist] if hasattr(model, "head_dist") else [model.head]
 
 
 def find_architecture(target: str) -> tuple[Architecture, int | None]:

@@ -12,7 +12,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from gsb_vit.data.preprocess import Preprocessing
@@ -27,7 +26,7 @@ from gsb_vit.runtime import packed_file
 from gsb_vit.runtime.bits import pack
 from gsb_vit.runtime.packed_file import PackedModel
 
-from .architecture import architecture_of
+from .architecture import architecture_of, heads_of
 from .checks import check_exportable
 
 Arrays = dict[str, NDArray[Any]]
@@ -72,17 +71,13 @@ def pack_model(
     model: Any = copy.deepcopy(trained_model).cpu().float().eval()
     tensors = _embedding(model, preprocessing)
     tensors["norm.weight"], tensors["norm.bias"] = _norm(model.norm)
-    for index, head in enumerate(_heads(model)):
+    for index, head in enumerate(heads_of(model)):
         tensors.update({f"heads.{index}.{name}": array for name, array in _head(head).items()})
     for index, block in enumerate(model.blocks):
         tensors.update({f"blocks.{index}.{name}": array for name, array in _block(index, block).items()})
     result = PackedModel(architecture_of(model), tuple(class_names), preprocessing, dict(provenance), tensors)
     packed_file.check(result)
     return result
-
-
-def _heads(model: Any) -> list[Any]:
-    return [model.head, model.head_dist] if isinstance(model, VisionTransformerDistilled) else [model.head]
 
 
 def _embedding(model: Any, preprocessing: Preprocessing) -> Arrays:

@@ -10,8 +10,8 @@ import numpy as np
 
 from gsb_vit.data.digests import digests, pack_seen
 from gsb_vit.data.held_out import SPLIT_OPTIONS, require_same_classes
-from gsb_vit.data.splits import DataSplits, load_data, read_raw
-from gsb_vit.data.stored_split import find_split, run_split
+from gsb_vit.data.splits import DataSplits
+from gsb_vit.data.stored_split import run_data
 from gsb_vit.errors import InputError
 from gsb_vit.models.trained import load_model
 from gsb_vit.runtime.packed_file import PackedModel
@@ -50,11 +50,7 @@ def export_run(
     options = run_data_options(run)
     if most < 1:
         raise InputError(f"{most} pictures compare nothing; give at least 1")
-    stored = run_split(run)
-    if stored is None:
-        splits = load_data(spec, options)
-    else:
-        splits = find_split(spec, read_raw(spec), stored, allow_missing=True).data
+    splits = run_data(run, spec, options)
     require_same_classes(trained.class_names, splits.class_names, spec)
     held_out = splits.validation if len(splits.validation) else splits.test
     sources = held_out.sources[:: -(-len(held_out) // most)]

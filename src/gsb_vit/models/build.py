@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import timm
@@ -12,16 +11,8 @@ from torch import nn
 from gsb_vit.errors import InputError
 from gsb_vit.quantization import Quantization
 
-from . import zoo  # noqa: F401  (registers the models with timm)
+from .arguments import check_arguments, require_architecture
 from .binarize import binarize
-
-
-def require_architecture(name: str) -> None:
-    """Raise InputError for a name timm does not know, with the nearest one."""
-    known = timm.list_models()
-    if name.partition(".")[0] not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise InputError(f"unknown architecture {name!r}; the nearest is {near[0]!r}; timm.list_models() has all")
 
 
 def build_model(
@@ -29,15 +20,21 @@ def build_model(
 ) -> nn.Module:
     """Build a timm vision transformer and binarize it as ``quantization`` says.
 
-    Raises InputError for an unknown architecture (with the nearest) and arguments it does not take.
+    Raises InputError for an unknown architecture (with the nearest), and for arguments that are not those of
+    ``arguments.ARGUMENTS``, out of range, too large or not the architecture's.
     """
     require_architecture(architecture)
-    if architecture.startswith("gsb_vit"):
-        args = {**args, "quantization": quantization}
+    check_arguments(architecture, args, num_classes)
+    given = {**args, "quantization": quantization} if architecture.startswith("gsb_vit") else args
     try:
-        model = timm.create_model(architecture, pretrained=pretrained, num_classes=num_classes, **args)
-    except (TypeError, AssertionError) as error:
-        raise InputError(f"{architecture} cannot be built with {args}: {error}; mend the recipe's [model]") from error
+        model = timm.create_model(architecture, pretrained=pretrained, num_classes=num_classes, **given)
+    except InputError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if pretrained and isinstance(error, RuntimeError):
+            raise  # weights that could not be fetched
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{architecture} cannot be built with {args}: {reason}; mend the recipe's [model]") from error
     if architecture.startswith("gsb_vit") or quantization == Quantization.full_precision():
         return model
     if not isinstance(model, VisionTransformer):

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
-from gsb_vit.files import write_atomically
+from gsb_vit.files import as_path, write_atomically
+from gsb_vit.models.arguments import check_arguments, require_architecture
 from gsb_vit.models.binarize import set_pixel_scaling
 from gsb_vit.models.build import build_model
 from gsb_vit.quantization import Quantization
@@ -48,11 +49,31 @@ class ModelInfo:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelInfo:
-        """Read what ``to_json`` wrote. Raises KeyError or TypeError for values of another form."""
+        """Read what ``to_json`` wrote. Raises InputError for anything of another form, naming it."""
+        kinds = {
+            "architecture": str,
+            "model_args": Mapping,
+            "quantization": Mapping,
+            "class_names": list,
+            "preprocessing": Mapping,
+            "stage": str,
+            "provenance": Mapping,
+        }
+        if not isinstance(values, Mapping):
+            raise InputError(f"the metadata is a {type(values).__name__}, not an object")
+        for name, kind in kinds.items():
+            if not isinstance(values.get(name), kind):
+                raise InputError(f"{name} is missing or a {type(values.get(name)).__name__}")
+        if not all(isinstance(name, str) for name in values["class_names"]):
+            raise InputError("class_names holds something other than text")
+        try:
+            quantization = Quantization.create(dict(values["quantization"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"quantization: {error}") from error
         return cls(
             architecture=values["architecture"],
             model_args=dict(values["model_args"]),
-            quantization=Quantization.create(dict(values["quantization"])),
+            quantization=quantization,
             class_names=tuple(values["class_names"]),
             preprocessing=Preprocessing.from_json(values["preprocessing"]),
             stage=values["stage"],
@@ -64,7 +85,7 @@ METADATA_KEY = "gsb_vit"
 CHECKSUM_KEY = "sha256"
 BEST = "best.safetensors"
 LAST = "last.safetensors"
-STAGE_ORDER = ("stage2", "stage1", "teacher")
+STAGE_ORDER = ("stage2", "stage1", "twin", "teacher")
 
 
 @dataclass(frozen=True)
@@ -106,12 +127,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             metadata = json.loads((file.metadata() or {})[METADATA_KEY])
+            if not isinstance(metadata, dict):
+                raise ValueError("its metadata is no JSON object")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except KeyError as error:
         raise InputError(f"{path} was not written by gsb-vit train; give a .safetensors file of a run") from error
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path} ({error}); it is truncated or not a safetensors file") from error
-    told = metadata.pop(CHECKSUM_KEY, None) if isinstance(metadata, dict) else None
+    told = metadata.pop(CHECKSUM_KEY, None)
     if told not in (None, checksum(tensors, json.dumps(metadata))):
         raise InputError(f"{path} is damaged: its checksum differs; bring it back from a copy, or train it again")
     return tensors, metadata
@@ -142,12 +165,15 @@ def load_model(path_or_run: str | Path) -> TrainedModel:
     ``path_or_run`` is a model file, a run folder (its last stage) or a stage folder.
     Raises InputError for a missing, truncated or foreign file, and for weights that do not fit its architecture.
     """
-    path = find_model(Path(path_or_run))
+    path = find_model(as_path(path_or_run, "a run folder or a trained model file"))
     tensors, metadata = read_tensors(path)
     try:
         info = ModelInfo.from_json(metadata)
-    except (KeyError, TypeError, InputError) as error:
+        require_architecture(info.architecture)
+        check_arguments(info.architecture, info.model_args, len(info.class_names))
+    except InputError as error:
         raise InputError(f"{path} does not describe a model ({error}); give best.safetensors of a run") from error
+    _require_fit(path, tensors, info)
     model = build_model(info.architecture, info.model_args, len(info.class_names), info.quantization)
     try:
         model.load_state_dict(tensors)
@@ -156,3 +182,17 @@ def load_model(path_or_run: str | Path) -> TrainedModel:
         raise InputError(f"the weights in {path} do not fit {info.architecture}: {first}") from error
     set_pixel_scaling(model, info.preprocessing)
     return TrainedModel(model.eval(), info.class_names, info.preprocessing, info)
+
+
+def _require_fit(path: Path, tensors: Mapping[str, Tensor], info: ModelInfo) -> None:
+    """Raise InputError where the weights do not fit the model, built without memory: a small file asks for little."""
+    with torch.device("meta"):
+        skeleton = build_model(info.architecture, info.model_args, len(info.class_names), info.quantization)
+    wanted = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in [*wanted, *found]:
+        if wanted.get(name) != found.get(name):
+            raise InputError(
+                f"the weights in {path} do not fit {info.architecture}: {name} is {found.get(name, 'missing')}, "
+                f"the model has {wanted.get(name, 'none')}"
+            )

@@ -24,6 +24,7 @@ from .masks import mask_rows
 
 STAGE_NAMES = {
     "teacher": "teacher (full precision)",
+    "twin": "twin (full precision)",
     "stage1": "stage 1 (one-bit weights, in part)",
     "stage2": "stage 2 (one bit)",
 }
@@ -113,8 +114,13 @@ def _subtitle(model: PackedModel, pictures: int) -> str:
 
 
 def _tiles(results: Mapping[str, Any], summary: Summary, bench: Sequence[Measurement]) -> list[dict[str, str]]:
-    notes = {"teacher": "full precision", "stage1": "one-bit weights", "stage2": "one-bit weights and activations"}
-    names = {"teacher": "Teacher", "stage1": "Stage 1", "stage2": "One-bit student"}
+    notes = {
+        "teacher": "full precision",
+        "twin": "full precision",
+        "stage1": "one-bit weights",
+        "stage2": "one-bit weights and activations",
+    }
+    names = {"teacher": "Teacher", "twin": "Twin", "stage1": "Stage 1", "stage2": "One-bit student"}
     tiles = [
         {"css": stage, "label": names[stage], "value": _percent(results[stage]["test"]["top1"]), "note": notes[stage]}
         for stage in STAGE_NAMES

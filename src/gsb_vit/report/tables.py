@@ -4,62 +4,80 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
+from rich.cells import cell_len
 
 from gsb_vit.bench.cost import Cost, Layer, Summary
 from gsb_vit.bench.peers.timing import Measurement
 from gsb_vit.metrics import METRIC_NAMES
+from gsb_vit.terminal import NARROWEST, Table, folded, printable, shortened
 
 if TYPE_CHECKING:
     from gsb_vit.bench.profile import Profile
     from gsb_vit.runtime.classifier import Prediction
 
-WIDTH_IN_FILES = 120  # a pipe has no width of its own
-
-
-def show(*tables: Table) -> None:
-    """Print tables to the standard output, each under its title on one line (Rich folds titles to a table's width)."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH_IN_FILES)
-    for table in tables:
-        if table.title:
-            console.print(table.title, style="bold")
-            table.title = None
-        console.print(table)
-
-
-def table(title: str, *columns: str) -> Table:
-    """Return an empty table; every column but the first is aligned to the right."""
-    made = Table(title=title, box=None, padding=(0, 2, 0, 0))
-    for index, column in enumerate(columns):
-        made.add_column(column, justify="right" if index else "left", no_wrap=not index)
-    return made
+_GAP = "  "
+_PERCENT = "100.0 %"
 
 
 def metrics_table(metrics: Mapping[str, float], spec: str) -> Table:
     """Show the metrics of an evaluation in percent."""
-    made = table(f"{metrics['n']:,} held-out pictures of {spec}", "metric", "percent")
+    made = Table(f"{metrics['n']:,} held-out pictures of {spec}", ("metric", "percent"))
     for key, name in METRIC_NAMES.items():
         made.add_row(name if key.startswith("top") else f"{name} (macro)", f"{100 * metrics[key]:.2f}")
     return made
 
 
-def predictions_table(pictures: Sequence[Path], answers: "Sequence[Sequence[Prediction]]") -> Table:
-    """Show each picture with its classes and probabilities."""
-    made = table("", "picture", "class", "probability")
-    for picture, answer in zip(pictures, answers, strict=True):
-        for rank, one in enumerate(answer):
-            made.add_row("" if rank else str(picture), one.name, f"{100 * one.probability:.1f} %")
-    return made
+class AnswerLines:
+    """Lines for pictures one by one, before the next one is classified; every line says all there is.
+
+    In a pipe (``width`` None) a line is picture, class and probability with tabs between them. In a terminal it is a
+    row of a table with columns as wide as ``pictures`` and ``class_names`` need; long paths lose their middle. Where
+    there is no room for that, the picture has a line of its own, and its classes follow it. Classes are never cut.
+    """
+
+    def __init__(self, pictures: Sequence[Path], class_names: Sequence[str], width: int | None) -> None:
+        self._width = width
+        self._class_width = max((cell_len(printable(name)) for name in class_names), default=0)
+        longest = max((cell_len(printable(str(picture))) for picture in pictures), default=0)
+        room = (width or 0) - self._class_width - len(_PERCENT) - 2 * len(_GAP)
+        self._path_width = min(longest, room) if room >= min(longest, NARROWEST) else 0
+
+    def heading(self) -> str | None:
+        """Return the names of the columns, where there are columns."""
+        return self._row("picture", "class", "percent") if self._width and self._path_width else None
+
+    def answers(self, picture: Path, answers: "Sequence[Prediction]") -> Iterator[str]:
+        """Give the lines of a picture that was classified."""
+        path = printable(str(picture))
+        names = [(printable(one.name), f"{100 * one.probability:.1f} %") for one in answers]
+        if self._width is None:
+            yield from (f"{path}\t{name}\t{percent}" for name, percent in names)
+        elif self._path_width:
+            for rank, (name, percent) in enumerate(names):
+                yield self._row("" if rank else path, name, percent)
+        else:
+            yield from folded(path, self._width)
+            for name, percent in names:
+                yield from folded(f"{percent:>{len(_PERCENT)}}{_GAP}{name}", self._width)
+
+    def problem(self, picture: Path, message: str) -> Iterator[str]:
+        """Give the lines of a picture that could not be read; the message names it."""
+        if self._width is None:
+            yield f"{printable(str(picture))}\terror\t{printable(message)}"
+        else:
+            yield from folded(f"error: {printable(message)}", self._width)
+
+    def _row(self, path: str, name: str, percent: str) -> str:
+        path, room = shortened(path, self._path_width), self._class_width - cell_len(name)
+        path += " " * (self._path_width - cell_len(path))
+        return f"{path}{_GAP}{name}{' ' * max(room, 0)}{_GAP}{percent:>{len(_PERCENT)}}"
 
 
 def bench_table(rows: Sequence[Measurement]) -> Table:
     """Show what the engines took."""
-    made = table(
+    made = Table(
         "One call, median of many; the engines took turns",
-        *("engine", "precision", "threads", "batch", "median ms", "pictures/s", "file MB", "peak MB"),
+        ("engine", "precision", "threads", "batch", "median ms", "pictures/s", "file MB", "peak MB"),
     )
     for row in rows:
         figures = [row.median_ms, row.images_per_s, row.file_mb, row.peak_mb]
@@ -69,16 +87,15 @@ def bench_table(rows: Sequence[Measurement]) -> Table:
         ]
         made.add_row(row.engine, row.precision, str(row.threads), str(row.batch), *texts)
     made.caption = "\n".join(f"{row.engine} {row.precision}: {row.problem}" for row in rows if row.problem is not None)
-    made.caption_justify = "left"
     return made
 
 
 def profile_tables(profile: "Profile") -> Iterator[Table]:
     """Show where the native engine's time goes, and how full the groups were."""
-    made = table(
+    made = Table(
         f"Stages of the {profile.backend} engine, {profile.threads} thread(s), batch {profile.batch}, at "
         f"{profile.ghz:.2f} GHz; times of one core, a picture",
-        *("stage", "µs", "cycles", "share", "bit-MACs/cycle", "byte-MACs/cycle", "of ceiling"),
+        ("stage", "µs", "cycles", "share", "bit-MACs/cycle", "byte-MACs/cycle", "of ceiling"),
     )
     for stage in profile.stages:
         speeds = [speed / profile.ghz for speed in (stage.bit_macs_per_ns, stage.byte_macs_per_ns)]
@@ -92,7 +109,7 @@ def profile_tables(profile: "Profile") -> Iterator[Table]:
         )
     totals = (sum(stage.us for stage in profile.stages), sum(stage.cycles for stage in profile.stages))
     ceilings = (profile.bit_ceiling, profile.byte_ceiling)
-    made.add_row("total", f"{totals[0]:,.1f}", f"{totals[1]:,.0f}", "", "", "", "", style="bold")
+    made.add_row("total", f"{totals[0]:,.1f}", f"{totals[1]:,.0f}", "", "", "", "", bold=True)
     made.add_row("ceiling", "", "", "", *("unknown" if one is None else f"{one:,.0f}" for one in ceilings), "")
     yield made
     yield densities_table(profile.densities.to_json())
@@ -100,9 +117,9 @@ def profile_tables(profile: "Profile") -> Iterator[Table]:
 
 def densities_table(densities: Mapping[str, Any]) -> Table:
     """Show the share of entries in each upper group."""
-    made = table(
+    made = Table(
         f"Entries in the upper groups, on {densities['pictures']} of the pictures run",
-        *("group", "mean", "fullest block"),
+        ("group", "mean", "fullest block"),
     )
     for kind in ("attention", "value"):
         shares = zip(densities[kind], densities[f"{kind}_largest_block"], strict=True)
@@ -113,22 +130,21 @@ def densities_table(densities: Mapping[str, Any]) -> Table:
 
 def summary_tables(summary: Summary) -> Iterator[Table]:
     """Show the cost of every kind of layer, blocks added up, and the bytes by what they hold."""
-    made = table(
+    made = Table(
         f"{summary.architecture.name}, one picture (OPs = FLOPs + BOPs/64)",
-        *("layer", "params", "bytes", "FLOPs", "BOPs", "OPs", "fp32 bytes", "FLOPs"),
+        ("layer", "params", "bytes", "FLOPs", "BOPs", "OPs", "fp32 bytes", "FLOPs"),
     )
     depth = summary.architecture.depth
     for name, layer in _folded(summary.layers, depth).items():
         made.add_row(name, *_costs(layer.packed), _count(layer.twin.bytes), _count(layer.twin.flops))
-    made.add_section()
-    made.add_row("total", *_costs(summary.packed), _count(summary.twin.bytes), _count(summary.twin.flops), style="bold")
+    made.add_row("total", *_costs(summary.packed), _count(summary.twin.bytes), _count(summary.twin.flops), bold=True)
     size = summary.file_bytes or summary.packed.bytes
     made.add_row(
         "times smaller",
         *("", f"{summary.twin.bytes / size:.1f} ×", "", "", f"{summary.twin.ops / summary.packed.ops:.1f} ×"),
     )
     yield made
-    kinds = table("Bytes by kind of tensor", "kind", "bytes", "share")
+    kinds = Table("Bytes by kind of tensor", ("kind", "bytes", "share"))
     for kind, size in summary.bytes_by_kind.items():
         kinds.add_row(kind.replace("_", " "), f"{size:,}", f"{size / summary.packed.bytes:.1%}")
     if summary.file_bytes is not None:

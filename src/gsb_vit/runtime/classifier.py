@@ -1,22 +1,40 @@
 """Run a packed model: ``load`` one, then ask it for logits or for the names of what is in pictures."""
 
+import contextlib
 import json
 import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gsb_vit.data.preprocess import Picture, Preprocessing
-from gsb_vit.errors import InputError
+from gsb_vit.data.pictures import Picture
+from gsb_vit.data.preprocess import Preprocessing
+from gsb_vit.errors import InputError, ModelError, shown
+from gsb_vit.files import as_path, open_regular
 from gsb_vit.metrics import softmax
 
+from .card import html_card, line_card
 from .packed_file import read
+from .pictures import batches, is_many, is_stored
 from .reference import ReferenceModel, check_batch
 from .schema import Architecture
 
 ENGINES = ("native", "reference")
+_UNDECODED = re.compile("[\ud800-\udfff]")
+
+
+@contextlib.contextmanager
+def _overflow_is_a_model_error() -> Iterator[None]:
+    """The extension raises a bare ValueError; of a batch that was checked, only overflow is left."""
+    try:
+        yield
+    except ValueError as error:
+        raise ModelError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -41,6 +59,7 @@ class Classifier:
     """A packed model ready to run; made by :func:`load`.
 
     A picture's logits do not depend on its batch mates, the number of threads, the engine or the instruction set.
+    Classifiers can be pickled and copied, as their file's bytes, and used in forked processes and from several threads.
     """
 
     def __init__(
@@ -59,44 +78,116 @@ class Classifier:
         self.threads = threads
         self._engine = engine
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.backend != "reference":  # another machine may have chosen otherwise
+            self.backend, self.threads = self._engine.backend, self._engine.threads
+
     def logits(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Classify uint8 (B, H, W, 3), made by ``preprocessing``: → float32 (B, K).
 
         Raises:
-            InputError: for another shape or type.
+            InputError: for another shape or type; a ModelError where the model's numbers overflow.
         """
+        if not isinstance(pictures, np.ndarray):
+            raise InputError(f"a {type(pictures).__name__} is no batch; give an array, as Preprocessing makes them")
         check_batch(pictures, self.architecture.image_size)
-        logits: NDArray[np.float32] = self._engine.logits(np.ascontiguousarray(pictures))
+        with _overflow_is_a_model_error():
+            logits: NDArray[np.float32] = self._engine.logits(np.ascontiguousarray(pictures))
         return logits
 
-    @overload
-    def predict(self, picture: Picture, top: int = 5) -> list[Prediction]: ...
-    @overload
-    def predict(self, picture: list[Picture], top: int = 5) -> list[list[Prediction]]: ...
-    def predict(self, picture: Picture | list[Picture], top: int = 5) -> list[Prediction] | list[list[Prediction]]:
-        """Name the ``top`` most likely classes of a picture, best first; of a list of pictures, a list each.
+    def __repr__(self) -> str:
+        return line_card(self)
 
-        A picture is a path, a Pillow image or an array, as :func:`gsb_vit.data.preprocess.open_picture` reads
-        it. With fewer classes than ``top``, all are named; equal probabilities come in the order of the classes.
+    def _repr_html_(self) -> str:
+        return html_card(self)
+
+    @overload  # text and bytes are sequences, too: the first that fits counts
+    def predict(  # type: ignore[overload-overlap]
+        self, picture: Picture, top: int = 5, *, max_pixels: int | None = None
+    ) -> list[Prediction]: ...
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self, picture: Sequence[Picture], top: int = 5, *, max_pixels: int | None = None
+    ) -> list[list[Prediction]]: ...
+    @overload
+    def predict(
+        self, picture: Iterable[Picture], top: int = 5, *, max_pixels: int | None = None
+    ) -> Iterator[list[Prediction]]: ...
+    def predict(self, picture: Any, top: int = 5, *, max_pixels: int | None = None) -> Any:
+        """Name the ``top`` most likely classes of a picture, best first.
+
+        A picture is a path, the bytes of a file, a file object, a Pillow image or an array, as
+        :func:`gsb_vit.data.pictures.open_picture` reads it; ``max_pixels`` is its limit. A list or tuple of pictures,
+        or an array (B, H, W, 3), gives a list with an answer each. Any other iterable gives an iterator: its pictures
+        are read as the answers are asked for, 64 at a time, and never kept.
+        With fewer classes than ``top``, all are named; equal probabilities come in the order of the classes.
 
         Raises:
-            InputError: for a picture that cannot be read, and for ``top`` below 1.
+            InputError: for a picture that cannot be read, and for ``top`` below 1; a ModelError as :meth:`logits`.
         """
         if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
-            raise InputError(f"top {top!r} must be a whole number of at least 1")
-        if isinstance(picture, (list, tuple)):
-            return self._predict(list(picture), int(top))
-        return self._predict([picture], int(top))[0]
+            raise InputError(f"top {shown(top)} must be a whole number of at least 1")
+        if not is_many(picture):
+            return self._named(self.predict_proba(picture, max_pixels=max_pixels), int(top))
+        named = (self._named(row, int(top)) for row in self._rows(picture, self._probabilities, max_pixels))
+        return list(named) if is_stored(picture) else named
 
-    def _predict(self, pictures: list[Picture], top: int) -> list[list[Prediction]]:
-        if not pictures:
-            return []
-        probabilities = softmax(self.logits(np.stack([self.preprocessing(picture) for picture in pictures])))
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-        return [
-            [Prediction(self.class_names[k], float(row[k])) for k in best]
-            for row, best in zip(probabilities, order, strict=True)
-        ]
+    def _named(self, probabilities: NDArray[np.float64], top: int) -> list[Prediction]:
+        order = np.argsort(-probabilities, kind="stable")[:top]
+        return [Prediction(self.class_names[k], float(probabilities[k])) for k in order]
+
+    def predict_proba(self, picture: Any, *, max_pixels: int | None = None) -> Any:
+        """Return the probability of every class, the softmax of the logits, in the order of ``class_names``.
+
+        A picture gives float64 (K); a list, a tuple or an array (B, H, W, 3) of pictures float64 (B, K); any other
+        iterable an iterator over float64 (K). What a picture may be, and how iterables are read, is as in
+        :meth:`predict`.
+
+        Raises:
+            InputError: for a picture that cannot be read; a ModelError as :meth:`logits`.
+        """
+        return self._each(picture, self._probabilities, len(self.class_names), np.float64, max_pixels)
+
+    def embed(self, picture: Any, *, max_pixels: int | None = None) -> Any:
+        """Return the features before the head: the token that the head reads, behind the last layer norm.
+
+        A picture gives float32 (D); a list, a tuple or an array (B, H, W, 3) of pictures float32 (B, D); any other
+        iterable an iterator over float32 (D). D is the width C of the network times the number of its heads: the
+        tokens of a class head and a distillation head lie side by side. Both engines, and every instruction set, give
+        the same bits.
+
+        Raises:
+            InputError: for a picture that cannot be read; a ModelError as :meth:`logits`.
+        """
+        width = len(self.architecture.heads) * self.architecture.embed_dim
+        return self._each(picture, self._features, width, np.float32, max_pixels)
+
+    def _features(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with _overflow_is_a_model_error():
+            features: NDArray[np.float32] = self._engine.embed(pictures)
+        return features
+
+    def _probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return softmax(self.logits(pictures))
+
+    def _each(
+        self, picture: Any, run: Callable[[NDArray[np.uint8]], Any], width: int, dtype: type, max_pixels: int | None
+    ) -> Any:
+        """What ``run`` says of one picture, of stored pictures as one array, of others as an iterator over rows."""
+        if not is_many(picture):
+            return run(self.preprocessing(picture, max_pixels=max_pixels)[None])[0]
+        rows = self._rows(picture, run, max_pixels)
+        if not is_stored(picture):
+            return rows
+        found = list(rows)
+        return np.stack(found) if found else np.empty((0, width), dtype)
+
+    def _rows(
+        self, pictures: Iterable[Picture], run: Callable[[NDArray[np.uint8]], Any], max_pixels: int | None
+    ) -> Iterator[Any]:
+        for batch in batches(pictures, self.preprocessing, max_pixels):
+            yield from run(batch)
 
     def set_profiling(self, on: bool) -> None:
         """Start profiling with all times at zero, or stop it. Raises InputError where the engine is not native."""
@@ -126,10 +217,20 @@ def load(
         InputError: for a missing, truncated or foreign file, an unknown engine or backend, a number of threads out of
             range, and where the native extension is not built.
     """
-    if engine not in ENGINES:
-        raise InputError(f"engine {engine!r} is unknown; use one of {', '.join(ENGINES)}")
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 0:
-        raise InputError(f"threads {threads!r} must be a whole number, 0 for every core")
+    path = as_path(path, "a packed model file")
+    if not isinstance(engine, str) or engine not in ENGINES:
+        raise InputError(f"engine {shown(engine)} is unknown; use one of {', '.join(ENGINES)}")
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads < 2**31:
+        raise InputError(f"threads {shown(threads)} must be a whole number, 0 for every core")
+    if backend is not None and not (isinstance(backend, str) and backend.isprintable()):
+        raise InputError(f"backend {shown(backend)} is unknown; give its name, or None for the fastest")
+    with open_regular(path, "a packed model file") as file:
+        # The extension takes text; a path whose bytes are no UTF-8 has another name.
+        name = str(path) if not _UNDECODED.search(str(path)) else f"/proc/self/fd/{file.fileno()}"
+        return _load(path, name, threads, engine, backend)
+
+
+def _load(path: Path, name: str, threads: int, engine: str, backend: str | None) -> Classifier:
     if engine == "reference":
         model = read(path)
         return Classifier(model.architecture, model.class_names, model.preprocessing, ReferenceModel(model))
@@ -141,20 +242,15 @@ def load(
             'checkout, or use engine="reference"'
         ) from error
     try:
-        native = _native.Model(os.fsdecode(path), threads, backend or "")
+        native = _native.Model(name, threads, backend or "")
     except _native.NativeError as error:
-        raise InputError(str(error)) from error
-    # The extension has mapped and checked the file; only what Python needs is read again, from its header.
+        raise InputError(str(error).replace(name, str(path))) from error
+    # The extension has read and checked the file; only what Python needs is read again, from its header.
     header = json.loads(native.header)
     try:
         architecture = Architecture.from_json(header["architecture"])
-        preprocessing = Preprocessing.from_json(header.get("preprocessing"))
+        preprocessing = Preprocessing.from_json(header["preprocessing"])
     except InputError as error:
-        raise InputError(f"{os.fsdecode(path)}: {error}; export the model again") from error
-    if preprocessing.size != architecture.image_size:
-        raise InputError(
-            f"{os.fsdecode(path)}: preprocessing gives pictures of {preprocessing.size}, the model reads "
-            f"{architecture.image_size}; export the model again"
-        )
+        raise InputError(f"{path}: {error}; export the model again") from error
     names = tuple(header["class_names"])
     return Classifier(architecture, names, preprocessing, native, native.backend, native.threads)

@@ -1,7 +1,9 @@
-"""The packed model file: reader and writer (``docs/packed-format.md``; what it must hold: ``packed_schema.py``)."""
+"""The packed model file: reader and writer (``docs/packed-format.md``; what it must hold: ``schema.py``)."""
 
 import json
 import os
+import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,21 +12,31 @@ from typing import Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
 from gsb_vit.files import write_atomically
 
-from .schema import Architecture, check_specs, check_values, expected_tensors
-
-FORMAT = "gsb-vit-packed"
-VERSION = "1"
-
-_DTYPES = {"U64": "uint64", "I8": "int8", "I16": "int16", "F16": "float16", "F32": "float32"}
+from .checksum import xxh64
+from .keys import check_names, check_object
+from .safetensors_file import SafetensorsFile, parse_json, parse_safetensors, read_safetensors
+from .schema import (
+    CHECKSUM_KEYS,
+    FORMAT,
+    MAX_HEADER_BYTES,
+    METADATA_KEYS,
+    MODEL_KEYS,
+    PREPROCESSING,
+    VERSION,
+    Architecture,
+    check_specs,
+    check_values,
+    expected_tensors,
+)
 
 PathLike = Union[str, "os.PathLike[str]"]
+_DIGITS = re.compile("[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -49,30 +61,24 @@ class PackedModel:
 def read(path: PathLike) -> PackedModel:
     """Read and check a packed file.
 
-    The file is mapped while it is read; the arrays are copies, so that it may be replaced afterwards.
+    The file is read whole and may be replaced afterwards.
 
     Raises:
         InputError: for a missing, truncated or foreign file, an unknown version, and a tensor that is missing,
-            unknown, of the wrong type or shape, or out of range, naming it.
+            unknown, of the wrong type or shape, or out of range, naming it; and for a checksum that does not fit.
     """
-    path = Path(path)
+    path = _checked_path(path)
     try:
-        with _naming(path), safe_open(str(path), "numpy") as file:
-            architecture, class_names, preprocessing, provenance = _read_metadata(file.metadata() or {})
+        with _naming(path):
+            file = read_safetensors(path)
+            architecture, class_names, preprocessing, provenance = _read_metadata(file)
             specs = expected_tensors(architecture)
-            found = {}
-            for name in file.keys():  # noqa: SIM118 (safe_open is not iterable)
-                part = file.get_slice(name)
-                dtype = str(part.get_dtype())
-                found[name] = (_DTYPES.get(dtype, dtype), tuple(part.get_shape()))
-            check_specs(specs, found)
-            tensors = {name: file.get_tensor(name) for name in specs}
+            check_specs(specs, file.specs)
+            tensors = {name: file.tensor(name) for name in specs}
             model = PackedModel(architecture, class_names, preprocessing, provenance, tensors)
             _check_header(model)
             check_values(architecture, tensors)
             return model
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a packed model, or truncated ({error}); export it again") from error
     except OSError as error:
         reason = "is a folder" if path.is_dir() else " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read ({reason}); give a packed model file") from error
@@ -84,7 +90,7 @@ def write(path: PathLike, model: PackedModel) -> None:
     Raises:
         InputError: for what :func:`read` would refuse, and where the folder cannot be written.
     """
-    path = Path(path)
+    path = _checked_path(path)
     with _naming(path):
         check(model)
     header = {
@@ -95,15 +101,32 @@ def write(path: PathLike, model: PackedModel) -> None:
     }
     try:
         text = json.dumps(header, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: provenance is not plain JSON ({error}); give text and finite numbers") from error
     metadata = {"format": FORMAT, "version": VERSION, "model": text}
-    data = save({name: np.ascontiguousarray(array) for name, array in model.tensors.items()}, metadata)
+    with _naming(path):
+        parse_json(text, "the metadata")
+    tensors = {name: np.ascontiguousarray(array) for name, array in model.tensors.items()}
+    metadata |= checksums(_parsed(save(tensors, metadata)))
+    data = save(tensors, metadata)
+    if int.from_bytes(data[:8], "little") > MAX_HEADER_BYTES:
+        raise InputError(f"{path}: class names and provenance take more than {MAX_HEADER_BYTES} bytes; shorten them")
     try:
         write_atomically(path, data)
     except OSError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be written ({reason}); give a file in a folder that exists") from error
+
+
+def checksums(file: SafetensorsFile) -> dict[str, str]:
+    """Return what the metadata of version 2 says of a file's content, 16 hexadecimal digits each.
+
+    ``payload_xxh64`` is XXH64 of the tensors' bytes in the order of their places. ``header_xxh64`` is that of the text
+    of ``model``, UTF-8, and behind it, for each tensor that has bytes, in the same order, a newline and its name.
+    """
+    text = "\n".join([file.metadata["model"], *file.names_by_place()])
+    header = np.frombuffer(text.encode("utf-8"), np.uint8)
+    return {"header_xxh64": f"{xxh64(header):016x}", "payload_xxh64": f"{xxh64(file.payload):016x}"}
 
 
 def check(model: PackedModel) -> None:
@@ -125,25 +148,54 @@ def _check_header(model: PackedModel) -> None:
         )
 
 
-def _read_metadata(metadata: Mapping[str, str]) -> tuple[Architecture, tuple[str, ...], Preprocessing, dict[str, Any]]:
+def _parsed(data: bytes) -> SafetensorsFile:
+    behind = 8 + int.from_bytes(data[:8], "little")
+    return parse_safetensors(data[8:behind], np.frombuffer(data, np.uint8)[behind:])
+
+
+def _check_checksums(file: SafetensorsFile) -> None:
+    for key, found in checksums(file).items():
+        stored = file.metadata[key]
+        if not _DIGITS.fullmatch(stored):
+            raise InputError(f"the metadata: {key} must be 16 lower-case hexadecimal digits")
+        if stored != found:
+            raise InputError(
+                f"the metadata: {key} is {stored}, but the file gives {found} (damaged, perhaps in copying)"
+            )
+
+
+def _read_metadata(file: SafetensorsFile) -> tuple[Architecture, tuple[str, ...], Preprocessing, dict[str, Any]]:
+    metadata = file.metadata
     if metadata.get("format") != FORMAT:
         raise InputError("not a packed model; make one with `gsb-vit export RUN -o MODEL.safetensors`")
-    if metadata.get("version") != VERSION:
+    version = metadata.get("version")
+    if version not in METADATA_KEYS:
         raise InputError(
-            f"version {metadata.get('version')!r} is unknown to this gsb-vit (it reads {VERSION}); update it"
+            f"version {reprlib.repr(version)} is unknown to this gsb-vit (it reads {', '.join(METADATA_KEYS)}); "
+            "update it"
         )
     try:
-        header = json.loads(metadata.get("model", ""))
-    except (ValueError, RecursionError) as error:
-        raise InputError("the metadata is not JSON; export the model again") from error
-    keys = ("architecture", "class_names", "preprocessing", "provenance")
-    if not isinstance(header, dict) or any(key not in header for key in keys):
-        raise InputError(f"the metadata lacks one of {', '.join(keys)}; export the model again")
-    names, provenance = header["class_names"], header["provenance"]
-    if not isinstance(names, list) or not isinstance(provenance, dict):
-        raise InputError("class_names must be a list and provenance an object; export the model again")
-    architecture = Architecture.from_json(header["architecture"])
-    return architecture, tuple(names), Preprocessing.from_json(header["preprocessing"]), provenance
+        check_names("the metadata", metadata, METADATA_KEYS[version])
+        if CHECKSUM_KEYS[0] in metadata:
+            _check_checksums(file)
+        header = parse_json(metadata["model"], "the metadata")
+        check_names("the metadata", header, MODEL_KEYS)
+        names, provenance = header["class_names"], header["provenance"]
+        if not isinstance(names, list) or not isinstance(provenance, dict):
+            raise InputError("class_names must be a list and provenance an object")
+        architecture = Architecture.from_json(header["architecture"])
+        preprocessing = Preprocessing(**check_object("preprocessing", header["preprocessing"], PREPROCESSING))
+    except InputError as error:
+        raise InputError(f"{error}; export the model again") from error
+    return architecture, tuple(names), preprocessing, provenance
+
+
+def _checked_path(path: PathLike) -> Path:
+    text = os.fspath(path)
+    if "\0" in text:
+        shown = text.replace("\0", "\\0")
+        raise InputError(f"{shown}: cannot be read (the path holds a NUL); give a packed model file")
+    return Path(text)
 
 
 @contextmanager

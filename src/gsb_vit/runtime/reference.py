@@ -1,5 +1,7 @@
-"""NumPy forward of a packed model, step by step as ``docs/numerics.md`` defines it: the oracle of the runtime.
+"""The path through a packed model on one page: start reading here.
 
+NumPy, one picture, step by step as ``docs/numerics.md`` defines it; the oracle of the runtime. ``native/src/forward``
+takes the same steps on packed bits and several threads; ``forward.h`` lists them beside these.
 Every float operation is one NumPy operation on float32 arrays, so each is rounded once and nothing is fused.
 """
 
@@ -9,13 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gsb_vit.errors import InputError
+from gsb_vit.errors import InputError, ModelError
 
 from .bits import unpack
 from .packed_file import PackedModel
+from .relative_bias import relative_bias_index
+from .schema import BLOCK_TENSORS, SIGNS
 
 F32 = np.float32
 _LANES = 16
+NOT_FINITE = "the model's numbers overflow; export it again, or give another model"
 
 FloatArray = NDArray[np.float32]
 Trace = dict[str, NDArray[Any]]
@@ -41,26 +46,16 @@ def sum16(x: FloatArray) -> FloatArray:
 
 
 def layer_norm(x: FloatArray, weight: FloatArray, bias: FloatArray, eps: float) -> FloatArray:
-    """Normalise the last axis: ``((x − μ) · 1/sqrt(v + eps)) · weight + bias``, sums by :func:`sum16`."""
+    """Normalise the last axis: ``((x − μ) · r) · weight + bias``, ``r = 1/sqrt(v + eps)``, sums by :func:`sum16`.
+
+    A row of which r is infinite, 0 or NaN becomes NaN: its numbers overflow, or are all equal where eps is 0.
+    """
     share = F32(1) / F32(x.shape[-1])
     centred = x - sum16(x) * share
     variance = sum16(centred * centred) * share
-    return (centred * (F32(1) / np.sqrt(variance + F32(eps)))) * weight + bias
-
-
-def relative_bias_index(grid: tuple[int, int], prefix_tokens: int) -> NDArray[np.int64]:
-    """Return the position in the relative attention-bias table of every pair of tokens: (N, N), prefixes first."""
-    rows, columns = grid
-    y, x = (axis.reshape(-1) for axis in np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"))
-    patch_to_patch = (y[:, None] - y[None, :] + rows - 1) * (2 * columns - 1) + (x[:, None] - x[None, :] + columns - 1)
-    offset, prefixes = (2 * rows - 1) * (2 * columns - 1), prefix_tokens
-    tokens = prefixes + rows * columns
-    index = np.empty((tokens, tokens), dtype=np.int64)
-    index[prefixes:, prefixes:] = patch_to_patch
-    index[:prefixes, :prefixes] = offset + np.arange(prefixes**2).reshape(prefixes, prefixes)
-    index[:prefixes, prefixes:] = offset + prefixes**2 + np.arange(prefixes)[:, None]
-    index[prefixes:, :prefixes] = offset + prefixes**2 + prefixes + np.arange(prefixes)[None, :]
-    return index
+    factor = F32(1) / np.sqrt(variance + F32(eps))
+    holds = (factor > 0) & np.isfinite(factor)
+    return (centred * np.where(holds, factor, F32(np.nan))) * weight + bias
 
 
 def _dot(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.int32]:
@@ -96,21 +91,41 @@ class ReferenceModel:
 
     def _unpacked(self, index: int) -> dict[str, NDArray[Any]]:
         block = self.packed.block(index)
-        for name in ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"):
-            a = self.packed.architecture
-            depth = a.mlp_hidden if name == "mlp.fc2.weight" else a.embed_dim
-            block[name] = _signs(unpack(block[name], depth))
+        for tensor in BLOCK_TENSORS:
+            if tensor.rule.kind == "bits":
+                depth = tensor.rule.high.of(self.packed.architecture)
+                block[tensor.name] = SIGNS.numbers(unpack(block[tensor.name], depth))
         return block
 
     def logits(self, pictures: NDArray[np.uint8]) -> FloatArray:
         """Classify a batch: uint8 (B, H, W, 3) → float32 (B, K).
 
         Raises:
-            InputError: for another shape or type.
+            InputError: for another shape or type, and where the model's numbers overflow: a norm does not hold or a
+                logit is not finite.
         """
         check_batch(pictures, self.packed.architecture.image_size)
         results = [self._forward(picture, {}) for picture in pictures]
-        return np.stack(results) if results else np.empty((0, self.packed.architecture.num_classes), dtype=F32)
+        logits = np.stack(results) if results else np.empty((0, self.packed.architecture.num_classes), dtype=F32)
+        if not np.isfinite(logits).all():
+            raise ModelError(NOT_FINITE)
+        return logits
+
+    def embed(self, pictures: NDArray[np.uint8]) -> FloatArray:
+        """Return what the heads read, side by side: uint8 (B, H, W, 3) → float32 (B, heads · C).
+
+        Raises:
+            InputError: for another shape or type.
+        """
+        check_batch(pictures, self.packed.architecture.image_size)
+        a = self.packed.architecture
+        names = [f"heads.{index}.norm" for index in range(len(a.heads))]
+        features = np.empty((len(pictures), len(names) * a.embed_dim), dtype=F32)
+        for row, picture in zip(features, pictures, strict=True):
+            trace: Trace = {}
+            self._forward(picture, trace)
+            row[:] = np.concatenate([trace[name] for name in names])
+        return features
 
     def trace(self, picture: NDArray[np.uint8]) -> Trace:
         """Classify one picture, uint8 (H, W, 3), and return every step by name.
@@ -134,25 +149,30 @@ class ReferenceModel:
         ``blocks.i.mlp.fc1.input``, ``.popcount``    bits (N, C), int32 (N, M)
         ``blocks.i.mlp.fc2.input``, ``.dot``         bits (N, M), int32 (N, C)
         ``blocks.i.output``                          float32 (N, C), the residual stream behind the block
+        ``heads.j.norm``                             float32 (C), the normalised token the head reads
         ``heads.j.input``, ``heads.j.sum``           int8 (C), int32 (K)
         ``logits``                                   float32 (K)
         ============================================ ======================================================
 
         Raises:
-            InputError: for another shape or type.
+            InputError: for another shape or type, and where a norm does not hold.
         """
         check_batch(np.asarray(picture)[None], self.packed.architecture.image_size)
         trace: Trace = {}
         trace["logits"] = self._forward(picture, trace)
         return trace
 
+    @np.errstate(all="ignore")  # what overflows is found in the norms and the logits
     def _forward(self, picture: NDArray[np.uint8], trace: Trace) -> FloatArray:
         x = self._embed(picture, trace)
         trace["tokens"] = x
+        reads = [head.reads for head in self.packed.architecture.heads]
+        read = slice(min(part.first for part in reads), max(part.end for part in reads))
         for index, block in enumerate(self._blocks):
             steps: Trace = {}
             x = x + self._attention(x, block, steps)
-            x = x + self._mlp(x, block, steps)
+            last = index + 1 == len(self._blocks)
+            x = x + self._mlp(x, block, steps, read if last else slice(None))
             steps["output"] = x
             trace.update({f"blocks.{index}.{name}": value for name, value in steps.items()})
         return self._heads(x, trace)
@@ -172,9 +192,9 @@ class ReferenceModel:
 
     def _attention(self, x: FloatArray, block: dict[str, NDArray[Any]], steps: Trace) -> FloatArray:
         a = self.packed.architecture
-        bits = layer_norm(x, block["norm1.weight"], block["norm1.bias"], a.layer_norm_eps) >= 0
+        bits = _held(layer_norm(x, block["norm1.weight"], block["norm1.bias"], a.layer_norm_eps)) >= 0
         steps["attn.qkv.input"] = bits
-        popcount = (a.embed_dim - _dot(_signs(bits), block["attn.qkv.weight"])) // 2
+        popcount = (a.embed_dim - _dot(a.formats.qkv.numbers(bits), block["attn.qkv.weight"])) // 2
         steps["attn.qkv.popcount"] = popcount
         query, key, value_bits = (
             self._by_head(part) for part in np.split(popcount <= block["attn.qkv.threshold"], 3, axis=-1)
@@ -183,12 +203,12 @@ class ReferenceModel:
         masks = self._attention_masks(query, key, block, steps)
         planes = self._value_planes(popcount[:, 2 * a.embed_dim :], value_bits, block, steps)
         # (A, 1, h, N, N) · (1, V, h, d, N)ᵀ → (A, V, h, N, d)
-        products = _dot(masks[:, None], np.swapaxes(planes, -1, -2)[None])
+        products = _dot(a.formats.attention.numbers(masks)[:, None], np.swapaxes(planes, -1, -2)[None])
         steps["attn.product"] = products
         output = self._combine(products, block["attn.product_scale"])
         steps["attn.output"] = output
         bits = output + block["attn.proj.shift"] >= 0
-        dot = _dot(_signs(bits), block["attn.proj.weight"])
+        dot = _dot(a.formats.proj.numbers(bits), block["attn.proj.weight"])
         steps["attn.proj.input"], steps["attn.proj.dot"] = bits, dot
         return dot.astype(F32) * block["attn.proj.scale"] + block["attn.proj.bias"]
 
@@ -202,7 +222,8 @@ class ReferenceModel:
     ) -> NDArray[np.bool_]:
         """Return the groups (A, h, N, N)."""
         a = self.packed.architecture
-        score = (a.head_dim - _dot(_signs(query), _signs(key))) // 2
+        numbers = a.formats.query_key.numbers
+        score = (a.head_dim - _dot(numbers(query), numbers(key))) // 2
         steps["attn.score"] = score
         weights = block["attn.exp_table"][score - score.min(axis=-1, keepdims=True)]
         attention = weights * (F32(1) / sum16(weights))
@@ -231,7 +252,7 @@ class ReferenceModel:
         masks = [np.ones(value.shape, dtype=bool)]
         masks += [(value > upper) | (value < lower) for upper, lower in limits]
         steps["attn.value"], steps["attn.value_masks"] = value, np.stack(masks)
-        return np.stack(masks) * _signs(bits)
+        return np.stack(masks) * a.formats.value.numbers(bits)
 
     @staticmethod
     def _combine(products: NDArray[np.int32], scales: FloatArray) -> FloatArray:
@@ -243,13 +264,16 @@ class ReferenceModel:
         heads, tokens, channels = total.shape
         return total.transpose(1, 0, 2).reshape(tokens, heads * channels)
 
-    def _mlp(self, x: FloatArray, block: dict[str, NDArray[Any]], steps: Trace) -> FloatArray:
+    def _mlp(self, x: FloatArray, block: dict[str, NDArray[Any]], steps: Trace, read: slice) -> FloatArray:
+        """``read`` are the rows that something reads later."""
         a = self.packed.architecture
-        bits = layer_norm(x, block["norm2.weight"], block["norm2.bias"], a.layer_norm_eps) >= 0
-        popcount = (a.embed_dim - _dot(_signs(bits), block["mlp.fc1.weight"])) // 2
+        y = layer_norm(x, block["norm2.weight"], block["norm2.bias"], a.layer_norm_eps)
+        _held(y[read])
+        bits = y >= 0
+        popcount = (a.embed_dim - _dot(a.formats.fc1.numbers(bits), block["mlp.fc1.weight"])) // 2
         low, high = block["mlp.fc1.zero_interval"].T
         hidden = ~((low <= popcount) & (popcount <= high))
-        dot = _dot(hidden, block["mlp.fc2.weight"])
+        dot = _dot(a.formats.fc2.numbers(hidden), block["mlp.fc2.weight"])
         steps["mlp.fc1.input"], steps["mlp.fc1.popcount"] = bits, popcount
         steps["mlp.fc2.input"], steps["mlp.fc2.dot"] = hidden, dot
         return dot.astype(F32) * block["mlp.fc2.scale"] + block["mlp.fc2.bias"]
@@ -257,16 +281,25 @@ class ReferenceModel:
     def _heads(self, x: FloatArray, trace: Trace) -> FloatArray:
         a, packed = self.packed.architecture, self.packed
         results = []
-        for head in range(a.num_heads_out):
-            y = layer_norm(x[head : head + 1], packed["norm.weight"], packed["norm.bias"], a.layer_norm_eps)[0]
-            name = f"heads.{head}"
+        for index, head in enumerate(a.heads):
+            read = x[head.reads.first : head.reads.end]
+            (y,) = _held(layer_norm(read, packed["norm.weight"], packed["norm.bias"], a.layer_norm_eps))
+            name = f"heads.{index}"
             levels = np.rint((y + packed[f"{name}.shift"]) / packed[f"{name}.input_scale"])
             levels = np.clip(levels, -128, 127)
             # float64: the sums may exceed 2^24.
             sums = (packed[f"{name}.weight"].astype(np.float64) @ levels.astype(np.float64)).astype(np.int32)
+            trace[f"{name}.norm"] = y
             trace[f"{name}.input"], trace[f"{name}.sum"] = levels.astype(np.int8), sums
             results.append(sums.astype(F32) * packed[f"{name}.scale"] + packed[f"{name}.bias"])
         return results[0] if len(results) == 1 else (results[0] + results[1]) * F32(0.5)
+
+
+def _held(y: FloatArray) -> FloatArray:
+    """Return the norms as they are. Raises ModelError where one does not hold."""
+    if np.isnan(y).any():
+        raise ModelError(NOT_FINITE)
+    return y
 
 
 def check_batch(pictures: Any, size: tuple[int, int]) -> None:
@@ -278,8 +311,3 @@ def check_batch(pictures: Any, size: tuple[int, int]) -> None:
             f"pictures of shape {shape} and type {kind} do not fit; "
             f"give uint8 (B, {size[0]}, {size[1]}, 3), as Preprocessing makes them"
         )
-
-
-def _signs(bits: NDArray[np.bool_]) -> FloatArray:
-    """Bits → ±1."""
-    return np.where(bits, F32(1), F32(-1))

@@ -1,33 +1,118 @@
-"""What a packed file must hold: the architecture, every tensor's type and shape, and the values allowed."""
+"""What a packed file must hold: its keys, every tensor's type and shape, and the values allowed.
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from itertools import pairwise
+The tables here are the one source of ``docs/packed-format.md``'s rules. ``native/generate_schema.py`` writes the C++
+reader's copy of them, ``native/src/file/schema.h``.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gsb_vit.data.preprocess import FILTERS, RESIZES
 from gsb_vit.errors import InputError
 
 from .bits import pad_is_zero, words_for
+from .keys import Key, check_object
+from .relative_bias import relative_bias_size
+
+FORMAT = "gsb-vit-packed"
+VERSION = "2"  # that is written
+CHECKSUM_KEYS = ("header_xxh64", "payload_xxh64")
+METADATA_KEYS = {"1": ("format", "version", "model"), "2": ("format", "version", "model", *CHECKSUM_KEYS)}
+MODEL_KEYS = ("architecture", "class_names", "preprocessing", "provenance")
+TENSOR_KEYS = ("dtype", "shape", "data_offsets")
+
+# A billion one-bit weights take an eighth of it.
+MAX_FILE_BYTES = 1 << 30
+# 1024 blocks of 23 tensors, each at most 133 bytes of header, are 3 MiB; 5 MiB are left for class names and provenance,
+# enough for 32,768 names of 160 bytes. Without a limit a header of 20 MB asks for gigabytes.
+MAX_HEADER_BYTES = 8 << 20
+MAX_NESTING = 64
+MAX_WHOLE = 1 << 53
+MAX_TOKENS = 1 << 20
+
+TYPES = {"U64": "uint64", "I8": "int8", "I16": "int16", "F16": "float16", "F32": "float32"}
 
 THRESHOLD_SCOPES = ("sample", "fixed")
 ATTENTION_BIASES = ("none", "relative", "full")
-# Largest value of each whole number. Popcounts of width C are stored as int16; the other limits only keep a hostile
-# header from asking for absurd amounts of work.
-LIMITS = {
-    "image_size": 65535,
-    "patch_size": 1024,
-    "embed_dim": 32767,
-    "depth": 1024,
-    "num_heads": 32767,
-    "mlp_hidden": 1 << 20,
-    "num_classes": 1 << 20,
-}
-MAX_TOKENS = 1 << 20
-MAX_THRESHOLDS = 15
+
+# Popcounts of width C are stored as int16; the other limits only keep a hostile header from asking for absurd work.
+ARCHITECTURE = (
+    Key("name", "text"),
+    Key("image_size", "whole", least=1, most=65535, items=(2, 2)),
+    Key("patch_size", "whole", least=1, most=1024, items=(2, 2)),
+    Key("embed_dim", "whole", least=1, most=32767),
+    Key("depth", "whole", least=1, most=1024),
+    Key("num_heads", "whole", least=1, most=32767),
+    Key("mlp_hidden", "whole", least=1, most=1 << 20),
+    Key("prefix_tokens", "whole", least=1, most=2),
+    Key("num_heads_out", "whole", least=1, most=2),
+    Key("num_classes", "whole", least=1, most=1 << 20),
+    Key("layer_norm_eps", "number", least=0, most=1),
+    Key("attention_thresholds", "number", above=0, below=1, items=(0, 15), increasing=True),
+    Key("value_thresholds", "number", above=0, below=1, items=(0, 15), increasing=True),
+    Key("threshold_scope", "choice", choices=THRESHOLD_SCOPES),
+    Key("attention_bias", "choice", choices=ATTENTION_BIASES),
+)
+PREPROCESSING = (
+    Key("size", "whole", least=1, most=65535, items=(2, 2)),
+    Key("resize", "choice", choices=RESIZES),
+    Key("crop_ratio", "number", above=0, most=1),
+    Key("interpolation", "choice", choices=tuple(FILTERS)),
+    Key("mean", "number", items=(3, 3)),
+    Key("std", "number", above=0, items=(3, 3)),
+)
+
+
+@dataclass(frozen=True)
+class ActivationFormat:
+    """How activations are kept: planes of bits, which are signs (−1 and +1) or steps (0 and 1)."""
+
+    planes: int
+    is_signed: bool
+
+    def numbers(self, bits: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Return what the bits of a plane stand for."""
+        return np.where(bits, np.float32(1), np.float32(-1 if self.is_signed else 0))
+
+
+SIGNS, STEPS = ActivationFormat(1, is_signed=True), ActivationFormat(1, is_signed=False)
+
+
+@dataclass(frozen=True)
+class Formats:
+    """The format of each product's input; a mask of the attention matrix is one, queries and keys share theirs."""
+
+    qkv: ActivationFormat = SIGNS
+    query_key: ActivationFormat = SIGNS
+    value: ActivationFormat = SIGNS
+    attention: ActivationFormat = STEPS
+    proj: ActivationFormat = SIGNS
+    fc1: ActivationFormat = SIGNS
+    fc2: ActivationFormat = STEPS
+
+
+@dataclass(frozen=True)
+class TokenRange:
+    """Tokens first … first + count − 1."""
+
+    first: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        """The token behind the last."""
+        return self.first + self.count
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classifier behind the last block, and the tokens it reads."""
+
+    reads: TokenRange
 
 
 @dataclass(frozen=True)
@@ -55,22 +140,11 @@ class Architecture:
     attention_bias: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise InputError(f"architecture: name {self.name!r} must be text")
-        for name in ("image_size", "patch_size"):
-            object.__setattr__(self, name, _pair(name, getattr(self, name)))
-        for name in ("embed_dim", "depth", "num_heads", "mlp_hidden", "num_classes"):
-            _whole(name, getattr(self, name), LIMITS[name])
-        for name in ("attention_thresholds", "value_thresholds"):
-            object.__setattr__(self, name, _ratios(name, getattr(self, name)))
-        _choice("threshold_scope", self.threshold_scope, THRESHOLD_SCOPES)
-        _choice("attention_bias", self.attention_bias, ATTENTION_BIASES)
-        _choice("prefix_tokens", self.prefix_tokens, (1, 2))
+        for key in ARCHITECTURE:
+            object.__setattr__(self, key.name, key.check("architecture", getattr(self, key.name)))
+        # So far each prefix token has its head.
         if self.num_heads_out != self.prefix_tokens:
             raise InputError(f"architecture: num_heads_out {self.num_heads_out} must equal prefix_tokens")
-        eps = self.layer_norm_eps
-        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps <= 1:
-            raise InputError(f"architecture: layer_norm_eps {eps!r} must be a number from 0 to 1")
         if any(side % patch for side, patch in zip(self.image_size, self.patch_size, strict=True)):
             raise InputError(
                 f"architecture: image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
@@ -86,6 +160,16 @@ class Architecture:
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
 
     @property
+    def patch_height(self) -> int:
+        """Pixels."""
+        return self.patch_size[0]
+
+    @property
+    def patch_width(self) -> int:
+        """Pixels."""
+        return self.patch_size[1]
+
+    @property
     def num_patches(self) -> int:
         """Np."""
         return self.grid[0] * self.grid[1]
@@ -94,6 +178,16 @@ class Architecture:
     def num_tokens(self) -> int:
         """N = P + Np."""
         return self.prefix_tokens + self.num_patches
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The classifiers, whose logits are averaged."""
+        return tuple(Head(TokenRange(first=token, count=1)) for token in range(self.num_heads_out))
+
+    @property
+    def formats(self) -> Formats:
+        """How activations are kept: so far one bit everywhere."""
+        return Formats()
 
     @property
     def head_dim(self) -> int:
@@ -113,8 +207,7 @@ class Architecture:
     @property
     def relative_bias_size(self) -> int:
         """T, the entries a head of the relative attention bias."""
-        rows, columns = self.grid
-        return (2 * rows - 1) * (2 * columns - 1) + self.prefix_tokens**2 + 2 * self.prefix_tokens
+        return relative_bias_size(self.grid, self.prefix_tokens)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values: numbers, text and lists."""
@@ -124,63 +217,123 @@ class Architecture:
     @classmethod
     def from_json(cls, values: Any) -> "Architecture":
         """Read what :meth:`to_json` wrote. Raises InputError for a missing or unknown key or a value out of range."""
-        if not isinstance(values, Mapping):
-            raise InputError("architecture must be a JSON object")
-        names = [item.name for item in fields(cls)]
-        wrong = [name for name in names if name not in values] + [str(name) for name in values if name not in names]
-        if wrong:
-            raise InputError(f"architecture: key {wrong[0]!r} is missing or unknown")
-        return cls(**values)
+        return cls(**check_object("architecture", values, ARCHITECTURE))
+
+
+@dataclass(frozen=True)
+class Size:
+    """``times·dimension + plus``, where a dimension is a whole number of Architecture; with ``words``, 64-bit words."""
+
+    dimension: str
+    times: int = 1
+    plus: int = 0
+    words: bool = False
+
+    def __rmul__(self, times: int) -> "Size":
+        return replace(self, times=times * self.times, plus=times * self.plus)
+
+    def __add__(self, plus: int) -> "Size":
+        return replace(self, plus=self.plus + plus)
+
+    def of(self, architecture: Architecture) -> int:
+        """Return the number."""
+        size: int = self.times * getattr(architecture, self.dimension) + self.plus
+        return words_for(size) if self.words else size
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a tensor's values keep to; floats are finite besides.
+
+    ``bits``: rows of ``high`` bits whose pad bits are zero. ``range``: ``low`` … ``high``. ``positive``: above 0.
+    ``falling``: starts with 1, never rises, never below 0.
+    """
+
+    kind: str = "any"
+    low: int = 0
+    high: Size = Size("embed_dim", times=0)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the file: name, NumPy type and shape, when it is there (a key and its value), and its values."""
+
+    name: str
+    dtype: str
+    shape: tuple[Size | int, ...]
+    rule: Rule = Rule()
+    when: tuple[str, str] | None = None
+
+
+C, M, K = Size("embed_dim"), Size("mlp_hidden"), Size("num_classes")
+N, H, D, A, V = (Size(n) for n in ("num_tokens", "num_heads", "head_dim", "attention_groups", "value_groups"))
+
+
+def _bits(name: str, rows: Size, depth: Size) -> Tensor:
+    return Tensor(name, "uint64", (rows, replace(depth, words=True)), Rule("bits", high=depth))
+
+
+def _floats(*names: str, shape: tuple[Size | int, ...] = (C,)) -> tuple[Tensor, ...]:
+    return tuple(Tensor(name, "float32", shape) for name in names)
+
+
+OUTER_TENSORS = (
+    Tensor("patch_embed.weight", "int8", (C, 3, Size("patch_height"), Size("patch_width"))),
+    Tensor("patch_embed.scale", "float32", (C, 3)),
+    Tensor("patch_embed.position", "float32", (Size("num_patches"), C)),
+    Tensor("prefix_tokens", "float32", (Size("prefix_tokens"), C)),
+    *_floats("norm.weight", "norm.bias"),
+)
+# Behind ``heads.j.``
+HEAD_TENSORS = (
+    *_floats("shift"),
+    Tensor("input_scale", "float32", (1,), Rule("positive")),
+    Tensor("weight", "int8", (K, C)),
+    *_floats("scale", "bias", shape=(K,)),
+)
+# Behind ``blocks.i.``
+BLOCK_TENSORS = (
+    *_floats("norm1.weight", "norm1.bias"),
+    _bits("attn.qkv.weight", 3 * C, C),
+    Tensor("attn.qkv.threshold", "int16", (3 * C,), Rule("range", -1, C)),
+    *_floats("attn.v_scale", "attn.v_bias"),
+    Tensor("attn.exp_table", "float32", (D + 1,), Rule("falling")),
+    Tensor("attn.bias", "float32", (H, Size("relative_bias_size")), when=("attention_bias", "relative")),
+    Tensor("attn.bias", "float16", (H, N, N), when=("attention_bias", "full")),
+    Tensor("attn.attention_half_scale", "float32", (1,), Rule("positive")),
+    Tensor("attn.attention_limits", "float32", (A + -1,), when=("threshold_scope", "fixed")),
+    Tensor("attn.value_limits", "float32", (V + -1, 2), when=("threshold_scope", "fixed")),
+    Tensor("attn.product_scale", "float32", (A, V)),
+    _bits("attn.proj.weight", C, C),
+    *_floats("attn.proj.shift", "attn.proj.scale", "attn.proj.bias"),
+    *_floats("norm2.weight", "norm2.bias"),
+    _bits("mlp.fc1.weight", M, C),
+    Tensor("mlp.fc1.zero_interval", "int16", (M, 2), Rule("range", 0, C)),
+    _bits("mlp.fc2.weight", C, M),
+    *_floats("mlp.fc2.scale", "mlp.fc2.bias"),
+)
+
+
+def tensors_of(architecture: Architecture) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of a packed file: its full name and its entry in the tables."""
+    prefixes = [("", OUTER_TENSORS)]
+    prefixes += [(f"heads.{head}.", HEAD_TENSORS) for head in range(len(architecture.heads))]
+    prefixes += [(f"blocks.{index}.", BLOCK_TENSORS) for index in range(architecture.depth)]
+    for prefix, tensors in prefixes:
+        for tensor in tensors:
+            if tensor.when is None or getattr(architecture, tensor.when[0]) == tensor.when[1]:
+                yield prefix + tensor.name, tensor
 
 
 def expected_tensors(architecture: Architecture) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return every tensor of a packed file by name: NumPy dtype name and shape. Reader and writer share it."""
-    a = architecture
-    width, hidden, classes = a.embed_dim, a.mlp_hidden, a.num_classes
-    specs: dict[str, tuple[str, tuple[int, ...]]] = {
-        "patch_embed.weight": ("int8", (width, 3, *a.patch_size)),
-        "patch_embed.scale": ("float32", (width, 3)),
-        "patch_embed.position": ("float32", (a.num_patches, width)),
-        "prefix_tokens": ("float32", (a.prefix_tokens, width)),
-        "norm.weight": ("float32", (width,)),
-        "norm.bias": ("float32", (width,)),
+    return {
+        name: (
+            tensor.dtype,
+            tuple(side.of(architecture) if isinstance(side, Size) else side for side in tensor.shape),
+        )
+        for name, tensor in tensors_of(architecture)
     }
-    for head in range(a.num_heads_out):
-        specs[f"heads.{head}.shift"] = ("float32", (width,))
-        specs[f"heads.{head}.input_scale"] = ("float32", (1,))
-        specs[f"heads.{head}.weight"] = ("int8", (classes, width))
-        specs[f"heads.{head}.scale"] = ("float32", (classes,))
-        specs[f"heads.{head}.bias"] = ("float32", (classes,))
-    block: dict[str, tuple[str, tuple[int, ...]]] = {
-        "attn.qkv.weight": ("uint64", (3 * width, words_for(width))),
-        "attn.qkv.threshold": ("int16", (3 * width,)),
-        "attn.exp_table": ("float32", (a.head_dim + 1,)),
-        "attn.attention_half_scale": ("float32", (1,)),
-        "attn.product_scale": ("float32", (a.attention_groups, a.value_groups)),
-        "attn.proj.weight": ("uint64", (width, words_for(width))),
-        "mlp.fc1.weight": ("uint64", (hidden, words_for(width))),
-        "mlp.fc1.zero_interval": ("int16", (hidden, 2)),
-        "mlp.fc2.weight": ("uint64", (width, words_for(hidden))),
-    }
-    for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "attn.v_scale", "attn.v_bias"):
-        block[name] = ("float32", (width,))
-    for name in ("attn.proj.shift", "attn.proj.scale", "attn.proj.bias", "mlp.fc2.scale", "mlp.fc2.bias"):
-        block[name] = ("float32", (width,))
-    if a.attention_bias == "relative":
-        block["attn.bias"] = ("float32", (a.num_heads, a.relative_bias_size))
-    elif a.attention_bias == "full":
-        block["attn.bias"] = ("float16", (a.num_heads, a.num_tokens, a.num_tokens))
-    if a.threshold_scope == "fixed":
-        block["attn.attention_limits"] = ("float32", (a.attention_groups - 1,))
-        block["attn.value_limits"] = ("float32", (a.value_groups - 1, 2))
-    for index in range(a.depth):
-        specs.update({f"blocks.{index}.{name}": spec for name, spec in block.items()})
-    return specs
-
-
-def bit_depth(architecture: Architecture, name: str) -> int:
-    """Return the number of bits a row of the packed weight ``name`` holds."""
-    return architecture.mlp_hidden if name.endswith("mlp.fc2.weight") else architecture.embed_dim
 
 
 def check_specs(
@@ -197,59 +350,28 @@ def check_specs(
             )
     for name in found:
         if name not in expected:
-            raise InputError(f"tensor {name} does not belong in this model; export the model again")
+            raise InputError(f"tensor {name[:60]!r} does not belong in this model; export the model again")
 
 
 def check_values(architecture: Architecture, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Check that every number is in range (``docs/packed-format.md``). Raises InputError naming the tensor."""
-    for name, array in tensors.items():
-        what = _fault(architecture, name.split(".", 2)[-1] if name.startswith("blocks.") else name, array)
+    for name, tensor in tensors_of(architecture):
+        what = _fault(architecture, tensor.rule, tensors[name])
         if what:
             raise InputError(f"tensor {name} {what}; export the model again")
 
 
-def _fault(architecture: Architecture, name: str, array: NDArray[Any]) -> str | None:
-    """Say what is wrong with one tensor; ``name`` without its block."""
-    width = architecture.embed_dim
-    if array.dtype == np.uint64:
-        return None if pad_is_zero(array, bit_depth(architecture, name)) else "has pad bits that are not zero"
+def _fault(architecture: Architecture, rule: Rule, array: NDArray[Any]) -> str | None:
+    """Say what is wrong with one tensor."""
+    high = rule.high.of(architecture)
     if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
         return "holds numbers that are not finite"
-    if name == "attn.qkv.threshold" and (array.min() < -1 or array.max() > width):
-        return f"has thresholds outside -1 … {width}"
-    if name == "mlp.fc1.zero_interval" and (array.min() < 0 or array.max() > width):
-        return f"has bounds outside 0 … {width}"
-    if name == "attn.exp_table" and (array[0] != 1 or array.min() < 0 or np.any(np.diff(array) > 0)):
-        return "does not fall from 1 towards 0"
-    if name.endswith(("attention_half_scale", "input_scale")) and array.min() <= 0:
+    if rule.kind == "bits" and not pad_is_zero(array, high):
+        return "has pad bits that are not zero"
+    if rule.kind == "range" and (array.min() < rule.low or array.max() > high):
+        return f"has values outside {rule.low} … {high}"
+    if rule.kind == "positive" and array.min() <= 0:
         return "is not above 0"
+    if rule.kind == "falling" and (array[0] != 1 or array.min() < 0 or np.any(np.diff(array) > 0)):
+        return "does not fall from 1 towards 0"
     return None
-
-
-def _pair(name: str, value: Any) -> tuple[int, int]:
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise InputError(f"architecture: {name} {value!r} must be two whole numbers")
-    return _whole(name, value[0], LIMITS[name]), _whole(name, value[1], LIMITS[name])
-
-
-def _whole(name: str, value: Any, largest: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-        raise InputError(f"architecture: {name} {value!r} must be a whole number from 1 to {largest}")
-    return value
-
-
-def _ratios(name: str, value: Any) -> tuple[float, ...]:
-    if not isinstance(value, (tuple, list)) or len(value) > MAX_THRESHOLDS or not all(_is_ratio(v) for v in value):
-        raise InputError(f"architecture: {name} {value!r} must be at most {MAX_THRESHOLDS} numbers between 0 and 1")
-    if any(low >= high for low, high in pairwise(value)):
-        raise InputError(f"architecture: {name} {value!r} must increase")
-    return tuple(float(v) for v in value)
-
-
-def _is_ratio(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and 0 < value < 1
-
-
-def _choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if isinstance(value, bool) or value not in allowed:
-        raise InputError(f"architecture: {name} {value!r} must be one of {', '.join(map(str, allowed))}")

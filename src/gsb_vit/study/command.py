@@ -20,8 +20,9 @@ from gsb_vit.export.pack import export_model
 from gsb_vit.files import locked, write_atomically, write_json
 from gsb_vit.models.footprint import footprint
 from gsb_vit.models.trained import load_model
+from gsb_vit.terminal import plain_console
+from gsb_vit.train.prepare import require_models, require_validation
 from gsb_vit.train.recipe_io import toml_value
-from gsb_vit.train.run import require_models, require_validation
 
 from .jobs import Executor, LocalExecutor, SubmititExecutor, run_jobs
 from .plan import Job, Plan, Study, is_finished, load_study, plan, run_folder
@@ -58,7 +59,7 @@ def run_study(
     Raises:
         InputError: anything in the study, its data or ``out`` cannot be used; then nothing has been started.
     """
-    console = console or Console()
+    console = console or plain_console()
     study, out = load_study(file), out.resolve()
     spec = data or study.data
     if not isinstance(spec, str):

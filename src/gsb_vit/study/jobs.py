@@ -159,7 +159,7 @@ def run_jobs(
     errors: dict[str, str] = {}
     running: dict[str, tuple[Job, Handle, int, TaskID]] = {}
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
         TimeElapsedColumn(),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gsb_vit.errors import InputError
-from gsb_vit.train.recipe import DistillationRecipe, Recipe, StageRecipe
+from gsb_vit.train.recipe import DistillationRecipe, Recipe, StageRecipe, TwinRecipe
 from gsb_vit.train.recipe_io import build_recipe, dump_recipe, flatten, load_recipe, overlay, parse_toml, read_values
 
 KEYS = ("title", "data", "recipe", "seeds", "seeded", "reference", "set", "variants", "grid", "plot")
@@ -66,7 +66,7 @@ class Job:
     @property
     def epochs(self) -> int:
         """How many epochs this job itself trains, at most."""
-        stages = {"teacher": ("teacher",), "stage1": ("stage1",), "student": ("stage1", "stage2")}[self.kind]
+        stages = {"teacher": ("teacher",), "stage1": ("stage1",), "student": ("twin", "stage1", "stage2")}[self.kind]
         done = self.recipe.stage1.epochs if self.kind == "student" and (self.needs or "").startswith("stage1") else 0
         return sum(getattr(self.recipe, stage).epochs for stage in stages) - done
 
@@ -202,6 +202,8 @@ def _list(values: Mapping[str, Any], key: str, kind: type, default: list[Any]) -
 def plan(study: Study, out: Path) -> Plan:
     """Divide the cells into jobs: each distinct teacher, each distinct stage 1 under its teacher, then the students.
 
+    A student with a twin of its own trains its stage 1 itself.
+
     What seeds a stage does not depend on the stages before it, so a student that finds its teacher and stage 1 ready
     ends with the weights of one that trained them itself.
     """
@@ -215,11 +217,12 @@ def plan(study: Study, out: Path) -> Plan:
             alone = _teacher_only(recipe)
             needed = teacher = _add(jobs, "teacher", alone, cell.seed, None)
             source = str(run_folder(out, teacher) / "teacher")
-            recipe = dataclasses.replace(recipe, teacher=dataclasses.replace(recipe.teacher, source=source))
-        if recipe.stage1.epochs:
+            file = dataclasses.replace(recipe.teacher, source=source, weights=None, img_size=None, mean=None, std=None)
+            recipe = dataclasses.replace(recipe, teacher=file)
+        if recipe.stage1.epochs and not recipe.twin.epochs:
             alone = _without_stage2(recipe)
             needed = _add(jobs, "stage1", alone, cell.seed, needed)
-        if recipe.stage2.epochs:
+        if recipe.stage2.epochs or recipe.twin.epochs:
             key = dump_recipe(recipe)
             if key not in students:
                 students[key] = cell.name
@@ -247,8 +250,10 @@ def _trains_teacher(recipe: Recipe) -> bool:
 
 def _teacher_only(recipe: Recipe) -> Recipe:
     """The recipe without students; what only they read is set to the defaults, so that equal teachers are equal."""
-    nothing = StageRecipe(epochs=0)
-    return dataclasses.replace(recipe, distillation=DistillationRecipe(), stage1=nothing, stage2=nothing)
+    nothing, teacher = StageRecipe(epochs=0), dataclasses.replace(recipe.teacher, cache_views=0, precision="same")
+    return dataclasses.replace(
+        recipe, distillation=DistillationRecipe(), teacher=teacher, twin=TwinRecipe(), stage1=nothing, stage2=nothing
+    )
 
 
 def _without_stage2(recipe: Recipe) -> Recipe:

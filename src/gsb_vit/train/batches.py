@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gsb_vit.data.datasets import LabelledPictures
-from gsb_vit.data.preprocess import Preprocessing, open_picture
+from gsb_vit.data.pictures import open_picture
+from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.models.pixel_inputs import normalize
 
-from .augment import DRAWS, vary
+from .augment import DRAWS, reduced, render, standardize, unstandardize
 from .recipe import AugmentRecipe
 from .seeds import seeded_generators
 
@@ -55,11 +58,23 @@ class EvaluationPictures:
         return self.preprocessing(self.pictures.sources[index])
 
 
+class View(NamedTuple):
+    """Pictures as the student sees them, float (B, 3, H, W), labels (B,), and the same pictures as the teacher does."""
+
+    images: Tensor
+    labels: Tensor
+    taught: Tensor
+
+
 class TrainingPictures:
     """Batches of varied training pictures, float (B, 3, H, W), normalised, with labels (B,) int64, on ``device``.
 
     What happens to a picture depends on the seeds given to ``epoch`` and its place in the global batch, never on how
     many processes share that batch. The ``batch`` policy computes on the device, from draws made on the CPU.
+
+    A ``teacher`` that reads pictures of another size or normalisation sees the same view: it is computed in the larger
+    of the two sizes, and the smaller one is that picture ``reduced``, with antialiasing. Without variation each sees
+    its own evaluation picture.
     """
 
     def __init__(
@@ -69,14 +84,23 @@ class TrainingPictures:
         recipe: AugmentRecipe,
         memory_limit_mb: int = 4096,
         device: torch.device | str = "cpu",
+        teacher: Preprocessing | None = None,
     ) -> None:
         self.pictures = pictures
         self.preprocessing = preprocessing
         self.recipe = recipe
         self.device = torch.device(device)
         self.labels = torch.from_numpy(pictures.labels)
-        self._plain = EvaluationPictures(pictures, preprocessing, memory_limit_mb)
-        self._squares = SquarePictures(pictures, preprocessing, memory_limit_mb) if recipe.policy == "batch" else None
+        self.teacher = preprocessing if teacher is None else teacher
+        self.size = max(preprocessing.size, self.teacher.size, key=math.prod)
+        self._plain = [EvaluationPictures(pictures, p, memory_limit_mb) for p in self._read_as]
+        drawn = dataclasses.replace(preprocessing, size=self.size)
+        self._squares = SquarePictures(pictures, drawn, memory_limit_mb) if recipe.policy == "batch" else None
+
+    @property
+    def _read_as(self) -> list[Preprocessing]:
+        """The student's preprocessing, and the teacher's where it is another."""
+        return [self.preprocessing] if self.teacher == self.preprocessing else [self.preprocessing, self.teacher]
 
     def steps(self, batch_size: int) -> int:
         """Steps of an epoch: whole batches only, or one short batch where there are fewer pictures than that."""
@@ -85,13 +109,29 @@ class TrainingPictures:
     def epoch(
         self, seed: tuple[int, ...], batch_size: int, rank: int = 0, world: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's part of every batch of one epoch, in an order drawn from ``seed``."""
+        """This process's part of every batch of one epoch, in an order drawn from ``seed``, for the student alone."""
+        for view in self.views(seed, batch_size, rank, world):
+            yield view.images, view.labels
+
+    def views(self, seed: tuple[int, ...], batch_size: int, rank: int = 0, world: int = 1) -> Iterator[View]:
+        """As ``epoch``, for student and teacher; where they read the same, one tensor is both."""
         for images, labels in self._batches(seed, batch_size, rank, world):
-            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            moved = [part.to(self.device, non_blocking=True) for part in images]
+            yield View(moved[0], labels.to(self.device, non_blocking=True), moved[-1])
+
+    def render(self, indices: np.ndarray, draws: Tensor) -> list[Tensor]:
+        """Pictures of the ``batch`` policy, varied as ``draws`` (B, 16) say: the student's, then the teacher's."""
+        assert self._squares is not None
+        squares, aspects = self._squares.batch(indices)
+        return self._both(render(squares, aspects, draws, self.size, self.recipe, self.device))
+
+    def _both(self, images: Tensor) -> list[Tensor]:
+        """Pictures from 0 to 1 in the larger size → one tensor, or the student's and the teacher's."""
+        return [standardize(reduced(images, p.size), p) for p in self._read_as]
 
     def _batches(
         self, seed: tuple[int, ...], batch_size: int, rank: int, world: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[list[Tensor], Tensor]]:
         order = np.random.default_rng(seed).permutation(len(self.pictures))
         parts = []
         for step in range(self.steps(batch_size)):
@@ -103,40 +143,45 @@ class TrainingPictures:
             return
         if self._squares is None:
             for _, whole, own in parts:
-                yield normalize(self._plain.batch(whole[own]), self.preprocessing), self.labels[whole[own]]
+                plain = zip(self._plain, self._read_as, strict=True)
+                yield [normalize(p.batch(whole[own]), setting) for p, setting in plain], self.labels[whole[own]]
             return
         together = 1
         if self.device.type != "cpu":
-            together = max(1, _TOGETHER // (3 * batch_size * math.prod(self.preprocessing.size)))
+            together = max(1, _TOGETHER // (3 * batch_size * math.prod(self.size)))
         for start in range(0, len(parts), together):
-            yield from self._varied(self._squares, parts[start : start + together], seed)
+            yield from self._varied(parts[start : start + together], seed)
 
     def _varied(
-        self, source: SquarePictures, parts: list[tuple[int, np.ndarray, slice]], seed: tuple[int, ...]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+        self, parts: list[tuple[int, np.ndarray, slice]], seed: tuple[int, ...]
+    ) -> Iterator[tuple[list[Tensor], Tensor]]:
         """Some batches, varied at once; each has its own draws."""
         draws = []
         for step, whole, own in parts:
             generator = torch.Generator().manual_seed(int(np.random.SeedSequence((*seed, step)).generate_state(1)[0]))
             draws.append(torch.rand(len(whole), DRAWS, generator=generator)[own])
         indices = [whole[own] for _, whole, own in parts]
-        squares, aspects = source.batch(np.concatenate(indices))
-        images = vary(squares, aspects, torch.cat(draws), self.preprocessing, self.recipe, self.device)
-        for part, batch in zip(images.split([len(part) for part in indices]), indices, strict=True):
-            yield part, self.labels[batch]
+        lengths = [len(part) for part in indices]
+        split = [images.split(lengths) for images in self.render(np.concatenate(indices), torch.cat(draws))]
+        for place, batch in enumerate(indices):
+            yield [images[place] for images in split], self.labels[batch]
 
-    def _timm_epoch(self, parts: list, seed: tuple[int, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _timm_epoch(self, parts: list, seed: tuple[int, ...]) -> Iterator[tuple[list[Tensor], Tensor]]:
         """timm's transforms, in worker processes where the recipe asks for them; each picture has its own seed."""
         batches = [
             [(int(i), (*seed, step, own.start + place)) for place, i in enumerate(whole[own])]
             for step, whole, own in parts
         ]
-        yield from torch.utils.data.DataLoader(
-            _TimmDataset(self.pictures, self.preprocessing, self.recipe),
+        drawn = dataclasses.replace(self.preprocessing, size=self.size)
+        loader = torch.utils.data.DataLoader(
+            _TimmDataset(self.pictures, drawn, self.recipe),
             batch_sampler=batches,
             num_workers=self.recipe.workers,
             generator=torch.Generator().manual_seed(0),
         )
+        for images, labels in loader:
+            alike = len(self._read_as) == 1
+            yield [images] if alike else self._both(unstandardize(images, self.preprocessing)), labels
 
 
 class SquarePictures:

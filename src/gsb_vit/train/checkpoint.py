@@ -16,9 +16,15 @@ from gsb_vit.models.trained import read_tensors
 from gsb_vit.nn.input_quantizers import InitializedOnce
 
 STATE = "state.safetensors"
-PREVIOUS = (
-    "previous.safetensors"  # the state before: where the newest is damaged, it is as good, an epoch or so earlier
-)
+PREVIOUS = "previous.safetensors"  # the state before it, for where the newest is damaged
+
+
+def is_finished(folder: Path, epochs: int) -> bool:
+    """Whether the state in a stage's folder is whole and that of its last epoch."""
+    try:
+        return bool(read_tensors(folder / STATE)[1].get("epoch", 0) >= epochs)
+    except InputError:
+        return False
 
 
 def start_from(model: nn.Module, source: nn.Module) -> tuple[list[str], list[str]]:

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from gsb_vit import __version__
+from gsb_vit.data.stored_split import SPLIT_FILE
 from gsb_vit.errors import InputError
 from gsb_vit.files import LOCK, write_atomically, write_json
 
@@ -52,7 +53,8 @@ def check_folder(folder: Path, recipe: Recipe, data_spec: str, resume: bool) -> 
             raise InputError(f"{recipe_path} differs from the recipe given; resume with the run's own recipe")
     if (folder / RUN_FILE).is_file():
         run = read_run(folder)
-        if run["data"].removesuffix(":") != data_spec.removesuffix(":"):
+        # A run that keeps its split knows its pictures by their bytes, wherever they lie now.
+        if not (folder / SPLIT_FILE).is_file() and run["data"].removesuffix(":") != data_spec.removesuffix(":"):
             raise InputError(
                 f"the run in {folder} was trained on {run['data']!r}, not {data_spec!r}; give its own data"
             )
@@ -82,15 +84,18 @@ _RUN_KEYS: dict[str, Any] = {"data": str, "status": str, "commit": str, "threads
 def prepare_folder(folder: Path, recipe: Recipe, data_spec: str, resume: bool) -> None:
     """Create a run folder, or check that an existing one may be continued. Raises InputError where it may not.
 
-    A run that another commit goes on with names both in run.json, the first one first.
+    A run that another commit goes on with names both in run.json, the first one first; of its data the last place.
     """
     check_folder(folder, recipe, data_spec, resume)
     recipe_path, run_path = folder / RECIPE_FILE, folder / RUN_FILE
     create_folder(folder)
     if recipe_path.is_file() and run_path.is_file():
         run = read_run(folder)
+        now = {**run, "data": data_spec}
         if run["status"] != "finished" and commit() not in run["commit"].split(", "):
-            write_json(run_path, {**run, "commit": f"{run['commit']}, {commit()}"})
+            now["commit"] = f"{run['commit']}, {commit()}"
+        if now != run:
+            write_json(run_path, now)
         return
     write_atomically(recipe_path, dump_recipe(recipe).encode())
     versions = {

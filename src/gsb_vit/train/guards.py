@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from gsb_vit.errors import InputError
 
+from .optimize import quantizer_scales
+
 COLLAPSED = 1e-5
 
 
@@ -33,13 +35,9 @@ def check_parameters(model: nn.Module, place: str) -> None:
     """
     if (name := first_non_finite_parameter(model)) is not None:
         raise TrainingError(f"{place}: {name} is not finite; lower the learning rate; the last checkpoint is good")
-    for name, parameter in model.named_parameters():
-        if name.endswith("weight_scale"):
-            scale = parameter.detach().max()
-        elif name.endswith("scale"):
-            scale = parameter.detach().flatten()[0]
-        else:
-            continue
+    for name, parameter in quantizer_scales(model):
+        values = parameter.detach()
+        scale = values.max() if name.endswith("weight_scale") else values.flatten()[0]
         if float(scale) <= COLLAPSED:
             raise TrainingError(
                 f"{place}: the scale {name} collapsed to {float(scale):.3g} (at most {COLLAPSED:g}); "

@@ -12,11 +12,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from gsb_vit.metrics import METRIC_NAMES
+from gsb_vit.terminal import Table
 
 
 class RunLog:
@@ -32,7 +32,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """One line for the user."""
         if self.active:
-            self.console.print(text, highlight=False)
+            self.console.print(text)
 
     def position(self) -> int:
         """Length of metrics.jsonl in bytes."""
@@ -78,17 +78,17 @@ class StageBar:
 
     def __init__(self, console: Console, name: str, epochs: int, steps: int, done: int, active: bool) -> None:
         self._epochs = epochs
-        self._numbers = ""
+        self._numbers = self._validation = ""
         self._shown = 0.0
         self._started: tuple[float, int] = (time.perf_counter(), 0)
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             TextColumn("{task.percentage:3.0f}%"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
             console=console,
             disable=not active,
         )
@@ -112,25 +112,27 @@ class StageBar:
         self._shown = now
         loss, hits, count = total.tolist()
         rate = max(count - self._started[1], 0) / max(now - self._started[0], 1e-9)
-        text = f"epoch {self._epoch_done + 1}/{self._epochs} {rate:.0f} pictures/s loss {loss / count:.3f} "
-        self._bar.update(self._task, numbers=f"{text}top-1 {100 * hits / count:.1f} %{self._numbers}")
+        self._show(self._epoch_done + 1, rate, loss / count, hits / count)
 
     def epoch(self, line: Mapping[str, Any]) -> None:
         """After every epoch."""
         self._epoch_done += 1
         self._started = (time.perf_counter(), 0)
+        teacher = f" teacher {100 * line['teacher_wait']:.0f} % of the time" if "teacher_wait" in line else ""
         if "validation_top1" in line:
-            self._numbers = f" validation {100 * line['validation_top1']:.1f} %"
+            self._validation = f" validation {100 * line['validation_top1']:.1f} %"
+        self._numbers = teacher + self._validation
+        self._show(self._epoch_done, line["images_per_s"], line["train_loss"], line["train_top1"])
+
+    def _show(self, epoch: int, rate: float, loss: float, top1: float) -> None:
+        text = f"epoch {epoch}/{self._epochs} {rate:.0f} pictures/s loss {loss:.3f} top-1 {100 * top1:.1f} %"
+        self._bar.update(self._task, numbers=text + self._numbers)
 
 
 def summary_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:
     """A table of test metrics in percent, one row a stage."""
-    table = Table(title="Test split (macro averages, percent)")
-    table.add_column("stage")
-    for title in METRIC_NAMES.values():
-        table.add_column(title, justify="right")
-    table.add_column("chosen epoch", justify="right")
-    table.add_column("training", justify="right")
+    columns = ("stage", *METRIC_NAMES.values(), "chosen epoch", "training")
+    table = Table("Test split (macro averages, percent)", columns)
     for name, stage in stages.items():
         numbers = [f"{100 * stage['test'][key]:.2f}" for key in METRIC_NAMES]
         table.add_row(name, *numbers, str(stage["chosen_epoch"]), f"{stage['seconds']:.0f} s")

@@ -24,8 +24,12 @@ from .guards import check_loss, check_parameters
 from .log import RunLog
 from .optimize import make_optimizer, scale_factors
 from .precision import fast_attention, fast_products
-from .recipe import STAGES, DistillationRecipe, StageRecipe
+from .recipe import SEED_NUMBERS, DistillationRecipe, StageRecipe
 from .seeds import seed_everything
+from .teacher import HeadFirst, Teacher
+from .views import CachedViews, LiveViews
+
+Views = LiveViews | CachedViews
 
 SAVING_SHARE = 0.05  # of the time of training: epochs shorter than 20 times a save are not saved one by one
 
@@ -45,15 +49,29 @@ class StageSetting:
     training: TrainingPictures
     validation: EvaluationPictures
     validation_labels: Tensor
+    cache_views: int = 0
 
     @property
     def index(self) -> int:
         """The stage's number, part of every seed."""
-        return STAGES.index(self.name)
+        return SEED_NUMBERS[self.name]
 
     def epoch_seed(self, epoch: int) -> tuple[int, ...]:
         """Seed of the order and variation of one epoch's pictures."""
         return (self.seed, self.index, epoch)
+
+    def views(self, task: DistillationTask, teacher: Teacher | None, accelerator: Accelerator) -> Views:
+        """Where the stage's batches come from: new views in every epoch, or those drawn once.
+
+        Stages that mix alike under one teacher share what it said of their views.
+        """
+        mixing = Mixing(self.recipe.mixup, self.recipe.cutmix, len(self.info.class_names))
+        if not (self.cache_views and teacher is not None and task.has_teacher):
+            return LiveViews(self.training, mixing, task)
+        stem = self.folder.parent / "views" / f"{teacher.name}-{self.recipe.mixup:g}-{self.recipe.cutmix:g}"
+        seed = (self.seed, SEED_NUMBERS["views"])
+        shared = accelerator.wait_for_everyone
+        return CachedViews(self.training, mixing, task, self.cache_views, seed, stem, accelerator.autocast, shared)
 
 
 @dataclass
@@ -72,7 +90,7 @@ class StageRun:
         self,
         setting: StageSetting,
         model: nn.Module,
-        teacher: nn.Module | None,
+        teacher: Teacher | None,
         accelerator: Accelerator,
         log: RunLog,
         log_bytes: int,
@@ -89,8 +107,10 @@ class StageRun:
                 "processes; use a multiple of their number"
             )
         model.to(accelerator.device)
-        self.task = DistillationTask(model, teacher, setting.distillation, recipe.label_smoothing)
-        self.mix = Mixing(recipe.mixup, recipe.cutmix, len(setting.info.class_names))
+        taught_by = (teacher.model, teacher.fast) if teacher is not None else (None, False)
+        self.task = DistillationTask(model, taught_by[0], setting.distillation, recipe.label_smoothing, taught_by[1])
+        self.views = setting.views(self.task, teacher, accelerator)
+        self.head_first = HeadFirst(model, recipe)
         self.steps = setting.training.steps(recipe.batch_size)
         self.best: tuple[float, float] | None = None
         self.saved_at, self.save_seconds = float("-inf"), 0.0
@@ -102,7 +122,8 @@ class StageRun:
 
     def _make_optimizer(self, factors: dict[str, float]) -> None:
         self.factors = factors
-        self.optimizer, self.schedule = make_optimizer(self.model, self.setting.recipe, factors, self.steps)
+        recipe = replace(self.setting.recipe, epochs=self.head_first.epochs_of_all)
+        self.optimizer, self.schedule = make_optimizer(self.model, recipe, factors, self.steps)
 
     def _start_average(self) -> None:
         """Begin the running average of the weights, where the recipe wants one, at the model as it is."""
@@ -162,23 +183,27 @@ class StageRun:
         setting, accelerator = self.setting, self.accelerator
         seed_everything(*setting.epoch_seed(epoch), accelerator.process_index)
         task.train()
+        self.head_first.prepare(epoch, alone=accelerator.num_processes == 1)
         check_every = 1 if accelerator.device.type == "cpu" else 50
         total = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
-        started, waited = time.perf_counter(), 0.0
-        batches = setting.training.epoch(
-            setting.epoch_seed(epoch), setting.recipe.batch_size, accelerator.process_index, accelerator.num_processes
+        started = time.perf_counter()
+        batches = self.views.batches(
+            setting.epoch_seed(epoch),
+            epoch,
+            setting.recipe.batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
         )
         for step in range(self.steps):
-            asked = time.perf_counter()
-            images, labels = next(batches)
-            waited += time.perf_counter() - asked
-            self.schedule.step_update(epoch * self.steps + step)
-            images, targets = self.mix(images, labels)
+            self._set_learning_rate(epoch, step)
+            batch = next(batches)
+            images, labels = batch.images, batch.labels
             with accelerator.autocast(), fast_attention(self.task.models):
-                out = task(images, targets, self.task.lesson(images))
+                out = task(images, batch.targets, self.views.lesson(batch))
             if step % check_every == 0:
                 check_loss(out["loss"].detach(), self.model, images, f"{setting.name}, epoch {epoch + 1}")
             accelerator.backward(out["loss"])
+            self.head_first.drop_gradients(epoch)
             if setting.recipe.clip_grad > 0:
                 accelerator.clip_grad_norm_(task.parameters(), setting.recipe.clip_grad)
             optimizer.step()
@@ -190,13 +215,24 @@ class StageRun:
             bar.step(total)
         loss, hits, count = accelerator.reduce(total, "sum").tolist()
         elapsed = time.perf_counter() - started
-        return {
+        record = {
             "learning_rate": self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["lr_scale"],
             "train_loss": loss / count,
             "train_top1": hits / count,
             "images_per_s": count / elapsed,
-            "data_wait": waited / elapsed,
+            "data_wait": self.views.fetched / elapsed,
         }
+        return record | ({"teacher_wait": self.views.waited / elapsed} if self.task.has_teacher else {})
+
+    def _set_learning_rate(self, epoch: int, step: int) -> None:
+        """The schedule's, or in a teacher's head epochs theirs."""
+        done = (epoch - self.head_first.epochs) * self.steps + step
+        if done >= 0:
+            self.schedule.step_update(done)
+            return
+        rate = self.head_first.learning_rate((epoch * self.steps + step) / (self.head_first.epochs * self.steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
 
     def _validate(self, epoch: int) -> dict[str, float]:
         """Validation metrics; a better epoch than any before is written to best.safetensors."""

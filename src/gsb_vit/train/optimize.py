@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,11 +26,18 @@ def scale_factors(model: nn.Module, recipe: StageRecipe) -> dict[str, float]:
     if recipe.scale_learning_rate == "absolute":
         return {}
     factors = {}
-    for name, parameter in model.named_parameters():
-        if name.endswith(("scale", "weight_scale")):
-            size = float(parameter.detach().abs().mean())
-            factors[name] = min(1.0, max(_SMALLEST_FACTOR, 2.0 ** round(math.log2(max(size, _SMALLEST_FACTOR)))))
+    for name, parameter in quantizer_scales(model):
+        size = float(parameter.detach().abs().mean())
+        factors[name] = min(1.0, max(_SMALLEST_FACTOR, 2.0 ** round(math.log2(max(size, _SMALLEST_FACTOR)))))
     return factors
+
+
+def quantizer_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The learned scales of quantizers, by name; a timm model may have parameters called scale that are no such."""
+    own = {name for name, module in model.named_modules() if type(module).__module__.startswith("gsb_vit.")}
+    for name, parameter in model.named_parameters():
+        if name.endswith("scale") and name.rpartition(".")[0] in own:
+            yield name, parameter
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, factors: Mapping[str, float]) -> list[dict]:

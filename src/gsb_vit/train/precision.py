@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -15,6 +15,24 @@ def emulates_bfloat16(device: torch.device) -> bool:
     """
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     return device.type == "cpu" and x86 and torch.backends.cpu.get_cpu_capability() != "AVX512"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether the device has instructions for bfloat16 products."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@contextmanager
+def quick_inference(device: torch.device, fast: bool) -> Iterator[None]:
+    """Within, a model answers without a gradient; if ``fast``, in bfloat16 where ``has_bfloat16``.
+
+    Tensors made within are inference tensors: clone them outside before a loss keeps them for its backward pass.
+    """
+    bfloat16 = torch.autocast(device.type, torch.bfloat16) if fast and has_bfloat16(device) else nullcontext()
+    with torch.inference_mode(), bfloat16:
+        yield
 
 
 @contextmanager

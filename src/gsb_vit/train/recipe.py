@@ -8,7 +8,9 @@ from typing import Any, Literal
 from gsb_vit.data.splits import DataRecipe
 from gsb_vit.quantization import Quantization
 
-STAGES = ("teacher", "stage1", "stage2")
+STAGES = ("teacher", "twin", "stage1", "stage2")
+# A stage's part of every seed: a stage that is added leaves the others' randomness as it was.
+SEED_NUMBERS = {"teacher": 0, "stage1": 1, "stage2": 2, "twin": 3, "views": 4}
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,13 @@ class AugmentRecipe:
 class DistillationRecipe:
     """Loss of a student: (1 - alpha)·CE(class head, label) + alpha·(distillation head against the teacher).
 
+    ``match`` is function matching (https://arxiv.org/abs/2106.05237): both heads against the teacher's softened logits,
+    on the same view of the picture, and no label; it goes with mixed pictures and many epochs. There ``alpha`` is idle.
     ``feature_weight`` times the mean of 1 - cos(student's token, teacher's token) behind every block is added to it,
     where the teacher has the student's width and depth.
     """
 
-    kind: Literal["hard", "soft", "none"] = "hard"
+    kind: Literal["hard", "soft", "match", "none"] = "hard"
     alpha: float = 0.5
     tau: float = 1.0
     feature_weight: float = 0.0
@@ -75,14 +79,15 @@ class StageRecipe:
     The learning rate is ``learning_rate``, or, where ``learning_rate_batch`` is given, ``learning_rate`` times
     batch_size / learning_rate_batch. ``clip_grad = 0`` does not clip. ``batch_size`` counts the pictures of all
     processes together. ``epochs = 0`` leaves the stage out. ``initialize`` names the model whose weights the stage
-    starts from where names and shapes match: the stage before it that ran (``previous``), the teacher, or none
-    (``fresh``). ``scale_learning_rate``: quantizer scales learn at the rate of all parameters (``absolute``, as in the
-    released code) or at that rate times their own size when the stage begins (``relative``): AdamW moves a parameter by
-    about the learning rate whatever its size, which throws a scale of 0.003 across zero in one step. With ``ema_decay``
-    d > 0 the stage's model is the running average of the weights, w ← d·w + (1 - d)·(weights after each step).
+    starts from where names and shapes match: the stage before it that ran (``previous``), the teacher, the twin, or
+    none (``fresh``). ``scale_learning_rate``: quantizer scales learn at the rate of all parameters (``absolute``, as in
+    the released code) or at that rate times their own size when the stage begins (``relative``): AdamW moves a
+    parameter by about the learning rate whatever its size, which throws a scale of 0.003 across zero in one step. With
+    ``ema_decay`` d > 0 the stage's model is the running average of the weights, w ← d·w + (1 - d)·(weights after each
+    step).
     ``mixup`` and ``cutmix`` > 0 mix pairs of training pictures and their labels with a weight from Beta(a, a): whole
-    pictures (https://arxiv.org/abs/1710.09412) or a box of one (https://arxiv.org/abs/1905.04899), one of the two at
-    random where both are given. The teacher sees the mixed picture, too.
+    pictures (https://arxiv.org/abs/1710.09412; a = 1 is uniform) or a box of one (https://arxiv.org/abs/1905.04899),
+    one of the two at random where both are given. The teacher sees the mixed picture, too.
     """
 
     epochs: int = 100
@@ -100,7 +105,7 @@ class StageRecipe:
     ema_decay: float = 0.0
     scale_learning_rate: Literal["relative", "absolute"] = "relative"
     select: Literal["best", "last"] = "best"
-    initialize: Literal["previous", "teacher", "fresh"] = "previous"
+    initialize: Literal["previous", "teacher", "twin", "fresh"] = "previous"
     quantization: Quantization = field(default_factory=Quantization)
 
     def peak_learning_rate(self) -> float:
@@ -112,12 +117,53 @@ class StageRecipe:
 class TeacherRecipe(StageRecipe):
     """The teacher.
 
-    ``source`` is ``twin`` (the student's architecture in full precision), ``timm:NAME``, a run or model file, or
-    ``none``. A twin or timm model is trained on the same data with this stage's settings; a file is used as it is.
+    ``source`` is ``twin`` (the student's architecture in full precision), ``timm:NAME`` of any family, a run or model
+    file, or ``none``. A twin or timm model is trained on the same data with this stage's settings; a file is used as it
+    is.
+
+    ``weights`` of a timm model: a .safetensors or .pth file, or a name on the Hugging Face hub. ``weights_order`` says
+    how their tensors find the model's: by ``name``, or one after the other (``position``). The classifier is always
+    new. ``img_size``, ``mean`` and ``std`` are the teacher's own; left out they are those its weights were trained
+    with, without ``weights`` the student's. ``head_epochs`` of the ``epochs`` train the classifier alone, at
+    ``head_learning_rate``. ``freeze_batch_norm`` keeps BatchNorm's statistics; left out it holds where there are
+    ``weights``.
+
+    ``precision = "fast"``: the teaching model computes in bfloat16 where the machine has instructions for it, pictures
+    channels-last. ``cache_views = N`` draws N views of every picture once and keeps what the teacher says of each in
+    the run's folder; epoch e shows view e mod N. 0 draws new views in every epoch.
     """
 
     source: str = "twin"
     pretrained: bool = False
+    weights: str | None = None
+    weights_order: Literal["name", "position"] = "name"
+    img_size: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    head_epochs: int = 0
+    head_learning_rate: float = 1e-3
+    freeze_batch_norm: bool | None = None
+    precision: Literal["same", "fast"] = "same"
+    cache_views: int = 0
+    quantization: Quantization = field(default_factory=Quantization.full_precision)
+
+    @property
+    def batch_norm_frozen(self) -> bool:
+        """Whether BatchNorm keeps its statistics while the teacher is trained."""
+        return self.weights is not None if self.freeze_batch_norm is None else self.freeze_batch_norm
+
+
+@dataclass(frozen=True)
+class TwinRecipe(StageRecipe):
+    """The student's full-precision twin between teacher and one-bit stages; ``epochs = 0`` leaves it out.
+
+    It learns from the teacher with a ``distillation`` of its own, and the next stage starts from it. The one-bit stages
+    learn from the teacher, or from the twin where it ``teaches``.
+    """
+
+    epochs: int = 0
+    teaches: bool = False
+    distillation: DistillationRecipe = field(default_factory=lambda: DistillationRecipe("match", tau=2.0))
     quantization: Quantization = field(default_factory=Quantization.full_precision)
 
 
@@ -135,5 +181,17 @@ class Recipe:
     augment: AugmentRecipe = field(default_factory=AugmentRecipe)
     distillation: DistillationRecipe = field(default_factory=DistillationRecipe)
     teacher: TeacherRecipe = field(default_factory=lambda: TeacherRecipe(epochs=200))
+    twin: TwinRecipe = field(default_factory=TwinRecipe)
     stage1: StageRecipe = field(default_factory=lambda: StageRecipe(quantization=Quantization.stage1()))
     stage2: StageRecipe = field(default_factory=lambda: StageRecipe(quantization=Quantization.stage2()))
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether any model teaches the stages after the teacher's."""
+        return self.teacher.source != "none" and (self.teacher.source != "twin" or self.teacher.epochs > 0)
+
+    def learns_from(self, stage: str) -> str | None:
+        """The stage whose model teaches ``stage``: ``teacher``, ``twin`` or None."""
+        if stage in ("stage1", "stage2") and self.twin.epochs and self.twin.teaches:
+            return "twin"
+        return "teacher" if stage != "teacher" and self.has_teacher else None

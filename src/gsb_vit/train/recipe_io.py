@@ -16,7 +16,8 @@ from typing import Any, Literal, Union
 from gsb_vit.errors import InputError
 from gsb_vit.quantization import PRESETS, Quantization
 
-from .recipe import Recipe
+from .recipe import STAGES, Recipe
+from .recipe_checks import check_teaching, require
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -93,38 +94,29 @@ def dump_recipe(recipe: Recipe) -> str:
 def check_recipe(recipe: Recipe) -> None:
     """Raise InputError for a number outside its range or settings that contradict each other."""
     for name in ("validation_fraction", "test_fraction", "label_noise"):
-        _require(0 <= getattr(recipe.data, name) < 1, f"data.{name}", getattr(recipe.data, name), "from 0 to below 1")
-    _require(recipe.data.shots is None or recipe.data.shots > 0, "data.shots", recipe.data.shots, "at least 1")
-    _require(recipe.validate_every > 0, "validate_every", recipe.validate_every, "at least 1")
-    _require(recipe.threads is None or recipe.threads > 0, "threads", recipe.threads, "at least 1")
-    _require(0 <= recipe.distillation.alpha <= 1, "distillation.alpha", recipe.distillation.alpha, "from 0 to 1")
-    _require(recipe.distillation.tau > 0, "distillation.tau", recipe.distillation.tau, "above 0")
-    features = recipe.distillation.feature_weight
-    _require(features >= 0, "distillation.feature_weight", features, "0 or above")
-    _require(not (features and recipe.compile), "distillation.feature_weight", features, "0 where compile = true")
+        require(0 <= getattr(recipe.data, name) < 1, f"data.{name}", getattr(recipe.data, name), "from 0 to below 1")
+    require(recipe.data.shots is None or recipe.data.shots > 0, "data.shots", recipe.data.shots, "at least 1")
+    require(recipe.validate_every > 0, "validate_every", recipe.validate_every, "at least 1")
+    require(recipe.threads is None or recipe.threads > 0, "threads", recipe.threads, "at least 1")
     for name in ("img_size", "patch_size"):
-        _require(getattr(recipe.model, name) > 0, f"model.{name}", getattr(recipe.model, name), "at least 1")
+        require(getattr(recipe.model, name) > 0, f"model.{name}", getattr(recipe.model, name), "at least 1")
     if recipe.model.img_size % recipe.model.patch_size:
         raise InputError(
             f"model.img_size = {recipe.model.img_size} is not a multiple of model.patch_size = "
             f"{recipe.model.patch_size}; choose sizes that divide"
         )
-    for name in ("teacher", "stage1", "stage2"):
+    for name in STAGES:
         stage = getattr(recipe, name)
-        _require(stage.epochs >= 0, f"{name}.epochs", stage.epochs, "at least 0")
-        _require(stage.batch_size > 0, f"{name}.batch_size", stage.batch_size, "at least 1")
-        _require(stage.learning_rate > 0, f"{name}.learning_rate", stage.learning_rate, "above 0")
-        _require(stage.mixup >= 0, f"{name}.mixup", stage.mixup, "0 (off) or larger")
-        _require(stage.cutmix >= 0, f"{name}.cutmix", stage.cutmix, "0 (off) or larger")
-        _require(0 <= stage.ema_decay < 1, f"{name}.ema_decay", stage.ema_decay, "from 0 to below 1")
-        _require(stage.warmup_epochs >= 0, f"{name}.warmup_epochs", stage.warmup_epochs, "at least 0")
-    if recipe.stage1.epochs == 0 and recipe.stage2.epochs == 0 and recipe.teacher.epochs == 0:
+        require(stage.epochs >= 0, f"{name}.epochs", stage.epochs, "at least 0")
+        require(stage.batch_size > 0, f"{name}.batch_size", stage.batch_size, "at least 1")
+        require(stage.learning_rate > 0, f"{name}.learning_rate", stage.learning_rate, "above 0")
+        require(stage.mixup >= 0, f"{name}.mixup", stage.mixup, "0 (off) or larger")
+        require(stage.cutmix >= 0, f"{name}.cutmix", stage.cutmix, "0 (off) or larger")
+        require(0 <= stage.ema_decay < 1, f"{name}.ema_decay", stage.ema_decay, "from 0 to below 1")
+        require(stage.warmup_epochs >= 0, f"{name}.warmup_epochs", stage.warmup_epochs, "at least 0")
+    if not any(getattr(recipe, name).epochs for name in STAGES):
         raise InputError("teacher.epochs, stage1.epochs and stage2.epochs are all 0; give at least one stage an epoch")
-
-
-def _require(holds: bool, key: str, value: Any, allowed: str) -> None:
-    if not holds:
-        raise InputError(f"recipe key {key} = {value!r} is out of range; it must be {allowed}")
+    check_teaching(recipe)
 
 
 def _shipped() -> Any:

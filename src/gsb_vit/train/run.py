@@ -1,11 +1,11 @@
-"""A run: teacher, stage 1, stage 2, and the final test that is touched once."""
+"""A run: teacher, twin, stage 1, stage 2, and the final test that is touched once."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +15,38 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
 from gsb_vit import __version__
-from gsb_vit.data.datasets import RawData
-from gsb_vit.data.digests import pack_seen, unpack_seen
+from gsb_vit.data.digests import pack_seen
 from gsb_vit.data.held_out import data_name
 from gsb_vit.data.preprocess import Preprocessing
-from gsb_vit.data.splits import DataSplits, read_raw, split_raw
-from gsb_vit.data.stored_split import Drawn, StoredSplit, draw_split, find_split, read_split
+from gsb_vit.data.splits import DataSplits
+from gsb_vit.data.stored_split import StoredSplit
 from gsb_vit.errors import InputError
-from gsb_vit.files import locked, write_json
+from gsb_vit.files import write_json
 from gsb_vit.metrics import classification_metrics, confusion_matrix
 from gsb_vit.models.binarize import initialize_scales
-from gsb_vit.models.build import build_model, require_architecture
-from gsb_vit.models.packable import obstacles
-from gsb_vit.models.trained import ModelInfo, find_model, load_model
+from gsb_vit.models.build import build_model
+from gsb_vit.models.trained import ModelInfo, find_model
+from gsb_vit.terminal import plain_console, show
 
 from .batches import EvaluationPictures, TrainingPictures
-from .checkpoint import read_stage_file, start_from
+from .checkpoint import is_finished, read_stage_file, start_from
 from .evaluate import model_logits
-from .folder import RUN_FILE, check_folder, create_folder, prepare_folder, read_run, require_threads, run_threads
+from .folder import RUN_FILE, read_run, require_threads, run_threads
 from .log import RunLog, summary_table
 from .loop import StageRun, StageSetting
 from .precision import emulates_bfloat16
-from .recipe import STAGES, Recipe, StageRecipe
+from .prepare import Request, prepare, preprocessing_of
+from .recipe import SEED_NUMBERS, Recipe, StageRecipe, TwinRecipe
 from .seeds import seed_everything
-from .teacher import build_teacher
+from .teacher import Teacher, build_teacher, load_teacher
 
 _BEFORE_FIRST_EPOCH = 2**31 - 1
+# What a full, vanished or write-protected disk answers; EIO and ESTALE come from disks and servers that fail.
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+_STORAGE |= {errno.ENOTDIR, errno.ENODEV, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,6 @@ class RunSummary:
         return self.stages[self.final_stage]["test"]
 
 
-# What a full, vanished or write-protected disk answers; EIO and ESTALE come from disks and servers that fail.
-_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
-_STORAGE |= {errno.ENOTDIR, errno.ENODEV, errno.EFBIG}
-
-
 def train(
     recipe: Recipe,
     data_spec: str,
@@ -80,16 +77,18 @@ def train(
 
     Under ``accelerate launch`` or ``torchrun`` every process calls this. With ``resume`` a run that was stopped goes on
     at its last saved epoch; on a CPU it ends with the weights of a run that was never stopped. The split of the data is
-    kept in ``out`` and held to: pictures that came later are ignored, those that are gone stop it unless
-    ``allow_missing``. All pictures are decoded before anything trains; ``skip_bad`` leaves out those that cannot be.
+    kept in ``out`` and held to, wherever the pictures lie now: those that came later are ignored, those that are gone
+    stop it unless ``allow_missing``. All pictures are decoded before anything trains; ``skip_bad`` leaves out those
+    that cannot be, and ``split.json`` and ``summary.json`` name them.
 
     Raises:
         InputError: data or recipe cannot be used; ``out`` is not empty and ``resume`` is off, or holds another recipe,
             is held by another process, or cannot be written to while the run goes on.
         TrainingError: the loss or a parameter is not finite, or a quantizer's scale collapsed.
     """
-    with contextlib.ExitStack() as stack, _naming_the_disk(Path(out)):
-        return _train(recipe, data_spec, Path(out), resume, _Ways(skip_bad, allow_missing), console, stack)
+    request = Request(recipe, data_spec, Path(out), resume, skip_bad, allow_missing)
+    with contextlib.ExitStack() as stack, _naming_the_disk(request.folder):
+        return _train(request, console or plain_console(), stack)
 
 
 @contextlib.contextmanager
@@ -107,59 +106,19 @@ def _naming_the_disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-@dataclass(frozen=True)
-class _Ways:
-    skip_bad: bool
-    allow_missing: bool
-
-
-def _train(
-    recipe: Recipe,
-    data_spec: str,
-    folder: Path,
-    resume: bool,
-    ways: _Ways,
-    console: Console | None,
-    stack: contextlib.ExitStack,
-) -> RunSummary:
+def _train(request: Request, console: Console, stack: contextlib.ExitStack) -> RunSummary:
+    recipe, folder = request.recipe, request.folder
     require_threads(recipe.threads or 1)
     AcceleratorState._reset_state()  # accelerate keeps the precision of a process's first run for good
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
-    main, console = accelerator.is_main_process, console or Console()
-    if main and (folder / RUN_FILE).is_file():
-        stack.enter_context(locked(folder, "gsb-vit train"))
-    if main:
-        check_folder(folder, recipe, data_spec, resume)
-    raw = read_raw(data_spec)
-    drawn = None
-    if main:
-        stored = read_split(folder) if resume else None
-        if stored is not None:
-            drawn = find_split(data_spec, raw, stored, allow_missing=ways.allow_missing)
-        rough = split_raw(data_spec, raw, recipe.data) if drawn is None else drawn.data
-        require_validation(recipe, rough)
-        unpackable = require_models(recipe, rough)
-        if drawn is None:
-            drawn = _draw(data_spec, raw, recipe, ways, console)
-            require_validation(recipe, drawn.data)
-        if not (folder / RUN_FILE).is_file():
-            create_folder(folder)
-            stack.enter_context(locked(folder, "gsb-vit train"))
-        check_folder(folder, recipe, data_spec, resume)
-        drawn.stored.write(folder)
-        prepare_folder(folder, recipe, data_spec, resume=True)
-    accelerator.wait_for_everyone()
-    if drawn is None:
-        stored = read_split(folder)
-        assert stored is not None  # the main process wrote it
-        drawn, unpackable = find_split(data_spec, raw, stored, allow_missing=ways.allow_missing), None
-    data = drawn.data
-    log = RunLog(folder, console, main)
+    prepared = prepare(request, accelerator, console, stack)
+    data = prepared.drawn.data
+    log = RunLog(folder, console, accelerator.is_main_process)
     torch.set_num_threads(run_threads(folder, recipe, accelerator))
-    for line in drawn.lines if raw.contents is None else (raw.contents.summary(), *drawn.lines):
+    for line in prepared.lines:
         log.say(line)
     log.say(
-        f"{data_spec}: {len(data.class_names)} classes, {len(data.train)} pictures for training, "
+        f"{request.data_spec}: {len(data.class_names)} classes, {len(data.train)} pictures for training, "
         f"{len(data.validation)} for validation, {len(data.test)} for the final test"
     )
     if recipe.mixed_precision == "bf16" and emulates_bfloat16(accelerator.device):
@@ -167,22 +126,7 @@ def _train(
             'mixed_precision = "bf16": this processor has no instructions for bfloat16, which then takes about ten '
             "times as long as float32; stop and train with --set mixed_precision=no"
         )
-    if unpackable:
-        log.say(f"stage 2 will train and evaluate, but `gsb-vit export` will refuse it: {unpackable}")
-    return _Run(recipe, data, drawn.stored, folder, accelerator, log).run()
-
-
-def _draw(spec: str, raw: RawData, recipe: Recipe, ways: _Ways, console: Console) -> Drawn:
-    """The split, drawn now; a bar tells how many pictures have been decoded."""
-    columns = (TextColumn("pictures decoded"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-
-        def watch(count: int) -> Callable[[], None]:
-            task = bar.add_task("", total=count)
-            return lambda: bar.advance(task)
-
-        taught = seen_by_teacher(recipe.teacher.source)
-        return draw_split(spec, raw, recipe.data, skip_bad=ways.skip_bad, taught=taught, watch=watch)
+    return _Run(recipe, data, prepared.drawn.stored, folder, accelerator, log).run()
 
 
 class _Run:
@@ -197,38 +141,45 @@ class _Run:
     ) -> None:
         self.recipe = recipe
         self.data = data
+        self.stored = stored
         self.seen = pack_seen(stored.seen)
         self.folder = folder
         self.accelerator = accelerator
         self.log = log
         self.preprocessing = preprocessing_of(recipe)
-        limit = recipe.data.memory_limit_mb
-        self.training = TrainingPictures(data.train, self.preprocessing, recipe.augment, limit, accelerator.device)
-        self.validation = EvaluationPictures(data.validation, self.preprocessing, limit)
+        self.validation: dict[Preprocessing, EvaluationPictures] = {}
+        self.training: dict[tuple[Preprocessing, Preprocessing], TrainingPictures] = {}
+        self.read_as: dict[str, Preprocessing] = {}
         self.log_bytes = 0
         self.seconds: dict[str, float] = {}
 
     def run(self) -> RunSummary:
         models: dict[str, nn.Module] = {}
+        teachers: dict[str | None, Teacher] = {}
         if (teacher := self._teacher()) is not None:
-            models["teacher"] = teacher
-        for name in ("stage1", "stage2"):
+            models["teacher"], teachers["teacher"] = teacher.model, teacher
+        for name in ("twin", "stage1", "stage2"):
             if getattr(self.recipe, name).epochs:
-                models[name] = self._student(name, models)
+                models[name] = self._student(name, models, teachers.get(self.recipe.learns_from(name)))
+            if name == "twin" and name in models:
+                teachers[name] = Teacher(name, models[name], self.preprocessing)
         return self._test(models)
 
-    def _teacher(self) -> nn.Module | None:
+    def _teacher(self) -> Teacher | None:
         """The teacher in its chosen epoch, or None where the recipe has none."""
         recipe, source = self.recipe.teacher, self.recipe.teacher.source
-        if source == "none" or (source == "twin" and recipe.epochs == 0):
+        if not self.recipe.has_teacher:
             return None
+        fast = recipe.precision == "fast"
         if source != "twin" and not source.startswith("timm:"):
-            return load_teacher(source, self.data).to(self.accelerator.device)
+            teacher = load_teacher(source, self.data.class_names)
+            return replace(teacher, model=teacher.model.to(self.accelerator.device), fast=fast)
         self._seed("teacher")
-        model, info = build_teacher(self.recipe, self._info("teacher", recipe), self.log.say)
-        return self._train("teacher", model, None, info)
+        load = not is_finished(self.folder / "teacher", recipe.epochs)
+        model, info = build_teacher(self.recipe, self._info("teacher", recipe), self.log.say, load=load)
+        return Teacher("teacher", self._train("teacher", model, None, info), info.preprocessing, fast)
 
-    def _student(self, name: str, models: dict[str, nn.Module]) -> nn.Module:
+    def _student(self, name: str, models: dict[str, nn.Module], teacher: Teacher | None) -> nn.Module:
         """A student that starts from the model its recipe names, where names and shapes match."""
         stage: StageRecipe = getattr(self.recipe, name)
         self._seed(name)
@@ -241,24 +192,30 @@ class _Run:
             self.log.say(
                 f"{name}: {len(carried)} tensors from {source}; {len(fresh)} start fresh" + f" ({text})" * bool(fresh)
             )
-        return self._train(name, model, models.get("teacher"), info)
+        return self._train(name, model, teacher, info)
 
-    def _train(self, name: str, model: nn.Module, teacher: nn.Module | None, info: ModelInfo) -> nn.Module:
+    def _train(self, name: str, model: nn.Module, teacher: Teacher | None, info: ModelInfo) -> nn.Module:
         stage: StageRecipe = getattr(self.recipe, name)
+        self.read_as[name] = info.preprocessing
+        distillation = stage.distillation if isinstance(stage, TwinRecipe) else self.recipe.distillation
+        teacher = None if distillation.kind == "none" else teacher
         if stage.epochs == 0:
             return model.to(self.accelerator.device)
         setting = StageSetting(
             name=name,
             recipe=stage,
-            distillation=self.recipe.distillation,
+            distillation=distillation,
             seed=self.recipe.seed,
             validate_every=self.recipe.validate_every,
             compile=self.recipe.compile,
             folder=self.folder / name,
             info=info,
-            training=self.training,
-            validation=self.validation,
+            training=self._training(
+                info.preprocessing, info.preprocessing if teacher is None else teacher.preprocessing
+            ),
+            validation=self._validation(info.preprocessing),
             validation_labels=torch.from_numpy(self.data.validation.labels),
+            cache_views=self.recipe.teacher.cache_views,
         )
         setting.folder.mkdir(exist_ok=True)
         run = StageRun(setting, model, teacher, self.accelerator, self.log, self.log_bytes)
@@ -269,13 +226,27 @@ class _Run:
         self.log_bytes, self.seconds[name] = run.progress.log_bytes, run.progress.seconds
         return model
 
+    def _training(self, own: Preprocessing, teacher: Preprocessing) -> TrainingPictures:
+        """The training pictures as a model and its teacher read them; stages that read alike share the decoded ones."""
+        if (own, teacher) not in self.training:
+            limit, device = self.recipe.data.memory_limit_mb, self.accelerator.device
+            self.training[own, teacher] = TrainingPictures(
+                self.data.train, own, self.recipe.augment, limit, device, teacher
+            )
+        return self.training[own, teacher]
+
+    def _validation(self, own: Preprocessing) -> EvaluationPictures:
+        """The validation pictures as a model reads them."""
+        limit = self.recipe.data.memory_limit_mb
+        return self.validation.setdefault(own, EvaluationPictures(self.data.validation, own, limit))
+
     def _initialize(self, model: nn.Module, setting: StageSetting) -> None:
         """Set the scales that start fresh from the first batch, the whole of it in every process."""
-        images, _ = next(self.training.epoch(setting.epoch_seed(0), setting.recipe.batch_size))
+        images, _ = next(setting.training.epoch(setting.epoch_seed(0), setting.recipe.batch_size))
         initialize_scales(model, images)
 
     def _seed(self, name: str) -> None:
-        seed_everything(self.recipe.seed, STAGES.index(name), _BEFORE_FIRST_EPOCH)
+        seed_everything(self.recipe.seed, SEED_NUMBERS[name], _BEFORE_FIRST_EPOCH)
 
     def _info(self, name: str, stage: StageRecipe) -> ModelInfo:
         return ModelInfo(
@@ -298,13 +269,15 @@ class _Run:
 
     def _test(self, models: dict[str, nn.Module]) -> RunSummary:
         """The only look at the test split."""
-        pictures = EvaluationPictures(self.data.test, self.preprocessing, self.recipe.data.memory_limit_mb)
+        pictures: dict[Preprocessing, EvaluationPictures] = {}
         labels, stages = self.data.test.labels, {}
         final = list(models)[-1]
         for name, model in models.items():
             if not (self.folder / name).is_dir():
                 continue
-            logits = model_logits(model, pictures, self.accelerator)
+            own, limit = self.read_as[name], self.recipe.data.memory_limit_mb
+            shown = pictures.setdefault(own, EvaluationPictures(self.data.test, own, limit))
+            logits = model_logits(model, shown, self.accelerator)
             provenance = read_stage_file(find_model(self.folder / name))[1]["provenance"]
             stages[name] = {
                 "test": classification_metrics(logits, labels),
@@ -328,74 +301,8 @@ class _Run:
             "stages": summary.stages,
             "class_names": list(self.data.class_names),
             "confusion_matrix": confusion.tolist(),
+            "left_out": self.stored.left_out,
         }
         write_json(self.folder / "summary.json", values)
         write_json(self.folder / RUN_FILE, {**read_run(self.folder), "status": "finished"})
-        self.log.console.print(summary_table(summary.stages))
-
-
-def preprocessing_of(recipe: Recipe) -> Preprocessing:
-    """How the recipe's pictures become the model's input."""
-    data = recipe.data
-    return Preprocessing(
-        size=(recipe.model.img_size, recipe.model.img_size),
-        resize=data.resize,
-        crop_ratio=data.crop_ratio,
-        interpolation=data.interpolation,
-        mean=data.mean,
-        std=data.std,
-    )
-
-
-def require_validation(recipe: Recipe, data: DataSplits) -> None:
-    """Raise InputError where a stage is to select its best epoch and there is nothing to select on."""
-    for name in STAGES:
-        stage: StageRecipe = getattr(recipe, name)
-        if stage.epochs and stage.select == "best" and len(data.validation) == 0:
-            raise InputError(
-                f'{name}.select = "best" needs validation pictures and there are none; set data.validation_fraction '
-                f'higher or {name}.select = "last"'
-            )
-
-
-def require_models(recipe: Recipe, data: DataSplits) -> str | None:
-    """Raise InputError, before anything is written, where a stage's model cannot be built or the teacher not be had.
-
-    Returns why the last student, which may be trained all the same, cannot be packed; None where it can.
-    """
-    source, students = recipe.teacher.source, [n for n in ("stage1", "stage2") if getattr(recipe, n).epochs]
-    has_teacher = source != "none" and (source != "twin" or recipe.teacher.epochs > 0)
-    models: dict[str, nn.Module] = {}
-    with torch.device("meta"):
-        if has_teacher and source == "twin":
-            students.append("teacher")
-        elif source.startswith("timm:"):
-            require_architecture(source.removeprefix("timm:"))
-        for name in students:
-            stage: StageRecipe = getattr(recipe, name)
-            args = recipe.model.arguments()
-            models[name] = build_model(recipe.model.architecture, args, len(data.class_names), stage.quantization)
-    for name in students:
-        if getattr(recipe, name).initialize == "teacher" and not has_teacher:
-            raise InputError(f'{name}.initialize = "teacher", but the recipe has no teacher; use "fresh" or "previous"')
-    if has_teacher and source != "twin" and not source.startswith("timm:"):
-        load_teacher(source, data)
-    return next(obstacles(models["stage2"]), None) if "stage2" in models else None
-
-
-def seen_by_teacher(source: str) -> frozenset[str]:
-    """Digests of the pictures that a teacher from a file or run was trained on, where it says."""
-    if source in ("twin", "none") or source.startswith("timm:"):
-        return frozenset()
-    return unpack_seen(load_model(source).info.provenance) or frozenset()
-
-
-def load_teacher(source: str, data: DataSplits) -> nn.Module:
-    """A trained teacher from a file or run. Raises InputError where its classes are not the data's."""
-    trained = load_model(source)
-    if trained.class_names != data.class_names:
-        raise InputError(
-            f"teacher {source!r} knows {len(trained.class_names)} classes that are not the {len(data.class_names)} of "
-            "the data; train it on the same classes"
-        )
-    return trained.model
+        show(summary_table(summary.stages), console=self.log.console)

@@ -22,10 +22,11 @@ GSB_AVX2_INLINE Lanes load_lanes(const float* from, int lanes) {
 
 // R rows at a time, because one alone waits for its own sums.
 template <int R>
-GSB_AVX2_INLINE void norm_rows(const Norm& norm, int row, uint32_t* out, size_t out_stride) {
+GSB_AVX2_INLINE bool norm_rows(const Norm& norm, int row, uint32_t* out, size_t out_stride) {
     const float* x = norm.x + row * norm.stride;
     const float share = 1.0f / static_cast<float>(norm.width);
     __m256 low[R], high[R], mean[R], factor[R];
+    bool holds = true;
     for (int r = 0; r < R; ++r) low[r] = high[r] = _mm256_setzero_ps();
     for (int i = 0; i < norm.width; i += 16) {
         for (int r = 0; r < R; ++r) {
@@ -53,7 +54,9 @@ GSB_AVX2_INLINE void norm_rows(const Norm& norm, int row, uint32_t* out, size_t 
     }
     for (int r = 0; r < R; ++r) {
         const float variance = fold16(low[r], high[r]) * share;
-        factor[r] = _mm256_set1_ps(1.0f / __builtin_sqrtf(variance + norm.eps));
+        const float scalar = 1.0f / __builtin_sqrtf(variance + norm.eps);
+        factor[r] = _mm256_set1_ps(scalar);
+        holds &= norm_holds(scalar);
     }
     for (int i = 0; i < norm.width; i += 16) {
         const int lanes = norm.width - i;
@@ -73,6 +76,7 @@ GSB_AVX2_INLINE void norm_rows(const Norm& norm, int row, uint32_t* out, size_t 
             std::memcpy(reinterpret_cast<char*>(out + (row + r) * out_stride) + i / 8, &stored, sizeof(stored));
         }
     }
+    return holds;
 }
 
 // R patches by sixteen channels, one colour. Pixels are widened to 16 bits a stretch at a time: u8 · s8 summed in 16
@@ -124,11 +128,13 @@ GSB_AVX2_INLINE void patch_tile(const Patches& p, const int16_t* weights, int ro
 
 }  // namespace
 
-GSB_AVX2 void norm_bits(const Norm& given, uint32_t* out, size_t out_stride) {
+GSB_AVX2 bool norm_bits(const Norm& given, uint32_t* out, size_t out_stride) {
     const Norm norm = given;
     int row = 0;
-    for (; row + 3 <= norm.count; row += 3) norm_rows<3>(norm, row, out, out_stride);
-    for (; row < norm.count; ++row) norm_rows<1>(norm, row, out, out_stride);
+    bool holds = true;
+    for (; row + 3 <= norm.count; row += 3) holds &= norm_rows<3>(norm, row, out, out_stride);
+    for (; row < norm.count; ++row) holds &= norm_rows<1>(norm, row, out, out_stride);
+    return holds;
 }
 
 GSB_AVX2 void patches_embed(const Patches& given) {

@@ -12,12 +12,13 @@ namespace {
 
 // R rows at a time, because one alone waits for its own sums.
 template <int R>
-GSB_AVX512_INLINE void norm_rows(const Norm& norm, int row, uint32_t* out, size_t out_stride) {
+GSB_AVX512_INLINE bool norm_rows(const Norm& norm, int row, uint32_t* out, size_t out_stride) {
     const float* x = norm.x + row * norm.stride;
     const float share = 1.0f / static_cast<float>(norm.width);
     const int whole = norm.width / 16 * 16;
     const __mmask16 tail = first_lanes(norm.width - whole);
     __m512 sum[R], mean[R], factor[R];
+    bool holds = true;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) sum[r] = _mm512_setzero_ps();
     for (int i = 0; i < whole; i += 16) {
@@ -43,7 +44,9 @@ GSB_AVX512_INLINE void norm_rows(const Norm& norm, int row, uint32_t* out, size_
         const __m512 centred = _mm512_maskz_sub_ps(tail, rest, mean[r]);
         sum[r] = _mm512_add_ps(sum[r], _mm512_mul_ps(centred, centred));
         const float variance = fold16(sum[r]) * share;
-        factor[r] = _mm512_set1_ps(1.0f / __builtin_sqrtf(variance + norm.eps));
+        const float scalar = 1.0f / __builtin_sqrtf(variance + norm.eps);
+        factor[r] = _mm512_set1_ps(scalar);
+        holds &= norm_holds(scalar);
     }
     for (int i = 0; i < norm.width; i += 16) {
         const __mmask16 lanes = i < whole ? static_cast<__mmask16>(0xFFFF) : tail;
@@ -60,6 +63,7 @@ GSB_AVX512_INLINE void norm_rows(const Norm& norm, int row, uint32_t* out, size_
             std::memcpy(to + r * out_stride * sizeof(*out), &bits, sizeof(bits));
         }
     }
+    return holds;
 }
 
 // acc += Σ of four u8 · s8. As assembly, because GCC copies the accumulators of the intrinsic.
@@ -134,12 +138,14 @@ GSB_AVX512_INLINE void dot_rows(const int8_t* x, const int8_t* weights, int dept
 
 }  // namespace
 
-GSB_AVX512 void norm_bits(const Norm& given, uint32_t* out, size_t out_stride) {
+GSB_AVX512 bool norm_bits(const Norm& given, uint32_t* out, size_t out_stride) {
     const Norm norm = given;  // a copy of its own, which the stores below cannot be thought to change
     int row = 0;
-    for (; row + 8 <= norm.count; row += 8) norm_rows<8>(norm, row, out, out_stride);
-    for (; row + 2 <= norm.count; row += 2) norm_rows<2>(norm, row, out, out_stride);
-    for (; row < norm.count; ++row) norm_rows<1>(norm, row, out, out_stride);
+    bool holds = true;
+    for (; row + 8 <= norm.count; row += 8) holds &= norm_rows<8>(norm, row, out, out_stride);
+    for (; row + 2 <= norm.count; row += 2) holds &= norm_rows<2>(norm, row, out, out_stride);
+    for (; row < norm.count; ++row) holds &= norm_rows<1>(norm, row, out, out_stride);
+    return holds;
 }
 
 GSB_AVX512 void patches_embed(const Patches& p) {

@@ -82,8 +82,9 @@ inline void patch_tile(const Patches& p, const int16_t* weights, int row, int fi
 
 }  // namespace
 
-void norm_bits(const Norm& given, uint32_t* out, size_t out_stride) {
+bool norm_bits(const Norm& given, uint32_t* out, size_t out_stride) {
     const Norm norm = given;
+    bool holds = true;
     const float share = 1.0f / static_cast<float>(norm.width);
     const float32x4_t zero = vdupq_n_f32(0);
     for (int row = 0; row < norm.count; ++row) {
@@ -101,7 +102,9 @@ void norm_bits(const Norm& given, uint32_t* out, size_t out_stride) {
             }
         }
         const float variance = fold16(squares) * share;
-        const float32x4_t factor = vdupq_n_f32(1.0f / __builtin_sqrtf(variance + norm.eps));
+        const float scalar = 1.0f / __builtin_sqrtf(variance + norm.eps);
+        const float32x4_t factor = vdupq_n_f32(scalar);
+        holds &= norm_holds(scalar);
         for (int i = 0; i < norm.width; i += kWide) {
             const Floats16 e = centred(x + i, norm.width - i, mean);
             uint32x4_t above[4];
@@ -113,6 +116,7 @@ void norm_bits(const Norm& given, uint32_t* out, size_t out_stride) {
             store_bits(out + row * out_stride, i, static_cast<uint16_t>(bits));
         }
     }
+    return holds;
 }
 
 void patches_embed(const Patches& given) {

@@ -19,7 +19,8 @@ int32_t dot_pixels(const uint8_t* pixels, const int8_t* weights, int count) {
 
 }  // namespace
 
-void norm_bits(const Norm& norm, uint32_t* out, size_t out_stride) {
+bool norm_bits(const Norm& norm, uint32_t* out, size_t out_stride) {
+    bool holds = true;
     const float share = 1.0f / static_cast<float>(norm.width);
     for (int row = 0; row < norm.count; ++row) {
         const float* x = norm.x + row * norm.stride;
@@ -34,6 +35,7 @@ void norm_bits(const Norm& norm, uint32_t* out, size_t out_stride) {
         }
         const float variance = fold16(lane) * share;
         const float factor = 1.0f / std::sqrt(variance + norm.eps);
+        holds &= norm_holds(factor);
         uint32_t* bits = out + row * out_stride;
         for (int i = 0; i < norm.width; i += 32) {
             const int end = norm.width - i < 32 ? norm.width - i : 32;
@@ -42,6 +44,7 @@ void norm_bits(const Norm& norm, uint32_t* out, size_t out_stride) {
             bits[i / 32] = static_cast<uint32_t>(pack_flags(flags, 32)) ^ norm.flip[i / 32];
         }
     }
+    return holds;
 }
 
 void patches_embed(const Patches& p) {

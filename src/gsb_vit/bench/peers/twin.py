@@ -31,6 +31,7 @@ class Twin:
     num_heads: int
     mlp_hidden: int
     prefix_tokens: int
+    num_heads_out: int
     num_classes: int
     layer_norm_eps: float = 1e-6
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -48,6 +49,7 @@ class Twin:
             num_heads=architecture.num_heads,
             mlp_hidden=architecture.mlp_hidden,
             prefix_tokens=architecture.prefix_tokens,
+            num_heads_out=architecture.num_heads_out,
             num_classes=architecture.num_classes,
             layer_norm_eps=architecture.layer_norm_eps,
             mean=tuple(preprocessing.mean),
@@ -92,7 +94,7 @@ def build(twin: Twin, precision: str = "fp32") -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        vit = (VisionTransformerDistilled if twin.prefix_tokens == 2 else VisionTransformer)(
+        vit = (VisionTransformerDistilled if twin.num_heads_out == 2 else VisionTransformer)(
             img_size=twin.image_size,
             patch_size=twin.patch_size,
             embed_dim=twin.embed_dim,

@@ -1,0 +1,192 @@
+"""Train from Python: ``fit`` a folder of pictures to a :class:`Run`, which exports, loads its model and reports."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gsb_vit.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gsb_vit.runtime.classifier import Classifier
+
+MODEL_FILE = "model.safetensors"
+_RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run in its folder ``out``; made by :func:`fit`, or by its folder's path.
+
+    Raises:
+        InputError: the folder holds no finished run.
+    """
+
+    out: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out", Path(self.out))
+        self._summary()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, in the order of the model's answers."""
+        return tuple(self._summary()["class_names"])
+
+    @property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """What each stage measured: its test metrics, chosen epoch and seconds."""
+        return self._summary()["stages"]
+
+    @property
+    def test(self) -> dict[str, float]:
+        """Metrics of the last stage on the test pictures, which took no part in training."""
+        return self._summary()["test"]
+
+    def export(self, path: str | os.PathLike[str] | None = None, *, engine: str = "native") -> Path:
+        """Pack the last stage into ``path``, by default ``OUT/model.safetensors``, and return the path.
+
+        The packed model is run by ``engine`` and compared with the trained one on pictures that were not trained on.
+
+        Raises:
+            InputError: as :func:`gsb_vit.export.run.export_run`; then nothing is written.
+        """
+        with _training_libraries("exporting"):
+            from gsb_vit.export.run import export_run
+
+            target = self._packed if path is None else Path(path)
+            export_run(self.out, target, engine=engine)
+            return target
+
+    def model(self, *, engine: str = "native", threads: int = 0) -> Classifier:
+        """Load the packed model, exported first where that has not been done since the run ended.
+
+        Raises:
+            InputError: as :meth:`export` and :func:`gsb_vit.load`.
+        """
+        from gsb_vit.runtime.classifier import load
+
+        if not self._packed.is_file() or self._packed.stat().st_mtime_ns < self._results.stat().st_mtime_ns:
+            self.export(engine=engine)
+        return load(self._packed, threads=threads, engine=engine)
+
+    def report(self, *, engine: str = "native") -> Path:
+        """Write ``OUT/report.html``, one file that needs nothing else, and return its path.
+
+        Raises:
+            InputError: as :meth:`model`, and where the run's data has moved.
+        """
+        with _training_libraries("the report"):
+            from gsb_vit.data.stored_split import run_data
+            from gsb_vit.report.page import write_report
+            from gsb_vit.train.evaluate import run_data_options
+
+            self.model(engine=engine)
+            test = run_data(self.out, self._summary()["data"], run_data_options(self.out)).test
+            return write_report(self.out, packed=self._packed, test=test, engine=engine)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.out}: {'; '.join(text for _, text in self._facts())}>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{escape(what)}</th><td>{escape(text)}</td></tr>" for what, text in self._facts())
+        return f"<table><caption>Run {escape(str(self.out))}</caption>{rows}</table>"
+
+    def _facts(self) -> list[tuple[str, str]]:
+        found = self._summary()
+        pictures = sum(map(sum, found["confusion_matrix"]))
+        return [
+            ("classes", f"{len(found['class_names'])} classes of {found['data']}"),
+            ("result", f"{found['test']['top1']:.1%} of {pictures} test pictures right"),
+            ("last stage", found["final_stage"]),
+        ]
+
+    @property
+    def _packed(self) -> Path:
+        return self.out / MODEL_FILE
+
+    @property
+    def _results(self) -> Path:
+        return self.out / "summary.json"
+
+    def _summary(self) -> dict[str, Any]:
+        try:
+            return json.loads(self._results.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self.out} holds no finished run; give a run's folder, or go on with fit(data, out=..., resume=True)"
+            ) from error
+
+
+def fit(
+    data: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    recipe: str | os.PathLike[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    skip_bad: bool = False,
+    allow_missing: bool = False,
+    console: Console | None = None,
+) -> Run:
+    """Train a teacher, then the one-bit student in two stages, and test it once: what ``gsb-vit train`` does.
+
+    Args:
+        data: a folder of class folders, perhaps with train/ and val/ or test/, or a data set's SPEC.
+        out: the run's folder, new or empty; by default the first of ``runs/NAME-1``, ``runs/NAME-2``, … that is free.
+        recipe: a TOML file, or the name of a recipe that comes with the package; by default ``default``.
+        settings: values of the recipe to change, by dotted key: ``{"stage2.epochs": 50, "model.img_size": 48}``.
+        resume: go on with the run in ``out`` where it was stopped, with the split it began with.
+        skip_bad: leave out pictures that cannot be decoded, and name them in the run.
+        allow_missing: with ``resume``, go on though training pictures are gone.
+        console: where progress goes; ``gsb_vit.terminal.plain_console(quiet=True)`` says nothing.
+
+    Raises:
+        InputError: the data, the recipe or ``out`` cannot be used, or a library of the extra ``train`` is missing.
+        TrainingError: the loss or a parameter is not finite, or a quantizer's scale collapsed.
+    """
+    spec = os.fspath(data) if isinstance(data, (str, os.PathLike)) else data
+    if not isinstance(spec, str):
+        raise InputError(f"data is a {type(data).__name__}; give a folder of class folders, or use GSBClassifier")
+    if settings is not None and not isinstance(settings, Mapping):
+        raise InputError(f"settings is a {type(settings).__name__}; give a dictionary, as in {{'stage2.epochs': 50}}")
+    if resume and out is None:
+        raise InputError("resume needs the folder of the run; give it as out")
+    with _training_libraries("training"):
+        from gsb_vit.train.recipe_io import build_recipe, overlay, read_values
+        from gsb_vit.train.run import train
+
+        values = read_values(recipe if recipe is None else os.fspath(recipe))
+        overlay(values, settings or {})
+        folder = Path(out) if out is not None else _free_folder(spec)
+        ways = {"resume": resume, "skip_bad": skip_bad, "allow_missing": allow_missing}
+        train(build_recipe(values), spec, folder, **ways, console=console)
+        return Run(folder)
+
+
+def _free_folder(spec: str) -> Path:
+    """The first of runs/NAME-1, runs/NAME-2, … that does not exist, where NAME is the data's."""
+    last = Path(spec.partition(":")[0] if not Path(spec).exists() else spec).resolve().name
+    name = re.sub(r"[^\w.-]+", "-", last) or "data"
+    return next(path for n in itertools.count(1) if not (path := _RUNS / f"{name}-{n}").exists())
+
+
+@contextmanager
+def _training_libraries(what: str) -> Iterator[None]:
+    """Say in one line which extra holds a library that is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("gsb_vit"):
+            raise
+        raise InputError(f"{what} needs {error.name}: pip install 'gsb-vit[train]'") from error

@@ -20,7 +20,7 @@ import numpy as np
 from gsb_vit.errors import InputError
 
 from .datasets import Source
-from .preprocess import open_picture
+from .pictures import open_picture
 
 LENGTH = 16  # bytes in a run's split
 SHORT = 8  # bytes in a model file: 10,700 characters of Base64 a thousand pictures

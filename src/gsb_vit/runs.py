@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsb_vit.errors import InputError
+from gsb_vit.files import read_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.safetensors"
 _RUNS = Path("runs")
+_SUMMARY_KEYS: dict[str, Any] = {
+    "data": str,
+    "final_stage": str,
+    "test": dict,
+    "stages": dict,
+    "class_names": list,
+    "confusion_matrix": list,
+}
 
 
 @dataclass(frozen=True)
@@ -120,12 +128,13 @@ class Run:
         return self.out / "summary.json"
 
     def _summary(self) -> dict[str, Any]:
-        try:
-            return json.loads(self._results.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        if not self._results.is_file():
             raise InputError(
                 f"{self.out} holds no finished run; give a run's folder, or go on with fit(data, out=..., resume=True)"
-            ) from error
+            )
+        return read_json(
+            self._results, _SUMMARY_KEYS, "go on with fit(data, out=..., resume=True), which writes it again"
+        )
 
 
 def fit(

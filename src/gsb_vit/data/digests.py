@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 
 from gsb_vit.errors import InputError
+from gsb_vit.files import open_regular
 
 from .datasets import Source
 from .pictures import open_picture
 
 LENGTH = 16  # bytes in a run's split
+_BLOCK = 1 << 20
 SHORT = 8  # bytes in a model file: 10,700 characters of Base64 a thousand pictures
 
 
@@ -35,15 +37,16 @@ class Inspection:
 
 
 def digest(source: Source) -> str:
-    """A picture's digest, 32 hexadecimal digits. Raises InputError where a file cannot be read."""
+    """A picture's digest, 32 hexadecimal digits. Raises InputError where a file is no regular file or unreadable."""
     if isinstance(source, np.ndarray):
         found = hashlib.sha256(f"{source.shape} {source.dtype.str} ".encode())
         found.update(np.ascontiguousarray(source).tobytes())
         return found.digest()[:LENGTH].hex()
-    try:
-        return hashlib.sha256(source.read_bytes()).digest()[:LENGTH].hex()
-    except OSError as error:
-        raise InputError(f"{source}: cannot be read ({error.strerror or error}); give a picture file") from error
+    found = hashlib.sha256()
+    with open_regular(source, "a picture file") as file:
+        while block := file.read(_BLOCK):
+            found.update(block)
+    return found.digest()[:LENGTH].hex()
 
 
 def digests(sources: Sequence[Source]) -> list[str]:
@@ -54,25 +57,24 @@ def digests(sources: Sequence[Source]) -> list[str]:
 def inspect(source: Source) -> Inspection:
     """A picture's digest, and whether it decodes from its first to its last byte."""
     try:
-        found = digest(source)
+        if not isinstance(source, np.ndarray):
+            open_picture(source)
+        return Inspection(digest(source))
     except InputError as error:
         return Inspection("", str(error))
-    if not isinstance(source, np.ndarray):
-        try:
-            open_picture(source)
-        except InputError as error:
-            return Inspection(found, str(error))
-    return Inspection(found)
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any], done: Callable[[], None] | None = None) -> list:
     """``function`` of every item, in their order. Reading, hashing and decoding leave the interpreter lock."""
     found = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
         for one in pool.map(function, items):
             found.append(one)
             if done is not None:
                 done()
+    finally:  # interrupted, it does not go on with the others
+        pool.shutdown(cancel_futures=True)
     return found
 
 

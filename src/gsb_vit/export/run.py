@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gsb_vit.data.digests import digests, pack_seen
+from gsb_vit.data.digests import digests, pack_seen, unpack_seen
 from gsb_vit.data.held_out import SPLIT_OPTIONS, require_same_classes
 from gsb_vit.data.splits import DataSplits
 from gsb_vit.data.stored_split import run_data
@@ -21,6 +21,7 @@ from gsb_vit.train.folder import RUN_FILE, read_run
 from .parity import Parity, export_and_verify
 
 MOST_PICTURES = 1000
+MOST_DIGESTS = 300_000  # 3.2 MB; a packed file's header has room for 8
 
 
 def export_run(
@@ -70,13 +71,14 @@ def export_run(
 def _seen(provenance: dict[str, Any], splits: DataSplits, keep_digests: bool) -> dict[str, Any]:
     """The run's provenance with the digests of its training pictures, or without.
 
-    A run of before they were kept gets those of the split that its recipe draws now, if that has as many pictures.
+    A run of before they were kept gets those of the split that its recipe draws now, if that has as many pictures. More
+    than ``MOST_DIGESTS`` are left out.
     """
-    if not keep_digests:
-        return {key: value for key, value in provenance.items() if key != "seen"}
-    if "seen" not in provenance and provenance.get("training_pictures") == len(splits.train):
-        return {**provenance, "seen": pack_seen(digests(splits.train.sources + splits.validation.sources))}
-    return provenance
+    others = {key: value for key, value in provenance.items() if key != "seen"}
+    known = unpack_seen(provenance) if keep_digests else frozenset()
+    if known is None and provenance.get("training_pictures") == len(splits.train):
+        known = frozenset(digests(splits.train.sources + splits.validation.sources))
+    return {**others, "seen": pack_seen(known)} if known and len(known) <= MOST_DIGESTS else others
 
 
 def _data_of(run: Path) -> str:

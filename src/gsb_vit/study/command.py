@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from rich.console import Console
 from gsb_vit.data.splits import load_data
 from gsb_vit.errors import InputError
 from gsb_vit.export.pack import export_model
-from gsb_vit.files import locked, write_atomically, write_json
+from gsb_vit.files import locked, read_json, write_atomically, write_json
 from gsb_vit.models.footprint import footprint
 from gsb_vit.models.trained import load_model
 from gsb_vit.terminal import plain_console
@@ -222,7 +221,7 @@ class _Results:
             if key in seen or not path.is_file():
                 continue
             seen.add(key)
-            size = json.loads(path.read_text(encoding="utf-8"))
+            size = read_json(path, {"packed_bytes": (int, type(None))}, "remove it, and the study measures it again")
             if size["packed_bytes"]:
                 console.print(f"{job}: timing", highlight=False)
                 write_json(path, {**size, **_latency(folder)})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -248,6 +248,7 @@ def _epochs_done(job: Job, out: Path) -> int:
     path = run_folder(out, job.name) / "metrics.jsonl"
     if not path.is_file():
         return 0
-    stages = [json.loads(line)["stage"] for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    stages = [found[1] for line in lines if (found := re.match(r'\{"stage": "(\w+)"', line))]
     copied = job.kind == "student" and (job.needs or "").startswith("stage1-")
     return len([stage for stage in stages if not (copied and stage == "stage1")])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from pathlib import Path
@@ -17,7 +16,7 @@ from accelerate import Accelerator
 from gsb_vit import __version__
 from gsb_vit.data.stored_split import SPLIT_FILE
 from gsb_vit.errors import InputError
-from gsb_vit.files import LOCK, write_atomically, write_json
+from gsb_vit.files import LOCK, read_json, write_atomically, write_json
 
 from .provenance import commit, machine
 from .recipe import Recipe
@@ -63,22 +62,16 @@ def check_folder(folder: Path, recipe: Recipe, data_spec: str, resume: bool) -> 
 def read_run(folder: Path) -> dict[str, Any]:
     """What a run's run.json holds. Raises InputError, naming the file, where it is missing or damaged."""
     path = folder / RUN_FILE
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        for key, kind in _RUN_KEYS.items():
-            if not isinstance(run[key], kind) or isinstance(run[key], bool):
-                raise ValueError(f"{key} = {run[key]!r}")
-        if not 1 <= (run["threads"] or 1) <= MOST_THREADS:
-            raise ValueError(f"threads = {run['threads']}, and 1 to {MOST_THREADS} are allowed")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    run = read_json(path, _RUN_KEYS, _WAY)
+    if not 1 <= (1 if run["threads"] is None else run["threads"]) <= MOST_THREADS:
         raise InputError(
-            f"{path} is damaged ({' '.join(str(error).split())}); mend it, or remove it and add --resume to the "
-            "command that began the run"
-        ) from error
-    return dict(run)
+            f"{path} is damaged (threads = {run['threads']:,}, and 1 to {MOST_THREADS:,} are allowed); {_WAY}"
+        )
+    return run
 
 
 _RUN_KEYS: dict[str, Any] = {"data": str, "status": str, "commit": str, "threads": (int, type(None))}
+_WAY = "mend it, or remove it and add --resume to the command that began the run"
 
 
 def prepare_folder(folder: Path, recipe: Recipe, data_spec: str, resume: bool) -> None:
@@ -89,15 +82,18 @@ def prepare_folder(folder: Path, recipe: Recipe, data_spec: str, resume: bool) -
     check_folder(folder, recipe, data_spec, resume)
     recipe_path, run_path = folder / RECIPE_FILE, folder / RUN_FILE
     create_folder(folder)
-    if recipe_path.is_file() and run_path.is_file():
+    if run_path.is_file():
         run = read_run(folder)
         now = {**run, "data": data_spec}
         if run["status"] != "finished" and commit() not in run["commit"].split(", "):
             now["commit"] = f"{run['commit']}, {commit()}"
         if now != run:
             write_json(run_path, now)
-        return
+        if recipe_path.is_file():
+            return
     write_atomically(recipe_path, dump_recipe(recipe).encode())
+    if run_path.is_file():
+        return
     versions = {
         "gsb_vit": __version__,
         "torch": torch.__version__,

@@ -144,9 +144,14 @@ class StageRun:
             raise InputError(
                 f"{path} was written by another version of gsb-vit; start a new run, or resume it with that"
             )
-        self.model.load_state_dict(_named(tensors, "model."))
-        self._make_optimizer(state.pop("scale_factors"))
-        restore_optimizer(self.optimizer, tensors)
+        try:
+            self.model.load_state_dict(_named(tensors, "model."))
+            self._make_optimizer(state.pop("scale_factors"))
+            restore_optimizer(self.optimizer, tensors)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise InputError(
+                f"{path} is the state of another model than the recipe's; resume with the run's own recipe"
+            ) from error
         self._start_average()
         if self.average is not None:
             self.averaged.load_state_dict(_named(tensors, "average."))

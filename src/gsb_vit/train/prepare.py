@@ -19,7 +19,7 @@ from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.data.splits import DataSplits, read_raw, split_raw
 from gsb_vit.data.stored_split import Drawn, draw_split, find_split, read_split
 from gsb_vit.errors import InputError
-from gsb_vit.files import locked
+from gsb_vit.files import locked, remove_leftovers
 from gsb_vit.models.build import build_model
 from gsb_vit.models.packable import obstacles
 from gsb_vit.models.trained import find_model, load_model, read_tensors
@@ -96,6 +96,7 @@ def _prepare_main(request: Request, console: Console, stack: contextlib.ExitStac
         create_folder(folder)
         stack.enter_context(locked(folder, "gsb-vit train"))
         check_folder(folder, recipe, spec, request.resume)  # another process may have been faster
+    remove_leftovers(folder)
     drawn.stored.write(folder)
     prepare_folder(folder, recipe, spec, resume=True)
     if raw.contents is not None:

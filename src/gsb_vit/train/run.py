@@ -273,8 +273,10 @@ class _Run:
         labels, stages = self.data.test.labels, {}
         final = list(models)[-1]
         for name, model in models.items():
-            if not (self.folder / name).is_dir():
+            if name not in self.seconds:  # a teacher from elsewhere
                 continue
+            if not (self.folder / name).is_dir():
+                raise InputError(f"{self.folder / name} is gone; go on with --resume, and {name} is trained again")
             own, limit = self.read_as[name], self.recipe.data.memory_limit_mb
             shown = pictures.setdefault(own, EvaluationPictures(self.data.test, own, limit))
             logits = model_logits(model, shown, self.accelerator)

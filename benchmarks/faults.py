@@ -1,6 +1,6 @@
 """What becomes of a run when something goes wrong: each fault is made, the run is resumed, its weights are compared.
 
-    python benchmarks/faults.py [--kills 50] [--json]
+    python benchmarks/faults.py [--kills 50] [--only KIND ...] [--json]
 
 A small run on pictures of digits is trained once without a fault. Then each fault strikes a run of its own, which is
 resumed as its one line says. A row counts how often the fault was made, how often the command answered in one line (or
@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
@@ -52,6 +52,7 @@ SETTINGS = [
 PICTURES = 12  # a class
 REFUSED = 2  # a child's exit status: one line was said
 FOREVER = 10**9
+KINDS = ("killed", "corrupted", "damaged", "disks", "vanished", "clocks", "two_processes")
 
 
 @dataclass
@@ -170,15 +171,10 @@ class Faults:
         self.moments = moments.count
         self.expected = weights(self.whole)
 
-    def rows(self) -> Iterator[Row]:
-        """All rows, one fault after another."""
-        yield self.killed()
-        yield from self.corrupted()
-        yield from self.damaged()
-        yield from self.disks()
-        yield from self.vanished()
-        yield self.clocks()
-        yield self.two_processes()
+    def rows(self, kinds: Sequence[str]) -> Iterator[Row]:
+        """The rows of some kinds of faults, one after another."""
+        for kind in kinds:
+            yield from getattr(self, kind)()
 
     def new(self) -> Path:
         """A path for a run that does not exist yet."""
@@ -202,7 +198,7 @@ class Faults:
         if out.is_dir() and not out.is_mount():
             shutil.rmtree(out)
 
-    def killed(self) -> Row:
+    def killed(self) -> Iterator[Row]:
         """SIGKILL at moments spread evenly over all that a run does."""
         row = Row(f"SIGKILL at {self.kills} of {self.moments} moments")
         for number in range(self.kills):
@@ -212,7 +208,7 @@ class Faults:
             if ended.status != -signal.SIGKILL:
                 raise SystemExit(f"moment {at} did not come: {ended}")
             self.judge(row, out, ended)
-        return row
+        yield row
 
     def corrupted(self) -> Iterator[Row]:
         """The newest checkpoint is damaged; then it and the one before."""
@@ -304,16 +300,16 @@ class Faults:
             moved.rename(self.data)
         yield row
 
-    def clocks(self) -> Row:
+    def clocks(self) -> Iterator[Row]:
         """Clocks that jump in the middle of a run: of the day, both ways, and the one that durations are taken from."""
         row = Row("clock jumps by 30 years, both ways; a sleep of a day")
         for name, jump in (("time", 1e9), ("time", -1e9), ("perf_counter", 86_400.0), ("monotonic", 86_400.0)):
             out, clock = self.new(), getattr(time, name)
             turn = lambda n=name, c=clock, j=jump: setattr(time, n, lambda: c() + j)  # noqa: E731
             self.judge(row, out, launch(self.data, out, moments=Moments(3, turn, "after epoch")))
-        return row
+        yield row
 
-    def two_processes(self) -> Row:
+    def two_processes(self) -> Iterator[Row]:
         """A second process on a run's folder is refused."""
         row, out = Row("a second process on the folder"), self.copy()
         with locked(out, "gsb-vit train"):
@@ -321,7 +317,7 @@ class Faults:
         if ended.status != REFUSED:
             raise SystemExit(f"the second process was not refused: {ended}")
         self.judge(row, out, ended)
-        return row
+        yield row
 
 
 class Disk:
@@ -389,6 +385,7 @@ def main() -> None:
     """Make all faults and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=50, help="moments of SIGKILL")
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, help="some kinds of faults")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -397,7 +394,7 @@ def main() -> None:
         rows = []
         if not options.json:
             print("| fault | tried | one line, or none needed | same weights |\n|---|---|---|---|", flush=True)
-        for row in Faults(root, options.kills).rows():
+        for row in Faults(root, options.kills).rows(options.only):
             rows.append({**asdict(row), "said": row.said.replace(str(root), "…")})
             if not options.json:
                 print(f"| {row.fault} | {row.tried or 'not here'} | {row.one_line} | {row.same} |", flush=True)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import sys
 import tempfile
 import textwrap
@@ -35,15 +36,14 @@ app = typer.Typer(
 TRAINING_LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "sklearn", "scipy", "tensorboard")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        metavar="SPEC",
-        help="A folder of class folders (perhaps with train/ and val/ or test/), or "
-        f"{' or '.join(', '.join(SPECS).rsplit(', ', 1))}.",
-    ),
-]
+_DATA = typer.Option(
+    "--data",
+    metavar="SPEC",
+    help="A folder of class folders (perhaps with train/ and val/ or test/), or "
+    f"{' or '.join(', '.join(SPECS).rsplit(', ', 1))}.",
+)
+Data = Annotated[str, _DATA]
+DataOrNone = Annotated[str | None, _DATA]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the engine; 0 takes all cores.")]
 Engine = Annotated[
     str, typer.Option("--engine", metavar="native|reference", help="What runs a packed model (reference: slow NumPy).")
@@ -175,8 +175,15 @@ def _options(
 
 @app.command()
 def train(
-    data: Data,
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run's folder; must be new or empty.")],
+    place: Annotated[
+        str | None,
+        typer.Argument(metavar="[DATA]", show_default=False, help="The data, as --data; with --resume a run's folder."),
+    ] = None,
+    data: DataOrNone = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="RUN", help="The run's folder, new or empty (default: runs/NAME-N)."),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", metavar="FILE.toml", help="A recipe, or the name of a shipped one."),
@@ -192,7 +199,16 @@ def train(
         float | None,
         typer.Option("--label-noise", metavar="P", help="Give this share of training pictures a wrong class."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run where it was stopped.")] = False,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", metavar="N", help="Epochs of the student: --set stage2.epochs=N.")
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option("--image-size", metavar="PX", help="Side of the student's pictures: --set model.img_size=PX."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped: gsb-vit train --resume RUN.")
+    ] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be decoded, and keep a list of them.")
     ] = False,
@@ -200,16 +216,43 @@ def train(
         bool, typer.Option("--allow-missing", help="With --resume: go on though training pictures are gone.")
     ] = False,
 ) -> None:
-    """Train a teacher, then the one-bit student in two stages."""
+    """Train a teacher, then the one-bit student in two stages: gsb-vit train FOLDER."""
     _require_training("training")
+    from gsb_vit.runs import free_folder
+    from gsb_vit.train.folder import RECIPE_FILE, read_run
     from gsb_vit.train.recipe_io import load_recipe
     from gsb_vit.train.run import train as train_run
 
-    settings = [*(settings or [])]
-    settings += [f"data.shots={shots}"] if shots is not None else []
-    settings += [f"data.label_noise={label_noise}"] if label_noise is not None else []
+    if resume and place is not None and out is None:
+        out, place = Path(place), None
+    if place is not None and data is not None:
+        raise InputError(f"the data is given twice, {place!r} and --data {data!r}; give it once")
+    data = place if data is None else data
+    if resume and out is not None:
+        run_file = read_run(out) if data is None else None
+        data = data if run_file is None else run_file["data"]
+        if recipe is None and (out / RECIPE_FILE).is_file():
+            recipe = str(out / RECIPE_FILE)
+    if data is None:
+        raise InputError("no data is given; say where the pictures are: gsb-vit train FOLDER (or digits)")
+    if out is None:
+        if resume:
+            raise InputError("--resume needs the run's folder: gsb-vit train --resume RUN")
+        out = free_folder(data)
+    short = {
+        "data.shots": shots,
+        "data.label_noise": label_noise,
+        "stage2.epochs": epochs,
+        "model.img_size": image_size,
+    }
+    settings = [*(settings or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
     chosen = load_recipe(recipe, settings)
-    train_run(chosen, data, out, resume=resume, skip_bad=skip_bad, allow_missing=allow_missing)
+    try:
+        train_run(chosen, data, out, resume=resume, skip_bad=skip_bad, allow_missing=allow_missing)
+    except KeyboardInterrupt:
+        if (out / RECIPE_FILE).is_file():
+            _tell(f"stopped; go on with: gsb-vit train --resume {shlex.quote(str(out))}")
+        raise
 
 
 @app.command()

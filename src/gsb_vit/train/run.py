@@ -304,6 +304,7 @@ class _Run:
             "class_names": list(self.data.class_names),
             "confusion_matrix": confusion.tolist(),
             "left_out": self.stored.left_out,
+            "test_pictures_seen": self.stored.tested_on_seen,
         }
         write_json(self.folder / "summary.json", values)
         write_json(self.folder / RUN_FILE, {**read_run(self.folder), "status": "finished"})

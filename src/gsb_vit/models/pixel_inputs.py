@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from gsb_vit.data.preprocess import Preprocessing
-from gsb_vit.nn.exact import Scaling, applies, in_order, mean_tokens
+from gsb_vit.nn.exact import OrderedNorm, Scaling, in_order, mean_tokens
 
 
 def normalize(pictures: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
@@ -58,7 +58,7 @@ class PixelInputs:
         vit: Any = self
         kind = vit.global_pool if pool_type is None else pool_type
         plain = super().pool  # type: ignore[misc]
-        if kind != "avg" or vit.training or not (applies(x) and vit.head.input_quantizer.is_ready):
+        if kind != "avg" or not (isinstance(vit.fc_norm, OrderedNorm) and vit.fc_norm.is_ordered(x)):
             return plain(x, pool_type)
         return in_order(mean_tokens(x[:, vit.num_prefix_tokens :]), lambda: plain(x, pool_type))
 

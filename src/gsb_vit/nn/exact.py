@@ -104,8 +104,12 @@ class OrderedNorm(nn.LayerNorm):
 
     follows: tuple[Any, ...] = ()  # a tuple, so that they do not become its children
 
+    def is_ordered(self, x: Tensor) -> bool:
+        """Whether x is normalised in that order now."""
+        return not self.training and applies(x) and all(layer.input_quantizer.is_ready for layer in self.follows)
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.training or not (applies(x) and all(layer.input_quantizer.is_ready for layer in self.follows)):
+        if not self.is_ordered(x):
             return super().forward(x)
         return in_order(layer_norm(x, self.weight, self.bias, self.eps), lambda: super(OrderedNorm, self).forward(x))
 

@@ -21,7 +21,8 @@ void gather_pixels(const uint8_t* picture, int width, int line, int column, int 
 void gather_levels(const FeatureMap& map, const uint8_t* levels, int line, int column, int area, uint8_t* out) {
     const size_t count = static_cast<size_t>(3) * map.channels;
     for (int row = 0; row < 3; ++row) {
-        std::memcpy(out + static_cast<size_t>(row) * area, levels + map.place(2 * line + row - 1, 2 * column - 1), count);
+        std::memcpy(out + static_cast<size_t>(row) * area, levels + map.place(2 * line + row - 1, 2 * column - 1),
+                    count);
     }
 }
 

@@ -12,8 +12,8 @@ namespace gsb {
 // outside, `area` bytes apart.
 void gather_pixels(const uint8_t* picture, int width, int line, int column, int area, uint8_t* out);
 
-// Cuts the window of output (line, column) out of levels, which have their zeros before them (FeatureMap): kernel row by
-// kernel row, 3 · channels levels each, `area` bytes apart.
+// Cuts the window of output (line, column) out of levels, which have their zeros before them (FeatureMap): kernel row
+// by kernel row, 3 · channels levels each, `area` bytes apart.
 void gather_levels(const FeatureMap& map, const uint8_t* levels, int line, int column, int area, uint8_t* out);
 
 // Levels clamp(rint(y), 0, 255) of `width` outputs (width, stride), into a line of a map (width, channels).

@@ -25,7 +25,7 @@ struct Workspace {
     std::vector<int> score_order;  // its tasks in the order they are begun: scores, then Value planes of each head
     std::vector<Buffer<uint8_t>> levels;  // the tokenizer's feature maps
     Buffer<float> x;                      // (N, padded_width)
-    Buffer<uint32_t> queries;      // (N, query_words)
+    Buffer<uint32_t> queries;             // (N, query_words)
     // Of even and odd blocks: while some rows still read a block's keys, others write the next block's.
     Buffer<uint32_t> keys[2];               // (query_words, key_stride)
     Buffer<uint16_t> counts;                // (inner / 32, N, 32) popcounts of the Value

@@ -50,17 +50,17 @@ void ModelWeights::pack_tokenizer(const PackedModel& model, const Shape& shape, 
         const int outputs = last ? shape.width : shape.maps[i].channels;
         const std::string name = "tokenizer." + std::to_string(i) + ".";
         const auto floats = [&](const char* part) { return model.copy<float>(-1, (name + part).c_str()); };
-        Buffer<uint8_t> weight = pack_patch_weights(kernels.patches, model.bytes(-1, (name + "weight").c_str()),
-                                                    outputs, 3 * inputs);
+        Buffer<uint8_t> weight =
+            pack_patch_weights(kernels.patches, model.bytes(-1, (name + "weight").c_str()), outputs, 3 * inputs);
         Buffer<float> scale = scale_rows(floats("scale"), outputs);
         if (last) {
             patch_weight = std::move(weight);
             patch_scale = std::move(scale);
             return;
         }
-        convolutions.push_back({static_cast<int>(round_up(3 * inputs, 4)), static_cast<int>(round_up(outputs, 16)),
-                                std::move(weight), std::move(scale),
-                                line_offsets(floats(i == 0 ? "offset" : "bias"), shape.maps[i].width, outputs, i == 0)});
+        convolutions.push_back(
+            {static_cast<int>(round_up(3 * inputs, 4)), static_cast<int>(round_up(outputs, 16)), std::move(weight),
+             std::move(scale), line_offsets(floats(i == 0 ? "offset" : "bias"), shape.maps[i].width, outputs, i == 0)});
         inputs = outputs;
     }
 }

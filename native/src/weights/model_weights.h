@@ -19,8 +19,9 @@ struct Convolution {
     int area;    // numbers a sum is over, rounded up to 4
     int padded;  // output channels, rounded up to 16
     Buffer<uint8_t> weight;
-    Buffer<float> scale;   // (3, padded)
-    Buffer<float> offset;  // (width, padded) of a line; of the picture's convolution twice, the first line's and others'
+    Buffer<float> scale;  // (3, padded)
+    Buffer<float>
+        offset;  // (width, padded) of a line; of the picture's convolution twice, the first line's and others'
 };
 
 struct ModelWeights {

@@ -56,9 +56,7 @@ def binarize(vit: VisionTransformer, quantization: Quantization | dict[str, Any]
     if quantization.edge_bits == 8:
         proj = vit.patch_embed.proj
         tokenizer = isinstance(proj, ConvTokenizer)
-        vit.patch_embed.proj = (
-            QuantizedTokenizer.from_tokenizer(proj) if tokenizer else QuantizedConv2d.from_conv(proj)
-        )
+        vit.patch_embed.proj = QuantizedTokenizer.from_tokenizer(proj) if tokenizer else QuantizedConv2d.from_conv(proj)
         quantize_heads(vit)
     if quantization.patch_norm:
         vit.patch_embed.norm = TokenBatchNorm(vit.embed_dim).to(next(vit.patch_embed.parameters()).device)

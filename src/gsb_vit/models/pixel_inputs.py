@@ -53,7 +53,6 @@ class PixelInputs:
         value = torch.cat([prefixes.expand(len(x), -1, -1), x.float() + position], dim=1)
         return in_order(value, lambda: super(PixelInputs, self)._pos_embed(x.float()))  # type: ignore[misc]
 
-
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
         vit: Any = self
         kind = vit.global_pool if pool_type is None else pool_type

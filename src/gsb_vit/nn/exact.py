@@ -171,7 +171,8 @@ def _row_sums(x: Tensor, weight: Tensor) -> list[Tensor]:
     3 × 3, stride 2, padding 1. The sums (B·H/2·W/2, O) are exact in float32 below 2^24, else in float64; rounded once.
     """
     channels, inputs, size, _ = weight.shape
-    (batch, _, height, width), x = x.shape, F.pad(x, (1, 0, 1, 0))
+    height, width = x.shape[2:]
+    x = F.pad(x, (1, 0, 1, 0))
     kind = torch.float32 if size * inputs * 128 * 255 < EXACT_FLOAT32 else torch.float64
     sums = []
     for row in range(size):
@@ -185,9 +186,9 @@ def _row_sums(x: Tensor, weight: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def convolution(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """Return (f(S_0)·scale + f(S_1)·scale) + f(S_2)·scale, S_r the sum of kernel row r: (B, I, H, W) → (B, O, H/2, W/2).
+    """Return (f(S_0)·scale + f(S_1)·scale) + f(S_2)·scale, S_r the sum of kernel row r, as (B, O, H/2, W/2).
 
-    x whole levels 0 … 255, weight (O, I, 3, 3) in whole numbers of eight bits, scale (O).
+    x (B, I, H, W) whole levels 0 … 255, weight (O, I, 3, 3) in whole numbers of eight bits, scale (O).
     """
     batch, _, height, width = x.shape
     parts = [part.mul_(scale) for part in _row_sums(x, weight)]
@@ -201,7 +202,7 @@ def first_convolution(pixels: Tensor, weight: Tensor, scale: Tensor, offset: Ten
     pixels (B, 3, H, W) → (B, O, H/2, W/2); weight (O, 3, 3, 3), scale a (O, 3), offset (4, O) for the place
     e = 2·(first line) + (first column).
     """
-    batch, _, height, width = pixels.shape
+    height, width = pixels.shape[2:]
     x, shape = F.pad(pixels, (1, 0, 1, 0)), (height // 2, width // 2)
     parts = []
     for colour in range(3):

@@ -7,7 +7,7 @@ place of ReLU.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import PatchEmbed
@@ -47,7 +47,7 @@ class ConvTokenizer(nn.Module):
     @property
     def channels(self) -> tuple[int, ...]:
         """Output channels of each convolution."""
-        return tuple(conv.out_channels for conv in self.convs)
+        return tuple(cast(nn.Conv2d, conv).out_channels for conv in self.convs)
 
     def forward(self, x: Tensor) -> Tensor:
         for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
@@ -84,12 +84,12 @@ class ConvEmbed(PatchEmbed):
             )
         self.img_size, self.grid_size, self.num_patches = self._init_img_size(img_size)
         if self.img_size is not None and any(side % stride for side in self.img_size):
-            raise InputError(f"img_size = {self.img_size} is not a multiple of patch_size = {stride}; choose one that is")
-        self.proj = ConvTokenizer((*channels, embed_dim), in_chans, device, dtype)
+            raise InputError(f"img_size = {self.img_size} is no multiple of patch_size = {stride}; choose one that is")
+        self.proj = ConvTokenizer((*channels, embed_dim), in_chans, device, dtype)  # type: ignore[assignment]
 
 
 class TokenizerConv(QuantizedWeight, nn.Conv2d):
-    """A convolution of the stack with 8-bit LSQ weights, a scale per output channel, and, but for the first, 8-bit inputs.
+    """A convolution of the stack: 8-bit LSQ weights, a scale per output channel, and, but for the first, 8-bit inputs.
 
     ``input_quantizer``: x_q = s·clamp(round(x/s), 0, 255), which cuts as ReLU does; None for the first, which reads
     pictures.
@@ -126,7 +126,7 @@ class _Clamp(ElasticInteger):
 
 @dataclass(frozen=True)
 class FoldedConv:
-    """A convolution as docs/numerics.md has it: whole weights, and float32 numbers that norm and scales are folded into.
+    """A convolution as docs/numerics.md has it: whole weights, and float32 numbers with norm and scales folded in.
 
     First: ``weight`` (C_0, 3, 3, 3), ``scale`` (C_0, 3) a colour each, ``offset`` (4, C_0) for e = 2·(first line) +
     (first column). Others: ``scale`` (C_i), ``offset`` (C_i), which the last one has in the position.
@@ -135,6 +135,13 @@ class FoldedConv:
     weight: Tensor
     scale: Tensor
     offset: Tensor
+
+
+def _scale(quantizer: ElasticInteger | None) -> Tensor:
+    """The scale in use, float64; 1 without a quantizer."""
+    if quantizer is None:
+        return torch.ones((), dtype=torch.float64)
+    return quantizer.scale.detach().clamp(min=SCALE_MIN).double()
 
 
 class QuantizedTokenizer(ConvTokenizer):
@@ -151,14 +158,19 @@ class QuantizedTokenizer(ConvTokenizer):
         """Return a quantized tokenizer that takes over the weights and norms."""
         result = cls.__new__(cls)
         nn.Module.__init__(result)
-        convs = [TokenizerConv.from_conv(conv, first=not i) for i, conv in enumerate(tokenizer.convs)]
+        convs = [TokenizerConv.from_conv(cast(nn.Conv2d, conv), not i) for i, conv in enumerate(tokenizer.convs)]
         result.convs, result.norms = nn.ModuleList(convs), tokenizer.norms
         return result.train(tokenizer.training)
 
     @property
+    def layers(self) -> list[TokenizerConv]:
+        """The convolutions."""
+        return [cast(TokenizerConv, conv) for conv in self.convs]
+
+    @property
     def is_ready(self) -> bool:
         """Whether all scales are set."""
-        return all(c.is_ready and (c.input_quantizer is None or c.input_quantizer.is_ready) for c in self.convs)
+        return all(c.is_ready and (c.input_quantizer is None or c.input_quantizer.is_ready) for c in self.layers)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.pixel_scaling is not None and not self.training and self.is_ready and exact.applies(x):
@@ -178,7 +190,8 @@ class QuantizedTokenizer(ConvTokenizer):
 
     def _norm(self, index: int) -> tuple[Tensor, Tensor]:
         """Gain and bias of a norm with its running statistics, float64."""
-        norm = self.norms[index]
+        norm = cast(nn.BatchNorm2d, self.norms[index])
+        assert norm.running_mean is not None and norm.running_var is not None
         gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
         return gain, norm.bias.double() - norm.running_mean.double() * gain
 
@@ -186,17 +199,17 @@ class QuantizedTokenizer(ConvTokenizer):
     def folded(self, scaling: exact.Scaling) -> list[FoldedConv]:
         """Return the convolutions as a packed file holds them, computed in float64 and rounded once.
 
-        With gain g and bias b of the norm, weight scale s, input scale x and the next input scale t (1 behind the last):
+        With gain g and bias b of the norm, weight scale s, input scale x, and the next input scale t (last: 1):
         ``a[o, c] = s·g/(255·std_c·t)``, ``offset[e, o] = (b − s·g·Σ_c (mean_c/std_c)·Σ w[o, c, taps inside])/t``;
         for the others ``scale = x·s·g/t``, ``bias = b/t``.
         """
         mean, std = (torch.tensor(part, dtype=torch.float64) for part in scaling)
-        inputs = [1.0 if c.input_quantizer is None else c.input_quantizer.scale.detach().clamp(min=SCALE_MIN).double() for c in self.convs]
+        inputs = [_scale(c.input_quantizer) for c in self.layers]
         result = []
-        for index, conv in enumerate(self.convs):
+        for index, conv in enumerate(self.layers):
             weight, scale = (part.detach() for part in conv.quantized_weight())
             gain, bias = self._norm(index)
-            following = inputs[index + 1] if index + 1 < len(inputs) else 1.0
+            following = inputs[index + 1] if index + 1 < len(inputs) else _scale(None)
             gain = scale.double() * gain * inputs[index] / following
             if index:
                 result.append(FoldedConv(weight, gain.float(), (bias / following).float()))

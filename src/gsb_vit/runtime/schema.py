@@ -290,7 +290,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the file: name, NumPy type and shape, when it is there (a property and its value), and its values."""
+    """A tensor of the file: name, NumPy type and shape, when it is there (a field and its value), and its values."""
 
     name: str
     dtype: str

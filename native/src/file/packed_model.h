@@ -44,8 +44,9 @@ class PackedModel {
     void check_sums() const;
     void check_sum(const char* key, uint64_t sum) const;
     void check_tensors();
-    // Checks the type, shape and values of the tensor `name` against its entry in the table.
-    void check(const std::string& name, const schema::Tensor& wanted) const;
+    // Checks the type, shape and values of the tensor `name` against its entry in the table; `convolution` says whose
+    // inputs and outputs are meant.
+    void check(const std::string& name, const schema::Tensor& wanted, size_t convolution) const;
 
     SafetensorsFile file_;
     Architecture architecture_;

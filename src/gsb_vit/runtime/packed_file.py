@@ -27,6 +27,7 @@ from .schema import (
     MAX_HEADER_BYTES,
     METADATA_KEYS,
     MODEL_KEYS,
+    OPTIONAL,
     PREPROCESSING,
     VERSION,
     Architecture,
@@ -184,6 +185,8 @@ def _read_metadata(file: SafetensorsFile) -> tuple[Architecture, tuple[str, ...]
         if not isinstance(names, list) or not isinstance(provenance, dict):
             raise InputError("class_names must be a list and provenance an object")
         architecture = Architecture.from_json(header["architecture"])
+        if version == "1" and (newer := [name for name in OPTIONAL if name in header["architecture"]]):
+            raise InputError(f"architecture: key {newer[0]!r} is unknown in version 1")
         preprocessing = Preprocessing(**check_object("preprocessing", header["preprocessing"], PREPROCESSING))
     except InputError as error:
         raise InputError(f"{error}; export the model again") from error

@@ -58,9 +58,9 @@ size_t Model::checked_forward_bytes() const {
     const size_t bytes = total(workspace, times(count.bytes() - workspace, threads_));
     const size_t limit = file_->max_memory();
     if (bytes > limit - file_->file_size()) {
-        throw Error(file_->name() + ": a forward pass on " + std::to_string(threads_) + " threads takes " +
-                    gigabytes(bytes) + ", and a model may take " + gigabytes(limit) + "; give fewer threads, or " +
-                    kRaiseMemory);
+        throw Error(file_->name() + ": a forward pass on " + std::to_string(threads_) +
+                    (threads_ == 1 ? " thread takes " : " threads takes ") + shown_bytes(bytes) +
+                    ", and a model may take " + shown_bytes(limit) + "; give fewer threads, or " + kRaiseMemory);
     }
     return bytes;
 }

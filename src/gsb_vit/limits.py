@@ -30,6 +30,6 @@ def memory_limit(wanted: Any, default: float) -> int:
     return limit(wanted, "max_memory", MAX_MEMORY_VARIABLE, default)
 
 
-def gigabytes(count: float) -> str:
-    """Return a number of bytes as a message may, as in ``2.70 GB``."""
-    return f"{count / 1e9:.4f} GB" if count < 1e7 else f"{count / 1e9:,.2f} GB"
+def shown_bytes(count: float) -> str:
+    """Return a number of bytes as a message has it: ``2.70 GB``, ``0.12 MB``."""
+    return f"{count / 1e6:.2f} MB" if count < 1e8 else f"{count / 1e9:,.2f} GB"

@@ -36,9 +36,11 @@ size_t memory_limit(size_t wanted) {
     return static_cast<size_t>(value);
 }
 
-std::string gigabytes(size_t bytes) {
+std::string shown_bytes(size_t bytes) {
     char text[40];
-    std::snprintf(text, sizeof text, bytes < 10'000'000 ? "%.4f GB" : "%.2f GB", static_cast<double>(bytes) / 1e9);
+    const auto count = static_cast<double>(bytes);
+    std::snprintf(text, sizeof text, bytes < 100'000'000 ? "%.2f MB" : "%.2f GB",
+                  count / (bytes < 100'000'000 ? 1e6 : 1e9));
     return text;
 }
 
@@ -60,7 +62,7 @@ MemoryCount* MemoryCount::current() {
 
 bool MemoryCount::add(size_t bytes) {
     if (bytes > limit_ - bytes_) {
-        if (makes_) throw Error("they take more than the " + gigabytes(limit_) + " that are left");
+        if (makes_) throw Error("they take more than the " + shown_bytes(limit_) + " that are left");
         bytes_ = SIZE_MAX;
         return false;
     }

@@ -10,8 +10,8 @@ namespace gsb {
 // GSB_VIT_MAX_MEMORY says, or else schema::kMaxMemory. Throws Error where the variable is no whole number above 0.
 size_t memory_limit(size_t wanted);
 
-// As a message may: "2.7 GB".
-std::string gigabytes(size_t bytes);
+// As a message may: "2.70 GB", "0.12 MB".
+std::string shown_bytes(size_t bytes);
 
 // How a caller allows more, for the end of a message.
 extern const char* const kRaiseMemory;

@@ -16,7 +16,7 @@ from typing import Any
 import timm
 
 from gsb_vit.errors import InputError, shown
-from gsb_vit.limits import RAISE_MEMORY, gigabytes, memory_limit
+from gsb_vit.limits import RAISE_MEMORY, memory_limit, shown_bytes
 
 from . import zoo  # noqa: F401  (registers the models with timm)
 
@@ -87,7 +87,7 @@ def check_arguments(
     most = memory_limit(max_memory, MAX_MEMORY)
     if needed > most:
         raise InputError(
-            f"{architecture} with {dict(args)} needs at least {gigabytes(needed)}, more than {gigabytes(most)}; "
+            f"{architecture} with {dict(args)} needs at least {shown_bytes(needed)}, more than {shown_bytes(most)}; "
             f"make it narrower or shallower or its patches larger, or {RAISE_MEMORY}"
         )
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsb_vit.errors import InputError, ModelError
-from gsb_vit.limits import RAISE_MEMORY, gigabytes, memory_limit
+from gsb_vit.limits import RAISE_MEMORY, memory_limit, shown_bytes
 
 from .bits import unpack
 from .packed_file import PackedModel
@@ -114,8 +114,8 @@ class ReferenceModel:
         most, needed = memory_limit(self.max_memory, MAX_MEMORY), reference_bytes(a)
         if needed > most:
             raise InputError(
-                f"{a.name} takes {gigabytes(needed)} in the reference engine, and a model may take {gigabytes(most)}; "
-                f"use the native engine, or {RAISE_MEMORY}"
+                f"{a.name} takes {shown_bytes(needed)} in the reference engine, and a model may take "
+                f"{shown_bytes(most)}; use the native engine, or {RAISE_MEMORY}"
             )
         self._blocks = [self._unpacked(index) for index in range(a.depth)]
         if a.attention_bias == "relative":

@@ -38,6 +38,11 @@ typedef struct gsb_vit_stage {
  */
 gsb_vit_model* gsb_vit_load(const char* path, int threads, const char* backend);
 
+/* The same with a limit on the bytes that the loaded model may take: its file, its weights and what predict works with.
+ * A model that would take more is refused before that memory is asked for. 0: what the environment variable
+ * GSB_VIT_MAX_MEMORY says, or 1 GiB, as gsb_vit_load. */
+gsb_vit_model* gsb_vit_load_within(const char* path, int threads, const char* backend, size_t max_memory);
+
 void gsb_vit_free(gsb_vit_model* model);
 
 gsb_vit_info gsb_vit_get_info(const gsb_vit_model* model);

@@ -3,6 +3,7 @@
 #include <exception>
 #include <new>
 #include <string>
+#include <utility>
 
 #include "error.h"
 #include "gsb_vit.h"
@@ -39,9 +40,14 @@ Result guarded(Result failure, Action action) {
 extern "C" {
 
 gsb_vit_model* gsb_vit_load(const char* path, int threads, const char* backend) {
+    return gsb_vit_load_within(path, threads, backend, 0);
+}
+
+gsb_vit_model* gsb_vit_load_within(const char* path, int threads, const char* backend, size_t max_memory) {
     return guarded<gsb_vit_model*>(nullptr, [&] {
         if (!path) throw gsb::Error("no path given");
-        return new gsb_vit_model{gsb::Model(std::make_unique<gsb::PackedModel>(path), threads, backend ? backend : "")};
+        auto file = std::make_unique<gsb::PackedModel>(path, max_memory);
+        return new gsb_vit_model{gsb::Model(std::move(file), threads, backend ? backend : "")};
     });
 }
 

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "report": {"bench", "runtime", "data", "metrics"},
     "study": {"train", "export", "models", "bench", "data", "metrics"},
 }
-GROUND_FOR_ALL = {"errors", "files", "terminal"}
+GROUND_FOR_ALL = {"errors", "files", "limits", "terminal"}
 GROUND = {*GROUND_FOR_ALL, "quantization", "metrics"}  # single modules below all rooms
 DOORS = {"cli", "quickstart", "runs", "sklearn"}  # they open every room
 # They import no PyTorch when they are imported.

@@ -8,6 +8,7 @@
 #include "file/json.h"
 #include "file/keys.h"
 #include "file/xxh64.h"
+#include "machine/memory.h"
 
 namespace gsb {
 
@@ -94,20 +95,22 @@ std::string hexadecimal(uint64_t sum) {
 
 }  // namespace
 
-PackedModel::PackedModel(const std::string& path) : file_(path) {
-    check(path);
+PackedModel::PackedModel(const std::string& path, size_t max_memory)
+    : name_(path), max_memory_(memory_limit(max_memory)), file_(path, max_memory_) {
+    check();
 }
 
-PackedModel::PackedModel(const std::string& name, const uint8_t* bytes, size_t size) : file_(name, bytes, size) {
-    check(name);
+PackedModel::PackedModel(const std::string& name, const uint8_t* bytes, size_t size, size_t max_memory)
+    : name_(name), max_memory_(memory_limit(max_memory)), file_(name, bytes, size, max_memory_) {
+    check();
 }
 
-void PackedModel::check(const std::string& path) {
+void PackedModel::check() {
     try {
         read_metadata();
         check_tensors();
     } catch (const Error& error) {
-        throw Error(path + ": " + error.what());
+        throw Error(name_ + ": " + error.what());
     }
 }
 

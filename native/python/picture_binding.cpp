@@ -24,6 +24,7 @@ gsb::Picture picture_of(const Pixels& pixels, int orientation) {
     const size_t channels = pixels.shape(2);
     if (channels != 1 && channels != 3 && channels != 4) throw gsb::Error("pixels must have 1, 3 or 4 channels");
     if (pixels.shape(0) > INT32_MAX || pixels.shape(1) > INT32_MAX) throw gsb::Error("a side is too long");
+    if (pixels.size() == 0) throw gsb::Error("an array without pixels is no picture");
     const auto width = static_cast<int64_t>(channels);
     const bool tight = (pixels.stride(2) == 1 || channels == 1) && (pixels.stride(1) == width || pixels.shape(1) == 1);
     const size_t row = pixels.shape(1) * channels;

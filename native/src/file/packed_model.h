@@ -24,6 +24,7 @@ class PackedModel {
 
     const Architecture& architecture() const { return architecture_; }
     const std::vector<std::string>& class_names() const { return class_names_; }
+    const Preprocessing& preprocessing() const { return preprocessing_; }
     // The metadata's `model`, JSON.
     const std::string& header() const { return file_.metadata().at("model"); }
 
@@ -57,6 +58,7 @@ class PackedModel {
     const size_t max_memory_;
     SafetensorsFile file_;
     Architecture architecture_;
+    Preprocessing preprocessing_;
     std::vector<std::string> class_names_;
 };
 

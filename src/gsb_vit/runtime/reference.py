@@ -18,7 +18,7 @@ from gsb_vit.limits import RAISE_MEMORY, memory_limit, shown_bytes
 from .bits import unpack
 from .packed_file import PackedModel
 from .relative_bias import relative_bias_index
-from .schema import BLOCK_TENSORS, MAX_MEMORY, SIGNS, Architecture, Size, tensors_of
+from .schema import BLOCK_TENSORS, SIGNS, Architecture, expected_tensors, tensors_of
 
 F32 = np.float32
 _LANES = 16
@@ -80,13 +80,19 @@ def reference_bytes(a: Architecture) -> int:
     tokens, width, pairs = a.num_tokens, a.embed_dim, a.attention_groups * a.value_groups
     area = 3 * a.patch_height * a.patch_width
     stored = unpacked = 0
-    for _, tensor in tensors_of(a):
-        sides = [side.of(a) if isinstance(side, Size) else side for side in tensor.shape]
-        stored += math.prod(sides) * np.dtype(tensor.dtype).itemsize
+    shapes = expected_tensors(a)
+    for name, tensor in tensors_of(a):
+        dtype, sides = shapes[name]
+        stored += math.prod(sides) * np.dtype(dtype).itemsize
         if tensor.rule.kind == "bits":
             unpacked += 4 * sides[0] * tensor.rule.high.of(a)
     # float64 patches and weights, then sums as float64, int32 and twice float32
     patches = 8 * area * (a.num_patches + width) + 3 * width * a.num_patches * 32
+    cells, inputs = a.num_patches << 2 * len(a.channels), 3
+    for outputs in a.channels:  # windows twice as int32, then sums of three rows as int32 and float32
+        cells >>= 2
+        patches = max(patches, cells * (72 * inputs + 48 * outputs))
+        inputs = outputs
     scores = tokens**2 * (a.num_heads * (28 + 5 * a.attention_groups) + 8 * (a.attention_bias == "relative"))
     rows = tokens * width * (16 * pairs + 5 * a.value_groups + 64) + tokens * a.mlp_hidden * 16
     heads = a.num_classes * (8 * width + 300)  # float64 weights; class names

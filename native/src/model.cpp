@@ -3,15 +3,25 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <cstdint>
 #include <utility>
 
 #include "error.h"
+#include "machine/memory.h"
 
 namespace gsb {
 
 namespace {
 
 constexpr int kMaxThreads = 1024;
+
+size_t total(size_t a, size_t b) {
+    return a > SIZE_MAX - b ? SIZE_MAX : a + b;
+}
+
+size_t times(size_t bytes, size_t count) {
+    return bytes > SIZE_MAX / count ? SIZE_MAX : bytes * count;
+}
 
 int checked_threads(int threads) {
     if (threads < 0 || threads > kMaxThreads) {
@@ -32,12 +42,48 @@ Model::Model(std::unique_ptr<const PackedModel> file, int threads, const std::st
     : file_(std::move(file)),
       kernels_(choose_kernels(backend)),
       shape_(architecture()),
-      weights_(*file_, shape_, kernels_),
-      forward_(architecture(), shape_, weights_, kernels_),
       threads_wanted_(threads),
       threads_(checked_threads(threads)),
       backend_wanted_(backend),
+      forward_bytes_(checked_forward_bytes()),
+      weights_(checked_weights()),
+      forward_(architecture(), shape_, weights_, kernels_),
       session_(new Session(shape_, architecture(), threads_)) {}
+
+size_t Model::checked_forward_bytes() const {
+    MemoryCount count;
+    const Workspace shared(shape_, threads_);
+    const size_t workspace = count.bytes();
+    const Scratch scratch(shape_, architecture(), shape_.tokens);
+    const size_t bytes = total(workspace, times(count.bytes() - workspace, threads_));
+    const size_t limit = file_->max_memory();
+    if (bytes > limit - file_->file_size()) {
+        throw Error(file_->name() + ": a forward pass on " + std::to_string(threads_) +
+                    (threads_ == 1 ? " thread takes " : " threads takes ") + shown_bytes(bytes) +
+                    ", and a model may take " + shown_bytes(limit) + "; give fewer threads, or " + kRaiseMemory);
+    }
+    return bytes;
+}
+
+ModelWeights Model::checked_weights() {
+    const size_t left = file_->max_memory() - file_->file_size() - forward_bytes_;
+    size_t bytes = 0;
+    const auto made = [&] {
+        MemoryCount count(left);
+        ModelWeights weights(*file_, shape_, kernels_);
+        bytes = count.bytes();
+        return weights;
+    };
+    try {
+        ModelWeights weights = made();
+        MemoryCount count;
+        const Workspace own(shape_, 1);
+        has_room_side_by_side_ = times(count.bytes(), threads_) <= left - bytes;
+        return weights;
+    } catch (const Error& error) {
+        throw Error(file_->name() + ": its weights are too large: " + error.what() + "; " + kRaiseMemory);
+    }
+}
 
 Model::~Model() {
     // A parent's session is left alone: there are no threads to join.
@@ -63,8 +109,8 @@ void Model::run(const uint8_t* pixels, size_t count, float* logits, float* featu
     const std::lock_guard<std::mutex> lock(session.mutex);
     const size_t picture = static_cast<size_t>(architecture().image_height) * architecture().image_width * 3;
     const size_t classes = architecture().num_classes, threads = threads_;
-    // Pictures side by side, one a thread, need no waiting for each other; what is left over is shared.
-    const size_t side_by_side = threads == 1 ? 0 : count - count % threads;
+    // Pictures side by side, one a thread, need no waiting for each other, but memory; what is left over is shared.
+    const size_t side_by_side = threads == 1 || !has_room_side_by_side_ ? 0 : count - count % threads;
     if (side_by_side > 0) run_side_by_side(session, pixels, side_by_side, logits, features);
     for (size_t i = side_by_side; i < count; ++i) {
         forward_.run(pixels + i * picture, logits + i * classes, session.shared, session.scratch,
@@ -117,7 +163,7 @@ std::vector<StageReport> Model::profile() const {
         for (const Scratch& scratch : session.scratch) stages[i].seconds += scratch.seconds[i];
     }
     const auto at = [&](Stage stage) -> StageReport& { return stages[static_cast<size_t>(stage)]; };
-    at(Stage::patches).byte_macs = pictures * a.num_patches() * width * 3 * a.patch_height * a.patch_width;
+    at(Stage::patches).byte_macs = pictures * a.token_macs();
     at(Stage::qkv).bit_macs = pictures * full * tokens * width * 3 * width;
     at(Stage::scores).bit_macs = pictures * full * tokens * tokens * width;
     at(Stage::attention_value).bit_macs = pictures * rows * tokens * width;

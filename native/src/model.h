@@ -22,7 +22,8 @@ struct StageReport {
 
 class Model {
   public:
-    // threads: 0 takes every core this process may run on. backend: "" lets choose_kernels() choose. Throws Error.
+    // threads: 0 takes every core this process may run on. backend: "" lets choose_kernels() choose. Throws Error, also
+    // where file, weights and the arrays of a forward pass together take more than the file's max_memory().
     Model(std::unique_ptr<const PackedModel> file, int threads, const std::string& backend);
 
     const PackedModel& file() const { return *file_; }
@@ -69,13 +70,19 @@ class Model {
     void run(const uint8_t* pixels, size_t count, float* logits, float* features);
     void run_side_by_side(Session& session, const uint8_t* pixels, size_t count, float* logits, float* features);
 
+    // Throws Error where there is too little for what a forward pass takes.
+    size_t checked_forward_bytes() const;
+    ModelWeights checked_weights();
+
     std::unique_ptr<const PackedModel> file_;
     const Kernels& kernels_;
     Shape shape_;
-    ModelWeights weights_;
-    Forward forward_;
     const int threads_wanted_, threads_;
     const std::string backend_wanted_;
+    const size_t forward_bytes_;  // of the arrays that a forward pass takes
+    bool has_room_side_by_side_ = false;
+    ModelWeights weights_;
+    Forward forward_;
     mutable std::atomic<Session*> session_;
 };
 

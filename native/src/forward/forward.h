@@ -6,6 +6,7 @@
 //
 // The same path on one page, without threads and packed operands, is src/gsb_vit/runtime/reference.py. Its steps here:
 //   _embed            embed
+//   _convolve         convolve, and embed for the last convolution
 //   _attention        norm, query_key_value
 //   _attention_masks  expand_bias, scores_of, score_task, attention_limits, list_groups
 //   _value_planes     value_limits, limit_counts, value_task
@@ -38,6 +39,7 @@ class Forward {
   private:
     struct Call;  // one picture's pointers
 
+    void convolve(Call& call, Scratch& scratch, int index, int line) const;
     void embed(Call& call, Scratch& scratch, int first, int last) const;
     void norm(Call& call, Scratch& scratch, const float* x, int count, const NormSigns& signs) const;
     void query_key_value(Call& call, Scratch& scratch, int block, int chunk, int first, int last) const;

@@ -78,7 +78,8 @@ def read_split(folder: Path) -> StoredSplit | None:
         return StoredSplit(tuple(values["class_names"]), parts, *rest)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is damaged ({' '.join(str(error).split())}); bring it back from a copy, or start a new run"
+            f"{path} is damaged ({' '.join(str(error).split())}); bring it back from a copy, or remove it if the data "
+            "has not changed"
         ) from error
 
 

@@ -43,15 +43,17 @@ native: $(VENV)/.dev  ## build the extension into src/gsb_vit, for PYTHONPATH=sr
 		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -Dnanobind_DIR="$$($(BIN)/python -m nanobind --cmake_dir)"
 	$(BIN)/cmake --build build/dev
 
-fuzz: $(VENV)/.dev  ## fuzz the model reader and the forward pass for FUZZ_SECONDS; what fails lies in build/fuzz
+fuzz: $(VENV)/.dev  ## fuzz the model reader with the forward pass, and the resizing of pictures, each for FUZZ_SECONDS; what fails lies in build/fuzz
 	$(BIN)/cmake -S . -B build/fuzz/build -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_CXX_COMPILER=$(CLANG) \
 		-DGSB_VIT_PYTHON=OFF -DGSB_VIT_FUZZ=ON -DGSB_VIT_SANITIZE=address,undefined -DCMAKE_CXX_FLAGS_RELEASE=-O1
-	$(BIN)/cmake --build build/fuzz/build --target model_fuzzer
+	$(BIN)/cmake --build build/fuzz/build --target model_fuzzer picture_fuzzer
 	PYTHONPATH=src $(BIN)/python native/fuzz/seeds.py build/fuzz/seeds
-	mkdir -p build/fuzz/corpus
+	mkdir -p build/fuzz/corpus build/fuzz/pictures
 	build/fuzz/build/native/fuzz/model_fuzzer -artifact_prefix=build/fuzz/ -dict=native/fuzz/json.dict -max_len=30000 \
 		-len_control=0 -timeout=20 -malloc_limit_mb=1000 -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 \
 		build/fuzz/corpus build/fuzz/seeds
+	build/fuzz/build/native/fuzz/picture_fuzzer -artifact_prefix=build/fuzz/ -max_len=1000 -len_control=0 -timeout=20 \
+		-malloc_limit_mb=1000 -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 build/fuzz/pictures
 
 clean:  ## remove what the targets above made, except the runs
 	rm -rf $(VENV) build src/gsb_vit/*.so

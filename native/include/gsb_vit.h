@@ -21,7 +21,7 @@ typedef struct gsb_vit_info {
     int tokens;        /* N, prefix tokens and patches */
     int embed_dim, depth, num_heads, mlp_hidden;
     int threads;         /* that predict uses */
-    const char* backend; /* the instruction set that runs: "portable", "avx2", "avx512" or "neon" */
+    const char* backend; /* the instruction set that runs: "portable", "avx2", "avx512", "neon" or "wasm" */
     const char* name;    /* of the architecture; lives as long as the model */
 } gsb_vit_info;
 
@@ -37,6 +37,9 @@ typedef struct gsb_vit_stage {
  * the one that the environment variable GSB_VIT_BACKEND names. Returns NULL where it fails; gsb_vit_error() says why.
  */
 gsb_vit_model* gsb_vit_load(const char* path, int threads, const char* backend);
+
+/* The same from a file's bytes, which are copied. */
+gsb_vit_model* gsb_vit_load_bytes(const uint8_t* bytes, size_t size, int threads, const char* backend);
 
 void gsb_vit_free(gsb_vit_model* model);
 

@@ -12,12 +12,14 @@ struct gsb_vit_model {
     gsb::Model model;
 };
 
-namespace {
-
-std::string& last_error() {
+std::string& gsb::last_error() {
     static thread_local std::string text;
     return text;
 }
+
+namespace {
+
+using gsb::last_error;
 
 // Runs action(); on an exception keeps its text and returns `failure`.
 template <class Result, class Action>
@@ -27,7 +29,7 @@ Result guarded(Result failure, Action action) {
     } catch (const gsb::Error& error) {
         last_error() = error.what();
     } catch (const std::bad_alloc&) {
-        last_error() = "there is not enough memory for this model";
+        last_error() = gsb::kNoMemory;
     } catch (const std::exception& error) {
         last_error() = std::string("unexpected: ") + error.what();
     }
@@ -42,6 +44,14 @@ gsb_vit_model* gsb_vit_load(const char* path, int threads, const char* backend) 
     return guarded<gsb_vit_model*>(nullptr, [&] {
         if (!path) throw gsb::Error("no path given");
         return new gsb_vit_model{gsb::Model(std::make_unique<gsb::PackedModel>(path), threads, backend ? backend : "")};
+    });
+}
+
+gsb_vit_model* gsb_vit_load_bytes(const uint8_t* bytes, size_t size, int threads, const char* backend) {
+    return guarded<gsb_vit_model*>(nullptr, [&] {
+        if (!bytes) throw gsb::Error("no bytes given");
+        return new gsb_vit_model{gsb::Model(std::make_unique<gsb::PackedModel>("the model", bytes, size), threads,
+                                            backend ? backend : "")};
     });
 }
 

@@ -1,7 +1,5 @@
 #include "model.h"
 
-#include <unistd.h>
-
 #include <cmath>
 #include <utility>
 
@@ -24,7 +22,7 @@ int checked_threads(int threads) {
 }  // namespace
 
 Model::Session::Session(const Shape& shape, const Architecture& architecture, int threads)
-    : process(static_cast<int>(getpid())), pool(threads), shared(shape, threads) {
+    : process(this_process()), pool(threads), shared(shape, threads) {
     for (int i = 0; i < threads; ++i) scratch.emplace_back(shape, architecture, shape.tokens);
 }
 
@@ -42,12 +40,12 @@ Model::Model(std::unique_ptr<const PackedModel> file, int threads, const std::st
 Model::~Model() {
     // A parent's session is left alone: there are no threads to join.
     Session* last = session_.load();
-    if (last->process == static_cast<int>(getpid())) delete last;
+    if (last->process == this_process()) delete last;
 }
 
 Model::Session& Model::session() const {
     Session* found = session_.load(std::memory_order_acquire);
-    if (found->process == static_cast<int>(getpid())) return *found;
+    if (found->process == this_process()) return *found;
     auto own = std::make_unique<Session>(shape_, architecture(), threads_);
     if (session_.compare_exchange_strong(found, own.get())) return *own.release();
     return *found;  // another thread of the child was first
@@ -60,7 +58,7 @@ void Model::embed(const uint8_t* pixels, size_t count, float* features) {
 
 void Model::run(const uint8_t* pixels, size_t count, float* logits, float* features) {
     Session& session = this->session();
-    const std::lock_guard<std::mutex> lock(session.mutex);
+    const Lock lock(session.mutex);
     const size_t picture = static_cast<size_t>(architecture().image_height) * architecture().image_width * 3;
     const size_t classes = architecture().num_classes, threads = threads_;
     // Pictures side by side, one a thread, need no waiting for each other; what is left over is shared.
@@ -96,7 +94,7 @@ void Model::run_side_by_side(Session& session, const uint8_t* pixels, size_t cou
 
 void Model::set_profiling(bool on) {
     Session& session = this->session();
-    const std::lock_guard<std::mutex> lock(session.mutex);
+    const Lock lock(session.mutex);
     session.profiling = on;
     session.pictures = on ? 0 : session.pictures;
     if (!on) return;
@@ -105,7 +103,7 @@ void Model::set_profiling(bool on) {
 
 std::vector<StageReport> Model::profile() const {
     Session& session = this->session();
-    const std::lock_guard<std::mutex> lock(session.mutex);
+    const Lock lock(session.mutex);
     const double pictures = session.pictures;
     const Architecture& a = architecture();
     const double tokens = a.num_tokens(), width = a.embed_dim, hidden = a.mlp_hidden;

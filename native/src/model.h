@@ -3,7 +3,6 @@
 
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -56,7 +55,7 @@ class Model {
         Session(const Shape& shape, const Architecture& architecture, int threads);
 
         const int process;
-        std::mutex mutex;
+        Mutex mutex;
         ThreadPool pool;
         std::vector<Scratch> scratch;                 // one a thread
         Workspace shared;                             // for a picture that all threads work on

@@ -20,9 +20,10 @@ typedef struct gsb_vit_info {
     int classes;       /* numbers a picture gets */
     int tokens;        /* N, prefix tokens and patches */
     int embed_dim, depth, num_heads, mlp_hidden;
-    int threads;         /* that predict uses */
-    const char* backend; /* the instruction set that runs: "portable", "avx2", "avx512", "neon" or "wasm" */
-    const char* name;    /* of the architecture; lives as long as the model */
+    int threads;          /* that predict uses */
+    const char* backend;  /* the instruction set that runs: "portable", "avx2", "avx512", "neon" or "wasm" */
+    const char* name;     /* of the architecture; lives as long as the model */
+    int attention_groups; /* A, binary masks of an attention head */
 } gsb_vit_info;
 
 /* One stage of the forward pass, summed over the calls since profiling was switched on. */
@@ -52,6 +53,10 @@ const char* gsb_vit_class_name(const gsb_vit_model* model, int index);
  * or −1 where it fails, as where the model's numbers overflow. A picture's logits do not depend on the other pictures,
  * the threads or the backend. */
 int gsb_vit_predict(gsb_vit_model* model, const uint8_t* pixels, size_t count, float* logits);
+
+/* Run one picture and write its attention masks: uint8 (depth, A, num_heads, N, N), 1 where token j (the last axis) is
+ * in a group of token i. Returns 0, or −1 where it fails. */
+int gsb_vit_masks(gsb_vit_model* model, const uint8_t* pixels, uint8_t* masks);
 
 /* Switch profiling on (and the sums to zero) or off. */
 void gsb_vit_set_profiling(gsb_vit_model* model, int on);

@@ -53,21 +53,30 @@ Model::Session& Model::session() const {
 
 void Model::embed(const uint8_t* pixels, size_t count, float* features) {
     std::vector<float> logits(count * architecture().num_classes);
-    run(pixels, count, logits.data(), features);
+    run(pixels, count, logits.data(), {features, nullptr});
 }
 
-void Model::run(const uint8_t* pixels, size_t count, float* logits, float* features) {
+void Model::masks(const uint8_t* pixels, uint8_t* masks) {
+    std::vector<float> logits(architecture().num_classes);
+    run(pixels, 1, logits.data(), {nullptr, masks});
+}
+
+Kept Model::kept_of(Kept kept, size_t picture) const {
+    if (kept.features) kept.features += picture * feature_count();
+    return kept;
+}
+
+void Model::run(const uint8_t* pixels, size_t count, float* logits, Kept kept) {
     Session& session = this->session();
     const Lock lock(session.mutex);
     const size_t picture = static_cast<size_t>(architecture().image_height) * architecture().image_width * 3;
     const size_t classes = architecture().num_classes, threads = threads_;
     // Pictures side by side, one a thread, need no waiting for each other; what is left over is shared.
     const size_t side_by_side = threads == 1 ? 0 : count - count % threads;
-    if (side_by_side > 0) run_side_by_side(session, pixels, side_by_side, logits, features);
+    if (side_by_side > 0) run_side_by_side(session, pixels, side_by_side, logits, kept);
     for (size_t i = side_by_side; i < count; ++i) {
         forward_.run(pixels + i * picture, logits + i * classes, session.shared, session.scratch,
-                     threads == 1 ? nullptr : &session.pool, 0, session.profiling,
-                     features ? features + i * feature_count() : nullptr);
+                     threads == 1 ? nullptr : &session.pool, 0, session.profiling, kept_of(kept, i));
     }
     if (session.profiling) session.pictures += static_cast<double>(count);
     bool finite = true;
@@ -75,7 +84,7 @@ void Model::run(const uint8_t* pixels, size_t count, float* logits, float* featu
     if (!finite) throw Error("the model's numbers overflow; export it again, or give another model");
 }
 
-void Model::run_side_by_side(Session& session, const uint8_t* pixels, size_t count, float* logits, float* features) {
+void Model::run_side_by_side(Session& session, const uint8_t* pixels, size_t count, float* logits, Kept kept) {
     const size_t picture = static_cast<size_t>(architecture().image_height) * architecture().image_width * 3;
     const size_t classes = architecture().num_classes;
     while (session.own.size() < session.scratch.size()) {
@@ -87,7 +96,7 @@ void Model::run_side_by_side(Session& session, const uint8_t* pixels, size_t cou
         session.pool.run(static_cast<int>(part), [&](int task, int worker) {
             const size_t i = begin + task;
             forward_.run(pixels + i * picture, logits + i * classes, *session.own[worker], session.scratch, nullptr,
-                         worker, session.profiling, features ? features + i * feature_count() : nullptr);
+                         worker, session.profiling, kept_of(kept, i));
         });
     }
 }

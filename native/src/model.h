@@ -36,9 +36,11 @@ class Model {
 
     // pixels: (count, H, W, 3); logits: (count, K). One call at a time: others wait. In a forked child, too, also where
     // the fork met another thread's call. Throws Error where the model's numbers overflow.
-    void predict(const uint8_t* pixels, size_t count, float* logits) { run(pixels, count, logits, nullptr); }
+    void predict(const uint8_t* pixels, size_t count, float* logits) { run(pixels, count, logits, {}); }
     // features: (count, heads, C), the normalised token that each head reads; else as predict.
     void embed(const uint8_t* pixels, size_t count, float* features);
+    // One picture; masks: (depth, A, heads, N, N).
+    void masks(const uint8_t* pixels, uint8_t* masks);
     size_t feature_count() const { return architecture().heads.size() * architecture().embed_dim; }  // of a picture
 
     void set_profiling(bool on);
@@ -65,8 +67,11 @@ class Model {
     };
 
     Session& session() const;
-    void run(const uint8_t* pixels, size_t count, float* logits, float* features);
-    void run_side_by_side(Session& session, const uint8_t* pixels, size_t count, float* logits, float* features);
+    // `kept` is of the first picture.
+    void run(const uint8_t* pixels, size_t count, float* logits, Kept kept);
+    void run_side_by_side(Session& session, const uint8_t* pixels, size_t count, float* logits, Kept kept);
+    // `kept` of another picture.
+    Kept kept_of(Kept kept, size_t picture) const;
 
     std::unique_ptr<const PackedModel> file_;
     const Kernels& kernels_;

@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import wasmtime
 
-INFO = struct.Struct("<9i2I")  # gsb_vit_info
+INFO = struct.Struct("<9i2Ii")  # gsb_vit_info
 
 
 class WasmError(Exception):
@@ -27,7 +27,9 @@ class WasmModel:
         self._call("free", place)
         out = self._call("malloc", INFO.size)
         self._call("gsb_vit_get_info", out, self._model)
-        (self.height, self.width, self.classes, *_, backend, name) = INFO.unpack(self._get(out, INFO.size))
+        info = INFO.unpack(self._get(out, INFO.size))
+        self.height, self.width, self.classes, self.tokens, _, self.depth, self.heads, *_ = info
+        *_, backend, name, self.attention_groups = info
         self.backend, self.name = self._text(backend), self._text(name)
 
     def logits(self, pictures):
@@ -40,6 +42,13 @@ class WasmModel:
         self._call("free", pixels)
         self._call("free", out)
         return found
+
+    def masks(self, picture):
+        """Uint8 (H, W, 3) → uint8 (depth, A, heads, N, N)."""
+        shape = self.depth, self.attention_groups, self.heads, self.tokens, self.tokens
+        pixels, out = self._put(picture.tobytes()), self._call("malloc", int(np.prod(shape)))
+        assert self._call("gsb_vit_masks", self._model, pixels, out) == 0
+        return np.frombuffer(self._get(out, int(np.prod(shape))), np.uint8).reshape(shape)
 
     def _call(self, name, *arguments):
         try:

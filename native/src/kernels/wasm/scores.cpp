@@ -112,8 +112,8 @@ inline float near_exponentials(const Scores& s, const Planes32& planes, int smal
         };
         const v128_t low0 = zip8(b0, b1, false), low1 = zip8(b0, b1, true);
         const v128_t high0 = zip8(b2, b3, false), high1 = zip8(b2, b3, true);
-        const Lanes16 p{{zip16(low0, high0, false), zip16(low0, high0, true), zip16(low1, high1, false),
-                         zip16(low1, high1, true)}};
+        const Lanes16 p{
+            {zip16(low0, high0, false), zip16(low0, high0, true), zip16(low1, high1, false), zip16(low1, high1, true)}};
         for (int i = 0; i < 4; ++i) sum.part[i] = wasm_f32x4_add(sum.part[i], p.part[i]);
         store16(s.row + j, p);
     }

@@ -142,8 +142,7 @@ void combine_piece(const Combine& given, int first) {
         }
         Lanes16 positive;
         for (int i = 0; i < 4; ++i) {
-            positive.part[i] =
-                wasm_f32x4_ge(wasm_f32x4_add(y.part[i], shift.part[i]), wasm_f32x4_const_splat(0));
+            positive.part[i] = wasm_f32x4_ge(wasm_f32x4_add(y.part[i], shift.part[i]), wasm_f32x4_const_splat(0));
         }
         store_bits(c.out + row * c.out_stride, first, bits16(positive));
     }

@@ -1,6 +1,6 @@
 // The runtime in WebAssembly: packed models, for browsers and Node. C API: native/include/gsb_vit.h.
 
-const INFO_WORDS = 11; // of gsb_vit_info
+const INFO_WORDS = 12; // of gsb_vit_info
 const STEP = 64; // pictures handed over at a time
 
 /** The runtime refused what it was given; the message is one line for a user. */
@@ -38,13 +38,26 @@ export class Model {
     this.preprocessing = preprocessing;
     const info = this.#call("malloc", 4 * INFO_WORDS);
     this.#call("gsb_vit_get_info", info, this.#model);
-    [this.height, this.width, this.classes] = new Int32Array(this.#runtime.memory.buffer, info, INFO_WORDS);
+    const words = new Int32Array(this.#runtime.memory.buffer, info, INFO_WORDS);
+    [this.height, this.width, this.classes, this.tokens, , this.depth, this.heads] = words;
+    this.groups = words[INFO_WORDS - 1];
     this.#call("free", info);
   }
 
   /** Bytes of the packed file. */
   get size() {
     return this.#bytes.length;
+  }
+
+  /** Rows and columns of patches. */
+  get grid() {
+    const [height, width] = this.architecture.patch_size;
+    return { rows: this.height / height, columns: this.width / width };
+  }
+
+  /** Tokens before those of the patches. */
+  get prefixTokens() {
+    return this.tokens - this.grid.rows * this.grid.columns;
   }
 
   /**
@@ -86,6 +99,27 @@ export class Model {
     const probabilities = softmax(this.logits(pixels));
     const order = Array.from(probabilities.keys()).sort((a, b) => probabilities[b] - probabilities[a] || a - b);
     return order.slice(0, top).map((k) => ({ name: this.classNames[k], probability: probabilities[k] }));
+  }
+
+  /**
+   * Attention masks of one picture: 1 where token j is in a group of token i.
+   * @param {Uint8Array} pixels (H, W, 3), as prepare() makes them
+   * @returns {Uint8Array} (depth, groups, heads, N, N)
+   */
+  masks(pixels) {
+    if (pixels.length !== this.height * this.width * 3) {
+      throw new RangeError(`${pixels.length} bytes are no picture of ${this.height} × ${this.width} × 3 bytes`);
+    }
+    if (!this.#runtime) this.#start();
+    const size = this.depth * this.groups * this.heads * this.tokens ** 2;
+    const from = this.#call("malloc", pixels.length);
+    const to = this.#call("malloc", size);
+    new Uint8Array(this.#runtime.memory.buffer, from).set(pixels);
+    this.#call("gsb_vit_masks", this.#model, from, to);
+    const found = new Uint8Array(this.#runtime.memory.buffer, to, size).slice();
+    this.#call("free", from);
+    this.#call("free", to);
+    return found;
   }
 
   #start() {

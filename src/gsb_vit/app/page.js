@@ -1,8 +1,11 @@
 import { Model } from "./engine.js";
+import { nameOfToken, shares, strongest, telling } from "./masks.js";
 import { kept, prepare } from "./picture.js";
 
 const MAX_PIXELS = 64_000_000; // as gsb_vit/data/pictures.py
 const MAX_SIDE = 1024; // of the picture shown
+const MIN_SIDE = 480;
+const TINTS = ["31, 158, 128", "240, 170, 88", "226, 92, 74", "150, 110, 220"]; // of masks, as in the report
 const SPOKEN_MS = 2000; // between two answers that a screen reader hears from the camera
 const TOP = 5;
 
@@ -18,6 +21,7 @@ let model;
 let picture = null; // { rgba, width, height } of what was opened last
 let stream = null;
 let spokenAt = 0;
+let attention = null; // { masks, pixels } of the picture shown
 
 function bytesOf(script) {
   const text = atob(script.textContent);
@@ -45,8 +49,14 @@ async function choose(index) {
   model = loaded.get(index);
   element("size").textContent = `${(model.size / 1e6).toFixed(2)} MB`;
   element("reads").textContent = `${model.height} × ${model.width} pixels, ${model.classes} classes`;
+  element("block").replaceChildren(...numbered(model.depth));
+  element("head").replaceChildren(...numbered(model.heads));
+  element("token").replaceChildren(...Array.from({ length: model.tokens }, (_, i) => new Option(nameOfToken(model, i))));
+  attention = null;
   if (picture && !stream) answer(picture);
 }
+
+const numbered = (count) => Array.from({ length: count }, (_, i) => new Option(`${i + 1} of ${count}`));
 
 /** Name what is in a picture: { rgba, width, height }. */
 function answer({ rgba, width, height }) {
@@ -58,6 +68,10 @@ function answer({ rgba, width, height }) {
   element("time").textContent = milliseconds(end - middle);
   element("resizing").textContent = milliseconds(middle - start);
   showAnswers(answers);
+  const isNew = attention === null;
+  attention = { pixels, masks: null };
+  element("looks").hidden = false;
+  draw(isNew || !stream);
 }
 
 const milliseconds = (value) => `${value.toFixed(value < 10 ? 1 : 0)} ms`;
@@ -88,20 +102,84 @@ function showAnswers(answers) {
   if (element("spoken").textContent !== text) element("spoken").textContent = text;
 }
 
-/** Draw a picture as large as it fits, what the model does not read in shadow. */
-function show(image, width, height) {
-  const scale = Math.min(1, MAX_SIDE / Math.max(width, height));
+/** Where the part that the model reads lies in the view: left, top, width, height. */
+function frame() {
+  const scale = view.width / picture.width;
+  const [left, top, right, bottom] = kept(picture.width, picture.height, model.preprocessing);
+  return [left * scale, top * scale, (right - left) * scale, (bottom - top) * scale];
+}
+
+/**
+ * Draw the picture as large as it fits, what the model does not read in shadow, and the masks if they are wanted.
+ * @param {boolean} choosing whether the most telling block, head and token are chosen anew
+ */
+function draw(choosing) {
+  const { width, height } = picture;
+  const side = Math.max(width, height);
+  const scale = Math.min(MAX_SIDE / side, Math.max(1, MIN_SIDE / side));
   view.width = Math.max(1, Math.round(width * scale));
   view.height = Math.max(1, Math.round(height * scale));
   const context = view.getContext("2d");
-  context.drawImage(image, 0, 0, view.width, view.height);
-  const [left, top, right, bottom] = kept(width, height, model.preprocessing).map((side) => side * scale);
+  context.imageSmoothingQuality = "high";
+  context.drawImage(decoder.canvas, 0, 0, view.width, view.height);
   const shadow = new Path2D();
   shadow.rect(0, 0, view.width, view.height);
-  shadow.rect(left, top, right - left, bottom - top);
+  shadow.rect(...frame());
   context.fillStyle = "rgba(0, 0, 0, 0.45)";
   context.fill(shadow, "evenodd");
   element("invitation").hidden = true;
+  const wanted = element("masks").checked;
+  element("choices").hidden = element("legend").hidden = !wanted;
+  if (wanted) drawMasks(context, choosing);
+}
+
+function drawMasks(context, choosing) {
+  attention.masks ??= model.masks(attention.pixels);
+  if (choosing) {
+    const { block, head, token } = telling(model, attention.masks);
+    element("block").selectedIndex = block;
+    element("head").selectedIndex = head;
+    element("token").selectedIndex = token;
+  }
+  const at = [element("block"), element("head"), element("token")].map((list) => list.selectedIndex);
+  const { rows, columns } = model.grid;
+  const [left, top, width, height] = frame();
+  strongest(model, attention.masks, ...at).forEach((group, patch) => {
+    const x = left + ((patch % columns) * width) / columns;
+    const y = top + (Math.floor(patch / columns) * height) / rows;
+    context.fillStyle = group < 0 ? "rgba(0, 0, 0, 0.62)" : `rgba(${TINTS[group % TINTS.length]}, 0.5)`;
+    context.fillRect(x, y, width / columns, height / rows);
+  });
+  const patch = at[2] - model.prefixTokens;
+  if (patch >= 0) {
+    context.strokeStyle = "#fff";
+    context.lineWidth = 3;
+    const x = left + ((patch % columns) * width) / columns;
+    const y = top + (Math.floor(patch / columns) * height) / rows;
+    context.strokeRect(x, y, width / columns, height / rows);
+  }
+  element("legend").replaceChildren(
+    ...shares(model, attention.masks, ...at).map((share, group) => {
+      const item = document.createElement("li");
+      const swatch = document.createElement("i");
+      swatch.style.background = `rgb(${TINTS[group % TINTS.length]})`;
+      item.append(swatch, `mask ${group + 1}: ${(100 * share).toFixed(0)} % of the patches`);
+      return item;
+    }),
+  );
+}
+
+/** The token of the patch that was pointed at. */
+function point({ offsetX, offsetY }) {
+  if (!element("masks").checked || !attention) return;
+  const [left, top, width, height] = frame();
+  const x = (offsetX * view.width) / view.clientWidth - left;
+  const y = (offsetY * view.height) / view.clientHeight - top;
+  if (x < 0 || y < 0 || x >= width || y >= height) return;
+  const { rows, columns } = model.grid;
+  const patch = Math.floor((y * rows) / height) * columns + Math.floor((x * columns) / width);
+  element("token").selectedIndex = model.prefixTokens + patch;
+  draw(false);
 }
 
 function read(image, width, height) {
@@ -123,32 +201,30 @@ async function open(file) {
     throw new Error(`${file.name || "This"} is no picture that this browser can read; give a JPEG or PNG file.`);
   }
   picture = read(image, image.width, image.height);
-  show(image, image.width, image.height);
   image.close();
   answer(picture);
 }
 
 async function start() {
   if (!navigator.mediaDevices?.getUserMedia) {
-    throw new Error("The browser gives no camera to a page opened from disk. Take a photo instead.");
+    throw new Error("The browser gives no camera to a page opened from disk. Open a picture instead.");
   }
   try {
     const wanted = { facingMode: "environment", width: { ideal: 640 }, height: { ideal: 480 } };
     stream = await navigator.mediaDevices.getUserMedia({ video: wanted, audio: false });
   } catch (error) {
-    throw new Error(`There is no camera for this page (${error.message || error.name}). Take a photo instead.`);
+    throw new Error(`There is no camera for this page (${error.message || error.name}). Open a picture instead.`);
   }
   video.srcObject = stream;
   await video.play();
   element("camera").setAttribute("aria-pressed", "true");
   element("rate-row").hidden = false;
   const times = [];
-  const next = () => (video.requestVideoFrameCallback ? video.requestVideoFrameCallback(frame) : requestAnimationFrame(frame));
-  const frame = () => {
+  const next = () => (video.requestVideoFrameCallback ? video.requestVideoFrameCallback(onFrame) : requestAnimationFrame(onFrame));
+  const onFrame = () => {
     if (!stream) return;
     try {
       picture = read(video, video.videoWidth, video.videoHeight);
-      show(video, video.videoWidth, video.videoHeight);
       answer(picture);
     } catch (error) {
       complain(error);
@@ -188,6 +264,10 @@ function listen() {
   }
   element("camera").addEventListener("click", () => (stream ? stop() : attempt(start)));
   element("model").addEventListener("change", ({ target }) => attempt(() => choose(target.selectedIndex)));
+  for (const id of ["masks", "block", "head", "token"]) {
+    element(id).addEventListener("change", () => attempt(() => draw(id === "masks")));
+  }
+  view.addEventListener("click", (event) => attempt(() => point(event)));
   document.addEventListener("paste", ({ clipboardData }) => openFirst(clipboardData?.files));
   for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
     document.addEventListener(name, (event) => {

@@ -12,7 +12,7 @@ from gsb_vit.errors import InputError
 from gsb_vit.files import open_regular, write_atomically
 from gsb_vit.runtime.packed_file import read
 
-_SCRIPTS = ("engine.js", "picture.js", "page.js")
+_SCRIPTS = ("engine.js", "picture.js", "masks.js", "page.js")
 _LINKS = re.compile(r"^import .*\n", re.MULTILINE)  # between the scripts, which become one
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 

@@ -142,21 +142,14 @@ function drawMasks(context, choosing) {
     element("token").selectedIndex = token;
   }
   const at = [element("block"), element("head"), element("token")].map((list) => list.selectedIndex);
-  const { rows, columns } = model.grid;
-  const [left, top, width, height] = frame();
   strongest(model, attention.masks, ...at).forEach((group, patch) => {
-    const x = left + ((patch % columns) * width) / columns;
-    const y = top + (Math.floor(patch / columns) * height) / rows;
     context.fillStyle = group < 0 ? "rgba(0, 0, 0, 0.62)" : `rgba(${TINTS[group % TINTS.length]}, 0.5)`;
-    context.fillRect(x, y, width / columns, height / rows);
+    context.fillRect(...placeOf(patch));
   });
-  const patch = at[2] - model.prefixTokens;
-  if (patch >= 0) {
+  if (at[2] >= model.prefixTokens) {
     context.strokeStyle = "#fff";
     context.lineWidth = 3;
-    const x = left + ((patch % columns) * width) / columns;
-    const y = top + (Math.floor(patch / columns) * height) / rows;
-    context.strokeRect(x, y, width / columns, height / rows);
+    context.strokeRect(...placeOf(at[2] - model.prefixTokens));
   }
   element("legend").replaceChildren(
     ...shares(model, attention.masks, ...at).map((share, group) => {
@@ -167,6 +160,16 @@ function drawMasks(context, choosing) {
       return item;
     }),
   );
+}
+
+/** A patch in the view: left, top, width, height in whole pixels, so that no line is left between neighbours. */
+function placeOf(patch) {
+  const { rows, columns } = model.grid;
+  const [left, top, width, height] = frame();
+  const x = (column) => Math.round(left + (column * width) / columns);
+  const y = (row) => Math.round(top + (row * height) / rows);
+  const [row, column] = [Math.floor(patch / columns), patch % columns];
+  return [x(column), y(row), x(column + 1) - x(column), y(row + 1) - y(row)];
 }
 
 /** The token of the patch that was pointed at. */

@@ -82,7 +82,6 @@ def test_a_call_after_one_that_overflowed_is_right(node, tmp_path):
 )
 def test_what_is_no_model_is_refused_in_words(node, tmp_path, data, says):
     (tmp_path / "m").write_bytes(data)
-    import re
 
     assert re.match(f"ModelError: .*{says}", node("refuse", model=tmp_path / "m"))
 

@@ -58,6 +58,28 @@ int gsb_vit_predict(gsb_vit_model* model, const uint8_t* pixels, size_t count, f
  * in a group of token i. Returns 0, or −1 where it fails. */
 int gsb_vit_masks(gsb_vit_model* model, const uint8_t* pixels, uint8_t* masks);
 
+/* How a pixel is stored: its bytes. */
+enum { GSB_VIT_GREY = 1, GSB_VIT_RGB = 3, GSB_VIT_RGBA = 4 };
+
+/* Classify one picture of any size: logits receives (classes). It is turned upright, laid on white where it is
+ * transparent, cut and resized as in training, with the pixels and the logits of Python to the last bit.
+ *
+ * pixels: height rows of width pixels, 8 bits a channel, `stride` bytes from a row to the next (0: width times
+ * format). Nothing outside these rows is read. A decoder gives pixels as they are stored; orientation is the number of
+ * EXIF's tag 274, 1 … 8, that goes with them, and 1 for pixels that are upright. RGBA is not premultiplied. Other
+ * pixels become these before: 16 bits a channel v are v/257, rounded; palettes and CMYK are converted by the decoder.
+ *
+ * Returns 0, or −1 where it fails: also where the picture has more pixels than gsb_vit_set_max_pixels allows. */
+int gsb_vit_predict_image(gsb_vit_model* model, const uint8_t* pixels, int width, int height, size_t stride, int format,
+                          int orientation, float* logits);
+
+/* Only make the pixels that gsb_vit_predict takes: prepared receives (height, width, 3) of gsb_vit_info. */
+int gsb_vit_prepare_image(const gsb_vit_model* model, const uint8_t* pixels, int width, int height, size_t stride,
+                          int format, int orientation, uint8_t* prepared);
+
+/* The most pixels of a picture that the two functions above take; 64 million unless this says otherwise. */
+void gsb_vit_set_max_pixels(gsb_vit_model* model, size_t pixels);
+
 /* Switch profiling on (and the sums to zero) or off. */
 void gsb_vit_set_profiling(gsb_vit_model* model, int on);
 

@@ -1,5 +1,6 @@
 // The C API: every exception becomes an error text.
 #include <algorithm>
+#include <atomic>
 #include <exception>
 #include <new>
 #include <string>
@@ -10,6 +11,7 @@
 
 struct gsb_vit_model {
     gsb::Model model;
+    std::atomic<size_t> max_pixels{gsb::kMaxPixels};
 };
 
 std::string& gsb::last_error() {
@@ -36,6 +38,14 @@ Result guarded(Result failure, Action action) {
     return failure;
 }
 
+void prepare(const gsb_vit_model* model, const uint8_t* pixels, int width, int height, size_t stride, int format,
+             int orientation, uint8_t* prepared) {
+    const size_t row = width > 0 && format > 0 ? static_cast<size_t>(width) * static_cast<size_t>(format) : 0;
+    gsb::prepare(model->model.file().preprocessing(),
+                 {pixels, width, height, stride ? stride : row, static_cast<gsb::PixelFormat>(format), orientation},
+                 model->model.kernels(), model->max_pixels, prepared);
+}
+
 }  // namespace
 
 extern "C" {
@@ -43,7 +53,7 @@ extern "C" {
 gsb_vit_model* gsb_vit_load(const char* path, int threads, const char* backend) {
     return guarded<gsb_vit_model*>(nullptr, [&] {
         if (!path) throw gsb::Error("no path given");
-        return new gsb_vit_model{gsb::Model(std::make_unique<gsb::PackedModel>(path), threads, backend ? backend : "")};
+        return new gsb_vit_model{{std::make_unique<gsb::PackedModel>(path), threads, backend ? backend : ""}};
     });
 }
 
@@ -85,6 +95,31 @@ int gsb_vit_masks(gsb_vit_model* model, const uint8_t* pixels, uint8_t* masks) {
         model->model.masks(pixels, masks);
         return 0;
     });
+}
+
+int gsb_vit_predict_image(gsb_vit_model* model, const uint8_t* pixels, int width, int height, size_t stride, int format,
+                          int orientation, float* logits) {
+    return guarded(-1, [&] {
+        if (!logits) throw gsb::Error("no room for logits given");
+        const gsb::Architecture& a = model->model.architecture();
+        std::vector<uint8_t> prepared(3 * static_cast<size_t>(a.image_height) * static_cast<size_t>(a.image_width));
+        prepare(model, pixels, width, height, stride, format, orientation, prepared.data());
+        model->model.predict(prepared.data(), 1, logits);
+        return 0;
+    });
+}
+
+int gsb_vit_prepare_image(const gsb_vit_model* model, const uint8_t* pixels, int width, int height, size_t stride,
+                          int format, int orientation, uint8_t* prepared) {
+    return guarded(-1, [&] {
+        if (!prepared) throw gsb::Error("no room for pixels given");
+        prepare(model, pixels, width, height, stride, format, orientation, prepared);
+        return 0;
+    });
+}
+
+void gsb_vit_set_max_pixels(gsb_vit_model* model, size_t pixels) {
+    model->max_pixels = pixels;
 }
 
 void gsb_vit_set_profiling(gsb_vit_model* model, int on) {

@@ -131,6 +131,11 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
         print(f"gsb-vit: warning: {printable(str(message))}", file=sys.stderr, flush=True)
 
 
+def _tell(line: str) -> None:
+    """Say what the user should know, beside the output, which may be JSON."""
+    print(printable(line), file=sys.stderr)
+
+
 def _require_training(what: str) -> None:
     missing = [name for name in TRAINING_LIBRARIES if find_spec(name) is None]
     if missing:
@@ -188,6 +193,12 @@ def train(
         typer.Option("--label-noise", metavar="P", help="Give this share of training pictures a wrong class."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run where it was stopped.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be decoded, and keep a list of them.")
+    ] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="With --resume: go on though training pictures are gone.")
+    ] = False,
 ) -> None:
     """Train a teacher, then the one-bit student in two stages."""
     _require_training("training")
@@ -197,7 +208,8 @@ def train(
     settings = [*(settings or [])]
     settings += [f"data.shots={shots}"] if shots is not None else []
     settings += [f"data.label_noise={label_noise}"] if label_noise is not None else []
-    train_run(load_recipe(recipe, settings), data, out, resume=resume)
+    chosen = load_recipe(recipe, settings)
+    train_run(chosen, data, out, resume=resume, skip_bad=skip_bad, allow_missing=allow_missing)
 
 
 @app.command()
@@ -272,13 +284,16 @@ def export(
         typer.Option("--data", metavar="SPEC", help="Pictures for the check (default: the run's validation part)."),
     ] = None,
     most: Annotated[int, typer.Option("--most", min=1, help="Check on at most so many of them.")] = 1000,
+    digests: Annotated[
+        bool, typer.Option(help="Keep digests of the training pictures in the file, so that evaluate knows them.")
+    ] = True,
     engine: Engine = "native",
 ) -> None:
     """Pack a trained model into bits, and refuse if the packed model disagrees with it."""
     _require_training("export")
     from gsb_vit.export.run import export_run
 
-    _, parity = export_run(run, output, data_spec=data, engine=engine, most=most)
+    _, parity = export_run(run, output, data_spec=data, engine=engine, most=most, keep_digests=digests)
     flipped = ", ".join(f"{kind} {share:.1e}" for kind, share in parity.flipped.items() if share) or "none"
     print(f"{printable(str(output))}: {output.stat().st_size / 1e6:.3f} MB")
     print(
@@ -291,6 +306,9 @@ def export(
 def evaluate(
     model: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run's folder, a trained or a packed model.")],
     data: Data,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Judge on all pictures given, those seen in training, too.")
+    ] = False,
     as_json: Json = False,
     engine: Engine = "native",
     threads: Threads = 0,
@@ -302,14 +320,15 @@ def evaluate(
         _require_training("evaluating a run")
         from gsb_vit.train.evaluate import evaluate_run
 
-        found = evaluate_run(model, data)
+        found = evaluate_run(model, data, everything=everything, say=_tell)
     else:
         import gsb_vit
         from gsb_vit.runtime.evaluate import evaluate_packed
         from gsb_vit.runtime.packed_file import read
 
         provenance = read(model).provenance
-        found = evaluate_packed(gsb_vit.load(model, threads=threads, engine=engine), data, provenance)
+        classifier = gsb_vit.load(model, threads=threads, engine=engine)
+        found = evaluate_packed(classifier, data, provenance, everything=everything, say=_tell)
     if as_json:
         _print_json(found)
         return
@@ -370,7 +389,7 @@ def _find_each(paths: Sequence[Path]) -> list[tuple[Path, str | None]]:
     found: list[tuple[Path, str | None]] = []
     for path in paths:
         try:
-            found += [(picture, None) for picture in find_pictures([path])]
+            found += [(picture, None) for picture in find_pictures([path], _tell)]
         except InputError as error:
             found.append((path, str(error)))
     if found and all(problem is not None for _, problem in found):

@@ -1,9 +1,8 @@
-// What tests/app/test_engine.py asks of engine.js and picture.js: node run_engine.mjs JOB.json → JSON.
+// What tests/app/test_engine.py asks of engine.js: node run_engine.mjs JOB.json → JSON.
 import { readFileSync, writeFileSync } from "node:fs";
 
 const job = JSON.parse(readFileSync(process.argv[2], "utf8"));
 const { Model, ModelError } = await import(`file://${job.app}/engine.js`);
-const { prepare } = await import(`file://${job.app}/picture.js`);
 const read = (path) => new Uint8Array(readFileSync(path));
 
 /** The text of a refusal, or null. */
@@ -28,8 +27,9 @@ const tasks = {
     const loaded = await Model.load(read(`${job.app}/gsb_vit.wasm`), read(model));
     writeFileSync(out, loaded.masks(read(pixels)));
   },
-  async prepare({ rgba, width, height, preprocessing, out }) {
-    writeFileSync(out, prepare(new Uint8ClampedArray(read(rgba)), width, height, preprocessing));
+  async prepare({ model, rgba, width, height, out }) {
+    const loaded = await Model.load(read(`${job.app}/gsb_vit.wasm`), read(model));
+    writeFileSync(out, loaded.prepare(new Uint8ClampedArray(read(rgba)), width, height));
   },
   async refuse({ model }) {
     return refusal(() => Model.load(read(`${job.app}/gsb_vit.wasm`), read(model)));

@@ -227,9 +227,8 @@ def test_two_hundred_pictures_give_the_logits_of_the_engine(browser, tmp_path):
     pictures = [file_of(Image.fromarray(one))["buffer"] for one in random_pictures(model.architecture, 150, seed=2)]
     pictures += [file_of(picture((40 + i, 90 - i), seed=i))["buffer"] for i in range(50)]
     page = browser.new_page()
-    scripts = [(APP / name).read_text() for name in ("engine.js", "picture.js")]
-    page.add_script_tag(content="\n".join(scripts) + "\nObject.assign(window, { Model, prepare });", type="module")
-    page.wait_for_function("() => window.prepare !== undefined")
+    page.add_script_tag(content=(APP / "engine.js").read_text() + "\nwindow.Model = Model;", type="module")
+    page.wait_for_function("() => window.Model !== undefined")
     encoded = [base64.b64encode(data).decode() for data in (MODULE.read_bytes(), path.read_bytes(), *pictures)]
     found = page.evaluate(
         """async ([wasm, model, ...pictures]) => {
@@ -242,7 +241,7 @@ def test_two_hundred_pictures_give_the_logits_of_the_engine(browser, tmp_path):
                 [context.canvas.width, context.canvas.height] = [image.width, image.height];
                 context.drawImage(image, 0, 0);
                 const { data } = context.getImageData(0, 0, image.width, image.height);
-                rows.push([...loaded.logits(prepare(data, image.width, image.height, loaded.preprocessing))]);
+                rows.push([...loaded.logits(loaded.prepare(data, image.width, image.height))]);
             }
             return rows;
         }""",

@@ -19,7 +19,7 @@ from gsb_vit.bench.compare import benchmark
 from gsb_vit.cli import app, main
 
 CLASSES = ("class 0", "class 1", "class 2")
-METRICS = ["n", "top1", "top5", "macro_precision", "macro_recall", "macro_f1"]
+METRICS = ["n", "top1", "top5", "macro_precision", "macro_recall", "macro_f1", "n_given", "n_seen"]
 RECIPE = """
 seed = 3
 [model]

@@ -150,7 +150,7 @@ void PackedModel::read_metadata() {
             throw Error("class_names has " + std::to_string(class_names_.size()) + " names for " +
                         std::to_string(architecture_.num_classes) + " classes");
         }
-        check_preprocessing(model.at("preprocessing"), architecture_);
+        preprocessing_ = read_preprocessing(model.at("preprocessing"), architecture_);
         model.at("provenance").object("provenance");
     } catch (const Error& error) {
         throw Error("metadata: " + std::string(error.what()) + kAgain);

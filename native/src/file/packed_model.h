@@ -19,6 +19,7 @@ class PackedModel {
 
     const Architecture& architecture() const { return architecture_; }
     const std::vector<std::string>& class_names() const { return class_names_; }
+    const Preprocessing& preprocessing() const { return preprocessing_; }
     // The metadata's `model`, JSON.
     const std::string& header() const { return file_.metadata().at("model"); }
 
@@ -49,6 +50,7 @@ class PackedModel {
 
     SafetensorsFile file_;
     Architecture architecture_;
+    Preprocessing preprocessing_;
     std::vector<std::string> class_names_;
 };
 

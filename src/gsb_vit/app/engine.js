@@ -61,6 +61,30 @@ export class Model {
   }
 
   /**
+   * Crop and resize a picture as in training.
+   * @param {Uint8Array | Uint8ClampedArray} pixels (height, width, channels): 1 grey, 3 RGB or 4 RGBA, which is laid on
+   *   white; upright
+   * @returns {Uint8Array} (H, W, 3), to the bit what Python's Preprocessing makes
+   * @throws {ModelError} for more than 64 million pixels
+   */
+  prepare(pixels, width, height) {
+    const format = pixels.length / (width * height);
+    if (![1, 3, 4].includes(format)) {
+      throw new RangeError(`${pixels.length} bytes are no picture of ${width} × ${height} pixels`);
+    }
+    if (!this.#runtime) this.#start();
+    const size = this.height * this.width * 3;
+    const from = this.#call("malloc", pixels.length);
+    const to = this.#call("malloc", size);
+    new Uint8Array(this.#runtime.memory.buffer, from).set(pixels);
+    this.#call("gsb_vit_prepare_image", this.#model, from, width, height, 0, format, 1, to);
+    const found = new Uint8Array(this.#runtime.memory.buffer, to, size).slice();
+    this.#call("free", from);
+    this.#call("free", to);
+    return found;
+  }
+
+  /**
    * Classify pictures.
    * @param {Uint8Array | Uint8ClampedArray} pixels (B, H, W, 3), as prepare() makes them
    * @returns {Float32Array} (B, K)
@@ -136,7 +160,7 @@ export class Model {
     const runtime = this.#runtime;
     try {
       const value = runtime[name](...values);
-      if (name === "malloc" && value === 0) throw new ModelError("there is not enough memory for this model");
+      if (name === "malloc" && value === 0) throw new ModelError("there is not enough memory for this");
       return value;
     } catch (error) {
       this.#runtime = null;

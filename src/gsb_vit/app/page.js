@@ -1,6 +1,6 @@
 import { Model } from "./engine.js";
 import { nameOfToken, shares, strongest, telling } from "./masks.js";
-import { kept, prepare } from "./picture.js";
+import { kept } from "./picture.js";
 
 const MAX_PIXELS = 64_000_000; // as gsb_vit/data/pictures.py
 const MAX_SIDE = 1024; // of the picture shown
@@ -61,7 +61,7 @@ const numbered = (count) => Array.from({ length: count }, (_, i) => new Option(`
 /** Name what is in a picture: { rgba, width, height }. */
 function answer({ rgba, width, height }) {
   const start = performance.now();
-  const pixels = prepare(rgba, width, height, model.preprocessing);
+  const pixels = model.prepare(rgba, width, height);
   const middle = performance.now();
   const answers = model.predict(pixels, TOP);
   const end = performance.now();

@@ -73,7 +73,7 @@ def open_picture(picture: Picture, *, max_pixels: int | None = None) -> Image.Im
         InputError: for a missing, truncated or unreadable file, what is no regular file, a URL, a format that is not
             one of ``FORMATS``, too many pixels, pixels whose range is unknown, and an array of another shape or type.
     """
-    limit = _limit(max_pixels)
+    limit = pixel_limit(max_pixels)
     if isinstance(picture, np.ndarray):
         return from_array(picture)
     if isinstance(picture, Image.Image):
@@ -81,7 +81,9 @@ def open_picture(picture: Picture, *, max_pixels: int | None = None) -> Image.Im
             return _decode(picture, "the picture", limit)
     if isinstance(picture, (bytes, bytearray, memoryview)):
         data = bytes(picture)
-        return _from_file(io.BytesIO(data), len(data), f"a picture of {len(data)} bytes", limit)
+        return _from_file(
+            io.BytesIO(data), len(data), f"a picture of {len(data)} bytes (a path is given as str)", limit
+        )
     if callable(getattr(picture, "read", None)):
         return _from_stream(picture, limit)
     if not isinstance(picture, (str, os.PathLike)):
@@ -118,7 +120,7 @@ def _from_file(file: BinaryIO, size: int, name: str, limit: int) -> Image.Image:
 _HINT = f"give a smaller picture, or raise max_pixels (--max-megapixels, {MAX_PIXELS_VARIABLE})"
 
 
-def _limit(max_pixels: int | None) -> int:
+def pixel_limit(max_pixels: int | None) -> int:
     """The most pixels of a picture. Raises InputError for what is no whole number above 0."""
     value: Any = os.environ.get(MAX_PIXELS_VARIABLE, MAX_PIXELS) if max_pixels is None else max_pixels
     with contextlib.suppress(ValueError):

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,7 +21,7 @@ from gsb_vit.metrics import softmax
 
 from .card import html_card, line_card
 from .packed_file import read
-from .pictures import batches, is_many, is_stored
+from .pictures import batches, is_many, is_stored, prepare
 from .reference import ReferenceModel, check_batch
 from .schema import Architecture
 
@@ -82,6 +83,17 @@ class Classifier:
         vars(self).update(state)
         if self.backend != "reference":  # another machine may have chosen otherwise
             self.backend, self.threads = self._engine.backend, self._engine.threads
+
+    def prepare(self, picture: Picture, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
+        """Open, orient, resize and crop one picture: → uint8 (H, W, 3), as :meth:`logits` takes a batch of.
+
+        The same bits as ``preprocessing`` makes, by the engine's own code: the native one does not need Pillow to
+        resize. What a picture may be, and ``max_pixels``, is as in :meth:`predict`.
+
+        Raises:
+            InputError: for a picture that cannot be read.
+        """
+        return prepare(picture, self.preprocessing, self.backend, max_pixels)
 
     def logits(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Classify uint8 (B, H, W, 3), made by ``preprocessing``: → float32 (B, K).
@@ -176,7 +188,7 @@ class Classifier:
     ) -> Any:
         """What ``run`` says of one picture, of stored pictures as one array, of others as an iterator over rows."""
         if not is_many(picture):
-            return run(self.preprocessing(picture, max_pixels=max_pixels)[None])[0]
+            return run(self.prepare(picture, max_pixels=max_pixels)[None])[0]
         rows = self._rows(picture, run, max_pixels)
         if not is_stored(picture):
             return rows
@@ -186,7 +198,7 @@ class Classifier:
     def _rows(
         self, pictures: Iterable[Picture], run: Callable[[NDArray[np.uint8]], Any], max_pixels: int | None
     ) -> Iterator[Any]:
-        for batch in batches(pictures, self.preprocessing, max_pixels):
+        for batch in batches(pictures, partial(self.prepare, max_pixels=max_pixels)):
             yield from run(batch)
 
     def set_profiling(self, on: bool) -> None:

@@ -1,32 +1,46 @@
 """How well a packed model does on pictures. No PyTorch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from gsb_vit.data.held_out import BATCH, held_out_pictures, require_same_classes
+from gsb_vit.data.held_out import BATCH, judged_pictures, require_same_classes
 from gsb_vit.metrics import classification_metrics
 
 from .classifier import Classifier
 
 
-def evaluate_packed(classifier: Classifier, spec: str, provenance: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of a packed model on the held-out pictures of a data SPEC.
+def evaluate_packed(
+    classifier: Classifier,
+    spec: str,
+    provenance: Mapping[str, Any],
+    *,
+    everything: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Return the metrics of a packed model on those pictures of a data SPEC that it has not seen in training.
+
+    ``n_given`` counts the pictures given, ``n_seen`` those of them seen (None: the model does not say); ``everything``
+    judges on the seen ones, too. ``say`` gets one line about it.
 
     Raises:
-        InputError: the data cannot be read, its classes are not the model's, or a file is not a picture.
+        InputError: the data cannot be read, its classes are not the model's, all pictures are seen, or a file is not a
+            picture.
     """
-    class_names, pictures = held_out_pictures(spec, provenance)
-    require_same_classes(classifier.class_names, class_names, spec)
-    return classification_metrics(logits_of_sources(classifier, pictures.sources), pictures.labels)
+    judged = judged_pictures(spec, provenance, classifier.class_names, everything=everything)
+    require_same_classes(classifier.class_names, judged.class_names, spec)
+    if say is not None:
+        say(judged.line)
+    metrics = classification_metrics(logits_of_sources(classifier, judged.pictures.sources), judged.pictures.labels)
+    return {**metrics, "n_given": judged.given, "n_seen": judged.seen}
 
 
 def logits_of_sources(classifier: Classifier, sources: Sequence[Any]) -> np.ndarray:
     """Classify pictures (paths, arrays, Pillow images) in batches: → float32 (n, K)."""
     batches = (sources[start : start + BATCH] for start in range(0, len(sources), BATCH))
     return np.concatenate(
-        [classifier.logits(np.stack([classifier.preprocessing(one) for one in batch])) for batch in batches]
+        [classifier.logits(np.stack([classifier.prepare(one) for one in batch])) for batch in batches]
     )
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gsb_vit.data.preprocess import FILTERS, RESIZES
+from gsb_vit.data.preprocess import RESIZES
+from gsb_vit.data.resample import FILTERS
 from gsb_vit.errors import InputError
 
 from .bits import pad_is_zero, words_for

@@ -22,6 +22,9 @@ constexpr Kernels kWasmKernels = [] {
     table.count_extremes = wasm::count_extremes;
     table.value_planes = wasm::value_planes;
     table.combine = wasm::combine;
+    table.tap_group = 1;
+    table.resize_rows = wasm::resize_rows;
+    table.resize_columns = wasm::resize_columns;
     return table;
 }();
 static_assert(complete(kWasmKernels));

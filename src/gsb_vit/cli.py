@@ -504,6 +504,18 @@ def _text_answers(pictures: Sequence[Path], class_names: Sequence[str]) -> _Answ
         print(*said, sep="\n", flush=True)
 
 
+@app.command(name="app")
+def offline_page(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Packed models; the page offers a choice.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="APP.html", help="The page, one file.")],
+) -> None:
+    """Write a page that names what is in pictures: one file, opened from disk in any browser, offline."""
+    from gsb_vit.app.page import write_app
+
+    size = write_app(models, output)
+    print(f"{printable(str(output))}: {size / 1e6:.2f} MB; open it in a browser, also on a phone and offline")
+
+
 @app.command()
 def summary(
     model: Annotated[str, typer.Argument(metavar="MODEL|ARCH", help="A model file, a run, or an architecture's name.")],

@@ -1,4 +1,4 @@
-"""Resizing in C++, every backend: Pillow's bits where it goes horizontally first, else of two calls, one an axis."""
+"""Resizing in C++, every backend: Pillow's bits where it goes horizontally first, else those of one call an axis."""
 
 import numpy as np
 import pytest

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 
 #include "error.h"
 #include "file/json.h"
@@ -88,8 +87,8 @@ const schema::Version& known_version(const std::string& name) {
 }
 
 std::string hexadecimal(uint64_t sum) {
-    char text[17];
-    std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(sum));
+    std::string text(16, '0');
+    for (size_t i = text.size(); i-- > 0; sum >>= 4) text[i] = "0123456789abcdef"[sum & 15];
     return text;
 }
 

@@ -18,7 +18,7 @@ from gsb_vit.limits import RAISE_MEMORY, memory_limit, shown_bytes
 from .bits import unpack
 from .packed_file import PackedModel
 from .relative_bias import relative_bias_index
-from .schema import BLOCK_TENSORS, SIGNS, Architecture, expected_tensors, tensors_of
+from .schema import BLOCK_TENSORS, MAX_MEMORY, SIGNS, Architecture, expected_tensors, tensors_of
 
 F32 = np.float32
 _LANES = 16

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.safetensors"
 _RUNS = Path("runs")
+_TRAINED = ("best.safetensors", "last.safetensors")
 _SUMMARY_KEYS: dict[str, Any] = {
     "data": str,
     "final_stage": str,
@@ -84,9 +85,23 @@ class Run:
         """
         from gsb_vit.runtime.classifier import load
 
-        if not self._packed.is_file() or self._packed.stat().st_mtime_ns < self._results.stat().st_mtime_ns:
+        if not self._is_packed():
             self.export(engine=engine)
         return load(self._packed, threads=threads, engine=engine)
+
+    def _is_packed(self) -> bool:
+        """Whether the packed file is of the run's model, by digest: clocks jump. Without its stages it is taken so."""
+        from gsb_vit.data.digests import digest
+        from gsb_vit.runtime.packed_file import read
+
+        if not self._packed.is_file():
+            return False
+        stage = self.out / self._summary()["final_stage"]
+        trained = next((path for name in _TRAINED if (path := stage / name).is_file()), None)
+        try:
+            return trained is None or read(self._packed).provenance.get("trained") == digest(trained)
+        except InputError:  # damaged
+            return False
 
     def report(self, *, engine: str = "native") -> Path:
         """Write ``OUT/report.html``, one file that needs nothing else, and return its path.

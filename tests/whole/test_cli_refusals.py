@@ -14,6 +14,7 @@ from processes import HANG_SECONDS
 from random_packed import write_random_packed
 
 from gsb_vit import cli
+from gsb_vit.errors import InputError
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -64,7 +65,8 @@ HUGE = "9" * 400
 TEXTS = ["", "[/b]", "\x1b]0;x\x07", "漢字\n", "x" * 5000, HUGE, "nothing", "a=b=c", "\udcff", "[" * 3000]
 PATHS = [
     *TEXTS, "pipe", "pipe.toml", "pipe.safetensors", "/dev/zero", "/dev/full", "socket", "data", "a\0b",
-    "text.safetensors", "text.toml", "binary.toml", "deep.toml", "long.safetensors", "nowhere/model.safetensors", "model.safetensors/x",
+    "text.safetensors", "text.toml", "binary.toml", "deep.toml", "long.safetensors", "nowhere/model.safetensors",
+    "model.safetensors/x",
 ]  # fmt: skip
 NUMBERS = ["", "-1", "x", "nan", "inf", "-inf", "1e400", HUGE, f"-{HUGE}", "0x10", "1.5", "१"]
 SETTINGS = [
@@ -141,7 +143,7 @@ def no_training(monkeypatch):
     from gsb_vit.train import loop
 
     def stop(*_, **__):
-        raise NotImplementedError("training begins")
+        raise InputError("training begins")
 
     monkeypatch.setattr(loop.StageRun, "run", stop, raising=True)
 

@@ -7,6 +7,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from gsb_vit.errors import InputError
+from gsb_vit.files import as_path, open_regular
 from gsb_vit.quantization import Quantization
 from gsb_vit.runtime.packed_file import read
 from gsb_vit.runtime.schema import Architecture
@@ -55,7 +56,7 @@ def find_architecture(target: str) -> tuple[Architecture, int | None]:
     Raises:
         InputError: neither a file nor a known architecture, or an architecture that cannot be packed.
     """
-    path = Path(target)
+    path = as_path(target, "a model file, a run or the name of an architecture")
     if path.is_file() and not is_trained_model(path):
         return read(path).architecture, path.stat().st_size
     if not path.exists() and (path.suffix == ".safetensors" or len(path.parts) > 1):
@@ -80,7 +81,8 @@ def find_architecture(target: str) -> tuple[Architecture, int | None]:
 def is_trained_model(path: Path) -> bool:
     """Return whether a file is a trained model of the training side (rather than packed, or something else)."""
     try:
+        open_regular(path, "a model file").close()  # a pipe would wait for a writer
         with safe_open(path, "numpy") as file:
             return "gsb_vit" in (file.metadata() or {})
-    except (SafetensorError, OSError):
+    except (SafetensorError, InputError, OSError):
         return False

@@ -58,12 +58,12 @@ enum { GSB_VIT_GREY = 1, GSB_VIT_RGB = 3, GSB_VIT_RGBA = 4 };
  *
  * pixels: height rows of width pixels, 8 bits a channel, `stride` bytes from a row to the next (0: width times
  * format). Nothing outside these rows is read. A decoder gives pixels as they are stored; orientation is the number of
- * EXIF's tag 274, 1 … 8, that goes with them, and 1 for pixels that are upright. RGBA is not premultiplied. Other pixels
- * become these before: 16 bits a channel v are v/257, rounded; palettes and CMYK are converted by the decoder.
+ * EXIF's tag 274, 1 … 8, that goes with them, and 1 for pixels that are upright. RGBA is not premultiplied. Other
+ * pixels become these before: 16 bits a channel v are v/257, rounded; palettes and CMYK are converted by the decoder.
  *
  * Returns 0, or −1 where it fails: also where the picture has more pixels than gsb_vit_set_max_pixels allows. */
-int gsb_vit_predict_image(gsb_vit_model* model, const uint8_t* pixels, int width, int height, size_t stride,
-                          int format, int orientation, float* logits);
+int gsb_vit_predict_image(gsb_vit_model* model, const uint8_t* pixels, int width, int height, size_t stride, int format,
+                          int orientation, float* logits);
 
 /* Only make the pixels that gsb_vit_predict takes: prepared receives (height, width, 3) of gsb_vit_info. */
 int gsb_vit_prepare_image(const gsb_vit_model* model, const uint8_t* pixels, int width, int height, size_t stride,

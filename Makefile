@@ -13,7 +13,7 @@ SOURCES := pyproject.toml constraints.txt $(shell find src native CMakeLists.txt
 NATIVE  := $(shell find native -name '*.cpp' -o -name '*.h' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check docs format native fuzz clean
+.PHONY: help quickstart test check docs format native wasm fuzz clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,11 @@ native: $(VENV)/.dev  ## build the extension into src/gsb_vit, for PYTHONPATH=sr
 	$(BIN)/cmake -S . -B build/dev -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(BIN))/python \
 		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -Dnanobind_DIR="$$($(BIN)/python -m nanobind --cmake_dir)"
 	$(BIN)/cmake --build build/dev
+
+wasm: $(VENV)/.dev  ## build the WebAssembly module into src/gsb_vit/app, for gsb-vit app (cmake/wasm32-wasi.cmake says what it needs)
+	$(BIN)/cmake --preset wasm -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+	$(BIN)/cmake --build --preset wasm
+	cp build/wasm/gsb_vit.wasm src/gsb_vit/app/gsb_vit.wasm
 
 fuzz: $(VENV)/.dev  ## fuzz the model reader with the forward pass, and the resizing of pictures, each for FUZZ_SECONDS; what fails lies in build/fuzz
 	$(BIN)/cmake -S . -B build/fuzz/build -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_CXX_COMPILER=$(CLANG) \

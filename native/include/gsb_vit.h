@@ -20,9 +20,10 @@ typedef struct gsb_vit_info {
     int classes;       /* numbers a picture gets */
     int tokens;        /* N, prefix tokens and patches */
     int embed_dim, depth, num_heads, mlp_hidden;
-    int threads;         /* that predict uses */
-    const char* backend; /* the instruction set that runs: "portable", "avx2", "avx512" or "neon" */
-    const char* name;    /* of the architecture; lives as long as the model */
+    int threads;          /* that predict uses */
+    const char* backend;  /* the instruction set that runs: "portable", "avx2", "avx512", "neon" or "wasm" */
+    const char* name;     /* of the architecture; lives as long as the model */
+    int attention_groups; /* A, binary masks of an attention head */
 } gsb_vit_info;
 
 /* One stage of the forward pass, summed over the calls since profiling was switched on. */
@@ -38,6 +39,14 @@ typedef struct gsb_vit_stage {
  */
 gsb_vit_model* gsb_vit_load(const char* path, int threads, const char* backend);
 
+/* The same with a limit on the bytes that the loaded model may take: its file, its weights and what predict works with.
+ * A model that would take more is refused before that memory is asked for. 0: what the environment variable
+ * GSB_VIT_MAX_MEMORY says, or 1 GiB, as gsb_vit_load. */
+gsb_vit_model* gsb_vit_load_within(const char* path, int threads, const char* backend, size_t max_memory);
+
+/* The same from a file's bytes, which are copied. */
+gsb_vit_model* gsb_vit_load_bytes(const uint8_t* bytes, size_t size, int threads, const char* backend);
+
 void gsb_vit_free(gsb_vit_model* model);
 
 gsb_vit_info gsb_vit_get_info(const gsb_vit_model* model);
@@ -49,6 +58,10 @@ const char* gsb_vit_class_name(const gsb_vit_model* model, int index);
  * or −1 where it fails, as where the model's numbers overflow. A picture's logits do not depend on the other pictures,
  * the threads or the backend. */
 int gsb_vit_predict(gsb_vit_model* model, const uint8_t* pixels, size_t count, float* logits);
+
+/* Run one picture and write its attention masks: uint8 (depth, A, num_heads, N, N), 1 where token j (the last axis) is
+ * in a group of token i. Returns 0, or −1 where it fails. */
+int gsb_vit_masks(gsb_vit_model* model, const uint8_t* pixels, uint8_t* masks);
 
 /* How a pixel is stored: its bytes. */
 enum { GSB_VIT_GREY = 1, GSB_VIT_RGB = 3, GSB_VIT_RGBA = 4 };

@@ -210,6 +210,10 @@ int main(int argc, char** argv) {
     CHECK(strstr(gsb_vit_error(), "'avx9' cannot run on this machine; there is "));
     CHECK(strstr(gsb_vit_error(), "portable"));
     CHECK(gsb_vit_load(argv[1], -1, NULL) == NULL && strstr(gsb_vit_error(), "threads -1"));
+    CHECK(gsb_vit_load_within(argv[1], 1, NULL, 1) == NULL && strstr(gsb_vit_error(), "bytes, more than 1; raise"));
+    CHECK(gsb_vit_load_within(argv[1], 1, NULL, 60000) == NULL);
+    CHECK(strstr(gsb_vit_error(), "a model may take 0.06 MB"));
+    gsb_vit_free(gsb_vit_load_within(argv[1], 1, NULL, 4000000));
     CHECK(strstr(gsb_vit_backends(), "portable"));
     gsb_vit_model* model = gsb_vit_load(argv[1], 2, "portable");
     CHECK(model);
@@ -271,7 +275,7 @@ def test_every_function_of_the_header(native, tmp_path):
     (tmp_path / "every.c").write_text(EVERY_FUNCTION)
     header = (ROOT / "native" / "include" / "gsb_vit.h").read_text(encoding="utf-8")
     functions = set(re.findall(r"(gsb_vit_\w+)\(", re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)))
-    assert len(functions) == 12 and all(f"{name}(" in EVERY_FUNCTION for name in functions)
+    assert len(functions) == 13 and all(f"{name}(" in EVERY_FUNCTION for name in functions)
     strict = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'native/include'}"]
     libraries = [native / "libgsb_vit.a", "-lstdc++", "-lm", "-pthread"]
     done = run(needed("cc"), *strict, tmp_path / "every.c", *libraries, "-o", tmp_path / "every")

@@ -19,7 +19,7 @@ void check_names(const char* where, const Json& object, const char* const (&name
     check_names(where, object, names, count);
 }
 
-// Checks that `object` has exactly these keys, with values as they say. Throws Error.
+// Checks that `object` has these keys, but perhaps optional ones, and no other, with values as they say. Throws Error.
 void check_object(const char* where, const Json& object, const schema::Key* keys, size_t count);
 template <size_t count>
 void check_object(const char* where, const Json& object, const schema::Key (&keys)[count]) {

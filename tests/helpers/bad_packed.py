@@ -472,7 +472,7 @@ def _wrong_items(key):
         if key.kind == "choice":
             yield from ("", key.choices[0].upper(), key.choices[0] + " ", key.choices[0] + "\n", "x" * 100_000)
         return
-    yield from ("1", -1 if key.kind == "whole" else "0.5", [1])
+    yield from ("1", -5 if key.kind == "whole" else "0.5", [1])
     if key.kind == "whole":
         yield from (key.least - 1, key.most + 1, 1.5, 2**31, 2**32 + 1, 2**53, 2**64 + 1, 10**300)
     else:

@@ -140,7 +140,8 @@ class TeacherRecipe(StageRecipe):
 
     ``precision = "fast"``: the teaching model computes in bfloat16 where the machine has instructions for it, pictures
     channels-last. ``cache_views = N`` draws N views of every picture once and keeps what the teacher says of each in
-    the run's folder; epoch e shows view e mod N. 0 draws new views in every epoch.
+    the run's folder, or in the folder ``views``, where runs share it if pictures, variation, mixing, teacher and seed
+    are equal; epoch e shows view e mod N. 0 draws new views in every epoch.
     """
 
     source: str = "twin"
@@ -155,6 +156,7 @@ class TeacherRecipe(StageRecipe):
     freeze_batch_norm: bool | None = None
     precision: Literal["same", "fast"] = "same"
     cache_views: int = 0
+    views: str | None = None
     quantization: Quantization = field(default_factory=Quantization.full_precision)
 
     @property

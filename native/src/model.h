@@ -38,7 +38,7 @@ class Model {
     // pixels: (count, H, W, 3); logits: (count, K). One call at a time: others wait. In a forked child, too, also where
     // the fork met another thread's call. Throws Error where the model's numbers overflow.
     void predict(const uint8_t* pixels, size_t count, float* logits) { run(pixels, count, logits, nullptr); }
-    // features: (count, heads, C), the normalised token that each head reads; else as predict.
+    // features: (count, heads, C), the normalised token, or mean, that each head reads; else as predict.
     void embed(const uint8_t* pixels, size_t count, float* features);
     size_t feature_count() const { return architecture().heads.size() * architecture().embed_dim; }  // of a picture
 

@@ -32,7 +32,7 @@ class Forward {
 
     // Runs one picture (H, W, 3) to its logits (K), all NaN where a norm does not hold (contract.h). `pool` nullptr: on
     // the calling thread with scratch[worker].
-    // `features` (heads, C), or nullptr: receives the normalised token that each head reads.
+    // `features` (heads, C), or nullptr: receives the normalised token, or mean, that each head reads.
     void run(const uint8_t* picture, float* logits, Workspace& workspace, std::vector<Scratch>& scratch,
              ThreadPool* pool, int worker, bool profiling, float* features = nullptr) const;
 
@@ -54,6 +54,7 @@ class Forward {
     void attention_value(Call& call, Scratch& scratch, int block, int first, int last) const;
     void list_groups(Call& call, Scratch& scratch, int block, int head, int first, int last) const;
     void rest_of_block(Call& call, Scratch& scratch, int block, int first, int last) const;
+    const float* normed_mean(Call& call, Scratch& scratch, TokenRange reads) const;
     void heads(Call& call, Scratch& scratch, float* logits) const;
     void add_residual(Scratch& scratch, const uint32_t* bits, size_t stride, int count, const ResidualLayer& layer,
                       float* x) const;

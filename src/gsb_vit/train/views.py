@@ -211,13 +211,13 @@ def views_key(training: TrainingPictures, mixes: Sequence[float], teacher: nn.Mo
     """
     digest = hashlib.sha256()
     for source in training.pictures.sources:
-        digest.update(np.ascontiguousarray(source) if isinstance(source, np.ndarray) else Path(source).read_bytes())
+        digest.update(source.tobytes() if isinstance(source, np.ndarray) else Path(source).read_bytes())
         digest.update(b"\n")
-    digest.update(np.ascontiguousarray(training.pictures.labels))
+    digest.update(training.pictures.labels.tobytes())
     digest.update(repr([training.preprocessing, training.teacher, training.recipe, list(mixes), seed]).encode())
     for name, tensor in teacher.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

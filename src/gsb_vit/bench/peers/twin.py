@@ -100,7 +100,7 @@ def build(twin: Twin, precision: str = "fp32") -> nn.Module:
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             x = pixels.permute(0, 3, 1, 2).to(next(self.vit.parameters()).dtype)
-            return self.vit(x if self.zero is None else x - self.zero).to(torch.float32)
+            return self.vit(x - self.zero if isinstance(self.zero, torch.Tensor) else x).to(torch.float32)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -150,7 +150,7 @@ def generate() -> str:
         "",
         "inline constexpr double kInfinity = std::numeric_limits<double>::infinity();",
         f'inline constexpr const char* kFormat = "{schema.FORMAT}";',
-        f"inline constexpr size_t kMaxFileBytes = {schema.MAX_FILE_BYTES};",
+        f"inline constexpr size_t kMaxMemory = {schema.MAX_MEMORY};",
         f"inline constexpr size_t kMaxHeaderBytes = {schema.MAX_HEADER_BYTES};",
         f"inline constexpr int kMaxNesting = {schema.MAX_NESTING};",
         f"inline constexpr long long kMaxWhole = {schema.MAX_WHOLE};",

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import sys
 import tempfile
 import textwrap
@@ -17,6 +18,7 @@ import typer
 from gsb_vit import __version__
 from gsb_vit.data.datasets import SPECS
 from gsb_vit.errors import InputError, ModelError
+from gsb_vit.limits import MAX_MEMORY_VARIABLE
 from gsb_vit.terminal import json_text, printable
 
 if TYPE_CHECKING:
@@ -35,16 +37,35 @@ app = typer.Typer(
 TRAINING_LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "sklearn", "scipy", "tensorboard")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Data = Annotated[
-    str,
+_DATA = typer.Option(
+    "--data",
+    metavar="SPEC",
+    help="A folder of class folders (perhaps with train/ and val/ or test/), or "
+    f"{' or '.join(', '.join(SPECS).rsplit(', ', 1))}.",
+)
+Data = Annotated[str, _DATA]
+DataOrNone = Annotated[str | None, _DATA]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the engine; 0 takes all cores.")]
+
+
+def _allow_memory(wanted: float | None) -> float | None:
+    """Set the limit for this process and for those it starts."""
+    if wanted is not None:
+        if not 0 < wanted <= 1e6:
+            raise InputError(f"--max-gigabytes {wanted} must be above 0 and at most 1,000,000")
+        os.environ[MAX_MEMORY_VARIABLE] = str(max(int(wanted * 1e9), 1))
+    return wanted
+
+
+MaxGigabytes = Annotated[
+    float | None,
     typer.Option(
-        "--data",
-        metavar="SPEC",
-        help="A folder of class folders (perhaps with train/ and val/ or test/), or "
-        f"{' or '.join(', '.join(SPECS).rsplit(', ', 1))}.",
+        "--max-gigabytes",
+        metavar="N",
+        callback=_allow_memory,
+        help="Refuse models that take more memory (default: 1.07 packed, 16 trained).",
     ),
 ]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the engine; 0 takes all cores.")]
 Engine = Annotated[
     str, typer.Option("--engine", metavar="native|reference", help="What runs a packed model (reference: slow NumPy).")
 ]
@@ -60,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is strictly ASCII shows escapes
+    limit = os.environ.get(MAX_MEMORY_VARIABLE)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         status, message = _outcome(words)
@@ -67,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             status = 2
     if not _flush(sys.stdout):
         status = status or 1
+    os.environ.pop(MAX_MEMORY_VARIABLE, None)  # a program that calls this again starts with its own limit
+    os.environ.update({} if limit is None else {MAX_MEMORY_VARIABLE: limit})
     sys.exit(status)
 
 
@@ -175,8 +199,15 @@ def _options(
 
 @app.command()
 def train(
-    data: Data,
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run's folder; must be new or empty.")],
+    place: Annotated[
+        str | None,
+        typer.Argument(metavar="[DATA]", show_default=False, help="The data, as --data; with --resume a run's folder."),
+    ] = None,
+    data: DataOrNone = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="RUN", help="The run's folder, new or empty (default: runs/NAME-N)."),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", metavar="FILE.toml", help="A recipe, or the name of a shipped one."),
@@ -192,24 +223,61 @@ def train(
         float | None,
         typer.Option("--label-noise", metavar="P", help="Give this share of training pictures a wrong class."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run where it was stopped.")] = False,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", metavar="N", help="Epochs of the student: --set stage2.epochs=N.")
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option("--image-size", metavar="PX", help="Side of the student's pictures: --set model.img_size=PX."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped: gsb-vit train --resume RUN.")
+    ] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be decoded, and keep a list of them.")
     ] = False,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="With --resume: go on though training pictures are gone.")
     ] = False,
+    max_gigabytes: MaxGigabytes = None,
 ) -> None:
-    """Train a teacher, then the one-bit student in two stages."""
+    """Train a teacher, then the one-bit student in two stages: gsb-vit train FOLDER."""
     _require_training("training")
+    from gsb_vit.runs import free_folder
+    from gsb_vit.train.folder import RECIPE_FILE, read_run
     from gsb_vit.train.recipe_io import load_recipe
     from gsb_vit.train.run import train as train_run
 
-    settings = [*(settings or [])]
-    settings += [f"data.shots={shots}"] if shots is not None else []
-    settings += [f"data.label_noise={label_noise}"] if label_noise is not None else []
+    if resume and place is not None and out is None:
+        out, place = Path(place), None
+    if place is not None and data is not None:
+        raise InputError(f"the data is given twice, {place!r} and --data {data!r}; give it once")
+    data = place if data is None else data
+    if resume and out is not None:
+        run_file = read_run(out) if data is None else None
+        data = data if run_file is None else run_file["data"]
+        if recipe is None and (out / RECIPE_FILE).is_file():
+            recipe = str(out / RECIPE_FILE)
+    if data is None:
+        raise InputError("no data is given; say where the pictures are: gsb-vit train FOLDER (or digits)")
+    if out is None:
+        if resume:
+            raise InputError("--resume needs the run's folder: gsb-vit train --resume RUN")
+        out = free_folder(data)
+    short = {
+        "data.shots": shots,
+        "data.label_noise": label_noise,
+        "stage2.epochs": epochs,
+        "model.img_size": image_size,
+    }
+    settings = [*(settings or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
     chosen = load_recipe(recipe, settings)
-    train_run(chosen, data, out, resume=resume, skip_bad=skip_bad, allow_missing=allow_missing)
+    try:
+        train_run(chosen, data, out, resume=resume, skip_bad=skip_bad, allow_missing=allow_missing)
+    except KeyboardInterrupt:
+        if (out / RECIPE_FILE).is_file():
+            _tell(f"stopped; go on with: gsb-vit train --resume {shlex.quote(str(out))}")
+        raise
 
 
 @app.command()
@@ -238,6 +306,7 @@ def study(
     ] = None,
     latency: Annotated[bool, typer.Option("--latency", help="Time the packed models when all runs are done.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the study, list its runs, start none.")] = False,
+    max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Train a grid of recipes and seeds, and write its table, CSV and plot."""
     _require_training("a study")
@@ -288,6 +357,7 @@ def export(
         bool, typer.Option(help="Keep digests of the training pictures in the file, so that evaluate knows them.")
     ] = True,
     engine: Engine = "native",
+    max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Pack a trained model into bits, and refuse if the packed model disagrees with it."""
     _require_training("export")
@@ -312,6 +382,7 @@ def evaluate(
     as_json: Json = False,
     engine: Engine = "native",
     threads: Threads = 0,
+    max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Classify the held-out pictures of a data set and print top-1, top-5, precision, recall and F1."""
     from gsb_vit.export.architecture import is_trained_model
@@ -350,6 +421,7 @@ def predict(
     as_json: Json = False,
     engine: Engine = "native",
     threads: Threads = 0,
+    max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Name what is in pictures; answers come one by one, and pictures that cannot be read do not stop the others."""
     import gsb_vit
@@ -432,10 +504,23 @@ def _text_answers(pictures: Sequence[Path], class_names: Sequence[str]) -> _Answ
         print(*said, sep="\n", flush=True)
 
 
+@app.command(name="app")
+def offline_page(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Packed models; the page offers a choice.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="APP.html", help="The page, one file.")],
+) -> None:
+    """Write a page that names what is in pictures: one file, opened from disk in any browser, offline."""
+    from gsb_vit.app.page import write_app
+
+    size = write_app(models, output)
+    print(f"{printable(str(output))}: {size / 1e6:.2f} MB; open it in a browser, also on a phone and offline")
+
+
 @app.command()
 def summary(
     model: Annotated[str, typer.Argument(metavar="MODEL|ARCH", help="A model file, a run, or an architecture's name.")],
     as_json: Json = False,
+    max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Count parameters, bytes, FLOPs, BOPs and OPs, layer by layer, against the full-precision model."""
     from gsb_vit.bench.cost import summarize
@@ -486,6 +571,7 @@ def bench(
     ] = False,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the rows: PNG, SVG or PDF.")] = None,
     as_json: Json = False,
+    max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Time a packed model beside its full-precision twin."""
     if (model is None) == (arch is None):

@@ -177,13 +177,13 @@ def fit(
 
         values = read_values(recipe if recipe is None else os.fspath(recipe))
         overlay(values, settings or {})
-        folder = Path(out) if out is not None else _free_folder(spec)
+        folder = Path(out) if out is not None else free_folder(spec)
         ways = {"resume": resume, "skip_bad": skip_bad, "allow_missing": allow_missing}
         train(build_recipe(values), spec, folder, **ways, console=console)
         return Run(folder)
 
 
-def _free_folder(spec: str) -> Path:
+def free_folder(spec: str) -> Path:
     """The first of runs/NAME-1, runs/NAME-2, … that does not exist, where NAME is the data's."""
     last = Path(spec.partition(":")[0] if not Path(spec).exists() else spec).resolve().name
     name = re.sub(r"[^\w.-]+", "-", last) or "data"

@@ -100,13 +100,14 @@ def pictures(tmp_path_factory):
 
 def test_the_commands_and_their_options_are_frozen():
     commands = {command.callback.__name__ for command in app.registered_commands}
-    assert commands == {"train", "quickstart", "export", "evaluate", "predict", "summary", "bench", "study"}
+    named = "train quickstart export evaluate predict offline_page summary bench study"
+    assert commands == set(named.split())
 
 
 def test_help_names_every_command(run):
     status, output, _ = run("--help")
     assert status == 0
-    for name in ("train", "quickstart", "export", "evaluate", "predict", "summary", "bench"):
+    for name in ("train", "quickstart", "export", "evaluate", "predict", "app", "summary", "bench"):
         assert name in output
         assert run(name, "--help")[0] == 0
 
@@ -319,3 +320,24 @@ def test_interrupting_leaves_no_traceback(tmp_path, recipe):
     assert (out / "metrics.jsonl").exists(), output
     assert process.returncode not in (0, 2)
     assert "Traceback" not in output
+    assert f"go on with: gsb-vit train --resume {out}" in output
+
+
+def test_train_needs_a_folder_alone_and_resumes_by_the_run_alone(run, refused, recipe, tmp_path, monkeypatch):
+    pytest.importorskip("accelerate")
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        status, output, _ = run("train", "digits", "--recipe", recipe, "--epochs", 2)
+        assert status == 0 and f"run: runs/digits-{number}\n" in output
+    out = tmp_path / "runs" / "digits-1"
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["stage"] == "stage2"] == [1, 2]
+    before = (out / "stage2" / "last.safetensors").read_bytes()
+    (out / "summary.json").unlink()
+    assert run("train", "--resume", out)[0] == 0
+    assert (out / "stage2" / "last.safetensors").read_bytes() == before and (out / "summary.json").is_file()
+    assert "twice" in refused("train", "digits", "--data", "digits")
+    assert "gsb-vit train FOLDER" in refused("train")
+    assert "train --resume RUN" in refused("train", "--data", "digits", "--resume")
+    assert "run.json" in refused("train", "--resume", tmp_path / "runs")
+    assert "model.img_size" in refused("train", "digits", "--image-size", 0)

@@ -177,7 +177,7 @@ Architecture read_architecture(const Json& json, bool optional) {
     return a;
 }
 
-void check_preprocessing(const Json& json, const Architecture& architecture) {
+Preprocessing read_preprocessing(const Json& json, const Architecture& architecture) {
     check_object("preprocessing", json, schema::kPreprocessing);
     const int height = side(json, "size", 0), width = side(json, "size", 1);
     if (height != architecture.image_height || width != architecture.image_width) {
@@ -185,6 +185,8 @@ void check_preprocessing(const Json& json, const Architecture& architecture) {
                     "), the model reads (" + std::to_string(architecture.image_height) + ", " +
                     std::to_string(architecture.image_width) + ")");
     }
+    return {height, width, json.at("resize").text("resize") == "crop", json.at("crop_ratio").number("crop_ratio"),
+            filter_named(json.at("interpolation").text("interpolation"))};
 }
 
 }  // namespace gsb

@@ -7,6 +7,7 @@
 #include "file/json.h"
 #include "file/relative_bias.h"
 #include "file/schema.h"
+#include "picture/prepare.h"
 
 namespace gsb {
 
@@ -60,7 +61,7 @@ struct Architecture {
 // Reads the metadata's `architecture`, an object. `optional`: may optional keys be there? Throws Error.
 Architecture read_architecture(const Json& json, bool optional);
 
-// Checks the metadata's `preprocessing`, which the engine itself does not use. Throws Error.
-void check_preprocessing(const Json& json, const Architecture& architecture);
+// Reads the metadata's `preprocessing`, whose size has to be the architecture's. Throws Error.
+Preprocessing read_preprocessing(const Json& json, const Architecture& architecture);
 
 }  // namespace gsb

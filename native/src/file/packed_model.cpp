@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 
 #include "error.h"
 #include "file/json.h"
 #include "file/keys.h"
 #include "file/xxh64.h"
+#include "machine/memory.h"
 
 namespace gsb {
 
@@ -87,27 +87,29 @@ const schema::Version& known_version(const std::string& name) {
 }
 
 std::string hexadecimal(uint64_t sum) {
-    char text[17];
-    std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(sum));
+    std::string text(16, '0');
+    for (size_t i = text.size(); i-- > 0; sum >>= 4) text[i] = "0123456789abcdef"[sum & 15];
     return text;
 }
 
 }  // namespace
 
-PackedModel::PackedModel(const std::string& path) : file_(path) {
-    check(path);
+PackedModel::PackedModel(const std::string& path, size_t max_memory)
+    : name_(path), max_memory_(memory_limit(max_memory)), file_(path, max_memory_) {
+    check();
 }
 
-PackedModel::PackedModel(const std::string& name, const uint8_t* bytes, size_t size) : file_(name, bytes, size) {
-    check(name);
+PackedModel::PackedModel(const std::string& name, const uint8_t* bytes, size_t size, size_t max_memory)
+    : name_(name), max_memory_(memory_limit(max_memory)), file_(name, bytes, size, max_memory_) {
+    check();
 }
 
-void PackedModel::check(const std::string& path) {
+void PackedModel::check() {
     try {
         read_metadata();
         check_tensors();
     } catch (const Error& error) {
-        throw Error(path + ": " + error.what());
+        throw Error(name_ + ": " + error.what());
     }
 }
 
@@ -151,7 +153,7 @@ void PackedModel::read_metadata() {
             throw Error("class_names has " + std::to_string(class_names_.size()) + " names for " +
                         std::to_string(architecture_.num_classes) + " classes");
         }
-        check_preprocessing(model.at("preprocessing"), architecture_);
+        preprocessing_ = read_preprocessing(model.at("preprocessing"), architecture_);
         model.at("provenance").object("provenance");
     } catch (const Error& error) {
         throw Error("metadata: " + std::string(error.what()) + kAgain);

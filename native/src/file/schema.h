@@ -9,7 +9,7 @@ namespace gsb::schema {
 
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 inline constexpr const char* kFormat = "gsb-vit-packed";
-inline constexpr size_t kMaxFileBytes = 1073741824;
+inline constexpr size_t kMaxMemory = 1073741824;
 inline constexpr size_t kMaxHeaderBytes = 8388608;
 inline constexpr int kMaxNesting = 64;
 inline constexpr long long kMaxWhole = 9007199254740992;

@@ -78,8 +78,8 @@ Forward::Forward(const Architecture& architecture, const Shape& shape, const Mod
 }
 
 void Forward::run(const uint8_t* picture, float* logits, Workspace& w, std::vector<Scratch>& scratch, ThreadPool* pool,
-                  int worker, bool profiling, float* features) const {
-    Call call{picture, w, profiling, features};
+                  int worker, bool profiling, Kept kept) const {
+    Call call{picture, w, profiling, kept};
     const auto phase = [&](int tasks, const ThreadPool::Task& task) {
         if (pool) {
             pool->run(tasks, task);
@@ -113,9 +113,11 @@ void Forward::run(const uint8_t* picture, float* logits, Workspace& w, std::vect
             }
         });
         attention_limits(call, block);
+        if (kept.masks) keep_first_masks(call, block);
         const bool last_block = block + 1 == architecture_.depth;
         // Behind the last block only some tokens are read.
-        const TokenRange wanted = last_block ? architecture_.tokens_read() : TokenRange{0, shape_.tokens};
+        const TokenRange wanted =
+            last_block && !kept.masks ? architecture_.tokens_read() : TokenRange{0, shape_.tokens};
         const int begin = wanted.first / w.row_step, chunks = (wanted.end() - 1) / w.row_step + 1 - begin;
         phase(chunks, [&](int task, int thread) {
             const int chunk = begin + task;
@@ -270,7 +272,7 @@ void Forward::heads(Call& call, Scratch& scratch, float* logits) const {
     for (size_t i = 0; i < architecture_.heads.size(); ++i) {
         const HeadWeights& head = weights_.heads[i];
         const float* normed = normed_mean(call, scratch, architecture_.heads[i].reads);
-        if (call.features) std::copy_n(normed, shape_.width, call.features + i * shape_.width);
+        if (call.kept.features) std::copy_n(normed, shape_.width, call.kept.features + i * shape_.width);
         for (int c = 0; c < shape_.width; ++c) {
             const float level = std::nearbyintf((normed[c] + head.shift[c]) / head.input_scale);
             scratch.levels[c] = static_cast<int8_t>(level >= 127 ? 127 : level >= -128 ? level : -128);

@@ -82,7 +82,7 @@ Scratch::Scratch(const Shape& s, const Architecture& a, int row_count) {
     value_extremes.resize(2 * static_cast<size_t>(s.width));
     normed.resize(s.width);
     levels = Buffer<int8_t>(s.width);
-    sums.resize(a.num_classes);
+    sums = Buffer<int32_t>(a.num_classes);
 }
 
 }  // namespace gsb

@@ -73,7 +73,7 @@ struct alignas(64) Scratch {
     std::vector<float> value_extremes;  // (2, C): each channel's smallest and largest Value
     std::vector<float> normed;          // (C)
     Buffer<int8_t> levels;              // (C)
-    std::vector<int32_t> sums;          // (K)
+    Buffer<int32_t> sums;               // (K)
     StageSeconds seconds{};
 };
 

@@ -17,11 +17,13 @@ from typing import Any
 import timm
 
 from gsb_vit.errors import InputError, shown
+from gsb_vit.limits import RAISE_MEMORY, memory_limit, shown_bytes
 from gsb_vit.nn.tokenizer import MOST_CONVOLUTIONS
 
 from . import zoo  # noqa: F401  (registers the models with timm)
 
-MOST_BYTES = 16e9  # of a model's float32 weights and of the indices of its attention biases
+# Bytes of a model's float32 weights and of its N² attention, unless the caller or MAX_MEMORY_VARIABLE says otherwise.
+MAX_MEMORY = 16_000_000_000
 MOST_CLASSES = 1_000_000
 
 
@@ -98,8 +100,14 @@ def require_architecture(name: str) -> None:
         raise InputError(f"unknown architecture {shown(name)}; the nearest is {near[0]!r}; timm.list_models() has all")
 
 
-def check_arguments(architecture: str, args: Mapping[str, Any], num_classes: int) -> None:
-    """Raise InputError for an argument that is not in ``ARGUMENTS`` or out of its range, and for a model too large."""
+def check_arguments(
+    architecture: str, args: Mapping[str, Any], num_classes: int, *, max_memory: int | None = None
+) -> None:
+    """Raise InputError for an argument that is not in ``ARGUMENTS`` or out of its range, and for a model too large.
+
+    A model may take ``max_memory`` bytes, by default those of the environment variable ``GSB_VIT_MAX_MEMORY`` or else
+    16 GB.
+    """
     for name, value in args.items():
         if name not in ARGUMENTS:
             raise InputError(f"{architecture} takes no argument {shown(name)} here; it takes {', '.join(ARGUMENTS)}")
@@ -108,10 +116,11 @@ def check_arguments(architecture: str, args: Mapping[str, Any], num_classes: int
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or not 0 <= num_classes <= MOST_CLASSES:
         raise InputError(f"{architecture}: {shown(num_classes)} classes must be a whole number up to {MOST_CLASSES:,}")
     needed = least_bytes(args, num_classes)
-    if needed > MOST_BYTES:
+    most = memory_limit(max_memory, MAX_MEMORY)
+    if needed > most:
         raise InputError(
-            f"{architecture} with {dict(args)} needs at least {needed / 1e9:,.0f} GB, more than {MOST_BYTES / 1e9:g}; "
-            "make it narrower or shallower, or its patches larger"
+            f"{architecture} with {dict(args)} needs at least {shown_bytes(needed)}, more than {shown_bytes(most)}; "
+            f"make it narrower or shallower or its patches larger, or {RAISE_MEMORY}"
         )
 
 

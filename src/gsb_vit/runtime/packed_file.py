@@ -17,6 +17,7 @@ from safetensors.numpy import save
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
 from gsb_vit.files import write_atomically
+from gsb_vit.limits import memory_limit
 
 from .checksum import xxh64
 from .keys import check_names, check_object
@@ -25,6 +26,7 @@ from .schema import (
     CHECKSUM_KEYS,
     FORMAT,
     MAX_HEADER_BYTES,
+    MAX_MEMORY,
     METADATA_KEYS,
     MODEL_KEYS,
     OPTIONAL,
@@ -59,19 +61,20 @@ class PackedModel:
         return {name[len(prefix) :]: array for name, array in self.tensors.items() if name.startswith(prefix)}
 
 
-def read(path: PathLike) -> PackedModel:
+def read(path: PathLike, *, max_memory: int | None = None) -> PackedModel:
     """Read and check a packed file.
 
-    The file is read whole and may be replaced afterwards.
+    The file is read whole and may be replaced afterwards. It has at most ``max_memory`` bytes, by default those of the
+    environment variable ``GSB_VIT_MAX_MEMORY`` or else 1 GiB.
 
     Raises:
         InputError: for a missing, truncated or foreign file, an unknown version, and a tensor that is missing,
             unknown, of the wrong type or shape, or out of range, naming it; and for a checksum that does not fit.
     """
-    path = _checked_path(path)
+    path, most = _checked_path(path), memory_limit(max_memory, MAX_MEMORY)
     try:
         with _naming(path):
-            file = read_safetensors(path)
+            file = read_safetensors(path, most)
             architecture, class_names, preprocessing, provenance = _read_metadata(file)
             specs = expected_tensors(architecture)
             check_specs(specs, file.specs)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gsb_vit.data.preprocess import FILTERS, RESIZES
+from gsb_vit.data.preprocess import RESIZES
+from gsb_vit.data.resample import FILTERS
 from gsb_vit.errors import InputError
 
 from .bits import pad_is_zero, words_for
@@ -25,8 +26,9 @@ METADATA_KEYS = {"1": ("format", "version", "model"), "2": ("format", "version",
 MODEL_KEYS = ("architecture", "class_names", "preprocessing", "provenance")
 TENSOR_KEYS = ("dtype", "shape", "data_offsets")
 
-# A billion one-bit weights take an eighth of it.
-MAX_FILE_BYTES = 1 << 30
+# Bytes of a loaded model, its file included, unless the caller or MAX_MEMORY_VARIABLE says otherwise. A billion one-bit
+# weights take an eighth of it.
+MAX_MEMORY = 1 << 30
 # 1024 blocks of 23 tensors, each at most 133 bytes of header, are 3 MiB; 5 MiB are left for class names and provenance,
 # enough for 32,768 names of 160 bytes. Without a limit a header of 20 MB asks for gigabytes.
 MAX_HEADER_BYTES = 8 << 20

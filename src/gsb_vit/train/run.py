@@ -115,7 +115,7 @@ def _train(request: Request, console: Console, stack: contextlib.ExitStack) -> R
     data = prepared.drawn.data
     log = RunLog(folder, console, accelerator.is_main_process)
     torch.set_num_threads(run_threads(folder, recipe, accelerator))
-    for line in prepared.lines:
+    for line in (f"run: {folder}", *prepared.lines):
         log.say(line)
     log.say(
         f"{request.data_spec}: {len(data.class_names)} classes, {len(data.train)} pictures for training, "
@@ -305,6 +305,7 @@ class _Run:
             "class_names": list(self.data.class_names),
             "confusion_matrix": confusion.tolist(),
             "left_out": self.stored.left_out,
+            "test_pictures_seen": self.stored.tested_on_seen,
         }
         write_json(self.folder / "summary.json", values)
         write_json(self.folder / RUN_FILE, {**read_run(self.folder), "status": "finished"})

@@ -38,6 +38,7 @@ def architecture_of(model: Any) -> Architecture:
         threshold_scope=q.threshold_scope,
         attention_bias=q.attention_bias,
         global_pool=model.global_pool,
+        pool_norm="before" if model.global_pool == "avg" and final_norm(model) is model.norm else "after",
         tokenizer_channels=tuple(getattr(model.patch_embed.proj, "channels", ())[:-1]),
     )
 

@@ -190,6 +190,8 @@ def _read_metadata(file: SafetensorsFile) -> tuple[Architecture, tuple[str, ...]
         architecture = Architecture.from_json(header["architecture"])
         if version == "1" and (newer := [name for name in OPTIONAL if name in header["architecture"]]):
             raise InputError(f"architecture: key {newer[0]!r} is unknown in version 1")
+        if version == "1" and architecture.num_heads_out != architecture.prefix_tokens:
+            raise InputError(f"architecture: num_heads_out {architecture.num_heads_out} must equal prefix_tokens")
         preprocessing = Preprocessing(**check_object("preprocessing", header["preprocessing"], PREPROCESSING))
     except InputError as error:
         raise InputError(f"{error}; export the model again") from error

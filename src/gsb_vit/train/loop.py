@@ -27,7 +27,7 @@ from .precision import fast_attention, fast_products
 from .recipe import SEED_NUMBERS, DistillationRecipe, StageRecipe
 from .seeds import seed_everything
 from .teacher import HeadFirst, Teacher
-from .views import CachedViews, LiveViews
+from .views import CachedViews, LiveViews, views_key
 
 Views = LiveViews | CachedViews
 
@@ -50,6 +50,7 @@ class StageSetting:
     validation: EvaluationPictures
     validation_labels: Tensor
     cache_views: int = 0
+    shared_views: str | None = None
 
     @property
     def index(self) -> int:
@@ -63,13 +64,16 @@ class StageSetting:
     def views(self, task: DistillationTask, teacher: Teacher | None, accelerator: Accelerator) -> Views:
         """Where the stage's batches come from: new views in every epoch, or those drawn once.
 
-        Stages that mix alike under one teacher share what it said of their views.
+        Stages that mix alike under one teacher share what it said of their views; runs do where all that decides it is
+        equal and the recipe names a folder for it.
         """
         mixing = Mixing(self.recipe.mixup, self.recipe.cutmix, len(self.info.class_names))
         if not (self.cache_views and teacher is not None and task.has_teacher):
             return LiveViews(self.training, mixing, task)
-        stem = self.folder.parent / "views" / f"{teacher.name}-{self.recipe.mixup:g}-{self.recipe.cutmix:g}"
-        seed = (self.seed, SEED_NUMBERS["views"])
+        mixes, seed = (self.recipe.mixup, self.recipe.cutmix), (self.seed, SEED_NUMBERS["views"])
+        stem = self.folder.parent / "views" / f"{teacher.name}-{mixes[0]:g}-{mixes[1]:g}"
+        if self.shared_views is not None:
+            stem = Path(self.shared_views) / views_key(self.training, mixes, teacher.model, seed)
         shared = accelerator.wait_for_everyone
         return CachedViews(self.training, mixing, task, self.cache_views, seed, stem, accelerator.autocast, shared)
 

@@ -25,6 +25,13 @@ typedef struct gsb_vit_info {
     const char* name;    /* of the architecture; lives as long as the model */
 } gsb_vit_info;
 
+/* How logits become an answer: from the packed file, fitted on pictures that were not trained on. */
+typedef struct gsb_vit_decision {
+    double temperature;      /* that logits are divided by before the softmax; 1 where the file holds none */
+    int has_unknown;         /* 1 where the file holds a threshold for pictures of no class, else 0 */
+    double false_alarm_rate; /* the share of known pictures that the threshold was set to call unknown */
+} gsb_vit_decision;
+
 /* One stage of the forward pass, summed over the calls since profiling was switched on. */
 typedef struct gsb_vit_stage {
     const char* name;
@@ -49,6 +56,15 @@ const char* gsb_vit_class_name(const gsb_vit_model* model, int index);
  * or −1 where it fails, as where the model's numbers overflow. A picture's logits do not depend on the other pictures,
  * the threads or the backend. */
 int gsb_vit_predict(gsb_vit_model* model, const uint8_t* pixels, size_t count, float* logits);
+
+gsb_vit_decision gsb_vit_get_decision(const gsb_vit_model* model);
+
+/* Probabilities of count pictures from their logits (count, classes): softmax(logits / temperature), in double; each
+ * row of probabilities (count, classes) sums to 1. Returns 0, or −1 where it fails. */
+int gsb_vit_probabilities(const gsb_vit_model* model, const float* logits, size_t count, double* probabilities);
+
+/* Is the picture with these logits (classes) none of the classes? 1: yes, 0: no, −1: the file holds no threshold. */
+int gsb_vit_is_unknown(const gsb_vit_model* model, const float* logits);
 
 /* Switch profiling on (and the sums to zero) or off. */
 void gsb_vit_set_profiling(gsb_vit_model* model, int on);

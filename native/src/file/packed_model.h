@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "file/architecture.h"
+#include "file/decision.h"
 #include "file/safetensors_file.h"
 
 namespace gsb {
@@ -19,6 +20,7 @@ class PackedModel {
 
     const Architecture& architecture() const { return architecture_; }
     const std::vector<std::string>& class_names() const { return class_names_; }
+    const Decision& decision() const { return decision_; }
     // The metadata's `model`, JSON.
     const std::string& header() const { return file_.metadata().at("model"); }
 
@@ -50,6 +52,7 @@ class PackedModel {
     SafetensorsFile file_;
     Architecture architecture_;
     std::vector<std::string> class_names_;
+    Decision decision_;
 };
 
 }  // namespace gsb

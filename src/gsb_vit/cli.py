@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import sys
 import tempfile
 import textwrap
@@ -197,7 +198,25 @@ def train(
     settings = [*(settings or [])]
     settings += [f"data.shots={shots}"] if shots is not None else []
     settings += [f"data.label_noise={label_noise}"] if label_noise is not None else []
-    train_run(load_recipe(recipe, settings), data, out, resume=resume)
+    found = train_run(load_recipe(recipe, settings), data, out, resume=resume)
+    _say_next(out, data, found.packable)
+
+
+def _say_next(run: Path, data: str, packable: bool) -> None:
+    """Print what to do with a finished run."""
+    if os.environ.get("RANK", "0") != "0":  # another process of torchrun says it
+        return
+    folder, packed = shlex.quote(str(run)), shlex.quote(f"{run.resolve().name}.safetensors")
+    commands = [f"gsb-vit report {folder}"]
+    if packable:
+        commands = [
+            f"gsb-vit export {folder} -o {packed}",
+            *commands,
+            f"gsb-vit predict {packed} PHOTO.jpg --unknown",
+        ]
+    else:
+        commands.append(f"gsb-vit evaluate {folder} --data {shlex.quote(data)}")
+    print("\nNext:", *(f"  {printable(command)}" for command in commands), sep="\n")
 
 
 @app.command()
@@ -278,13 +297,20 @@ def export(
     _require_training("export")
     from gsb_vit.export.run import export_run
 
-    _, parity = export_run(run, output, data_spec=data, engine=engine, most=most)
+    packed, parity = export_run(run, output, data_spec=data, engine=engine, most=most)
     flipped = ", ".join(f"{kind} {share:.1e}" for kind, share in parity.flipped.items() if share) or "none"
     print(f"{printable(str(output))}: {output.stat().st_size / 1e6:.3f} MB")
     print(
         f"same answer as the trained model on {parity.top1_agreement:.2%} of {parity.n} pictures, "
         f"{parity.logits_line}; share of flipped bits on {parity.traced} of them: {flipped}"
     )
+    if (unknown := packed.decision.unknown) is not None:
+        print(
+            f"temperature {packed.decision.temperature:.3g} for probabilities, and a threshold that calls "
+            f"{unknown.false_alarm_rate:.1%} of known pictures unknown, fitted on these validation pictures"
+        )
+    else:
+        print("there are no validation pictures: probabilities are not calibrated, and no picture is called unknown")
 
 
 @app.command()

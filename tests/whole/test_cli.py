@@ -278,6 +278,20 @@ def test_train_export_evaluate_predict(run, trained, tmp_path):
     assert run("summary", trained, "--json")[0] == 0
 
 
+def test_a_run_ends_with_the_next_three_commands(run, trained, recipe):
+    status, output, _ = run("train", "--data", "digits", "--out", trained, "--recipe", recipe, "--resume")
+    assert status == 0
+    lines = output.splitlines()
+    assert lines[-4:] == [
+        "Next:",
+        f"  gsb-vit export {trained} -o run.safetensors",
+        f"  gsb-vit report {trained}",
+        "  gsb-vit predict run.safetensors PHOTO.jpg --unknown",
+    ]
+    assert any(line.startswith("Right on ") for line in lines) and "Most frequent confusions" in lines
+    assert "Classes, the worst first" in lines
+
+
 def test_export_refuses_what_is_not_ready(refused, trained, tmp_path):
     path = tmp_path / "model.safetensors"
     assert "stage" in refused("export", trained / "stage1", "-o", path)

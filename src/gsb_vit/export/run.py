@@ -33,7 +33,8 @@ def export_run(
     The pictures are the run's validation pictures (its test pictures if it has none), of more than ``most`` every n-th;
     ``data_spec`` names the data if it has moved. ``engine`` runs the packed model; bits are always compared with those
     of the NumPy reference, on the first pictures. The split of the data goes into the packed file's provenance, so that
-    the packed model, too, can be evaluated on pictures it was not trained on.
+    the packed model, too, can be evaluated on pictures it was not trained on. Temperature and threshold for unknown
+    pictures are fitted on these validation pictures; a run that has none leaves its packed model without.
 
     Raises:
         InputError: the run, its data or ``output`` cannot be used, or the packed model disagrees with the trained one,
@@ -48,7 +49,8 @@ def export_run(
     splits = load_data(spec, options)
     require_same_classes(trained.class_names, splits.class_names, spec)
     held_out = splits.validation if len(splits.validation) else splits.test
-    sources = held_out.sources[:: -(-len(held_out) // most)]
+    step = -(-len(held_out) // most)
+    sources = held_out.sources[::step]
     split = {name: value for name, value in asdict(options).items() if name in SPLIT_OPTIONS}
     return export_and_verify(
         trained.model,
@@ -58,6 +60,7 @@ def export_run(
         preprocessing=trained.preprocessing,
         provenance={**trained.info.provenance, "stage": trained.info.stage, "split": split},
         engine=engine,
+        labels=held_out.labels[::step] if len(splits.validation) else None,
     )
 
 

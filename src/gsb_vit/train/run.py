@@ -18,6 +18,7 @@ from torch import nn
 from gsb_vit import __version__
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.data.splits import DataSplits, load_data
+from gsb_vit.decision import Decision
 from gsb_vit.errors import InputError
 from gsb_vit.files import write_json
 from gsb_vit.metrics import classification_metrics, confusion_matrix
@@ -35,6 +36,7 @@ from .log import RunLog, summary_table
 from .loop import StageRun, StageSetting
 from .precision import emulates_bfloat16
 from .recipe import SEED_NUMBERS, STAGES, Recipe, StageRecipe, TwinRecipe
+from .results import calibration_of, show_results
 from .seeds import seed_everything
 from .teacher import Teacher, build_teacher, load_teacher, require_teacher
 
@@ -43,11 +45,15 @@ _BEFORE_FIRST_EPOCH = 2**31 - 1
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a finished run measured; ``stages`` maps a stage to its test metrics, chosen epoch and seconds."""
+    """What a finished run measured; ``stages`` maps a stage to its test metrics, chosen epoch and seconds.
+
+    ``packable``: whether the last stage can be exported.
+    """
 
     out: Path
     final_stage: str
     stages: dict[str, dict[str, Any]]
+    packable: bool = True
 
     @property
     def test(self) -> dict[str, float]:
@@ -89,7 +95,8 @@ def train(
         )
     if unpackable:
         log.say(f"stage 2 will train and evaluate, but `gsb-vit export` will refuse it: {unpackable}")
-    return _Run(recipe, data, folder, accelerator, log).run()
+    summary = _Run(recipe, data, folder, accelerator, log).run()
+    return replace(summary, packable=unpackable is None and summary.final_stage == "stage2")
 
 
 class _Run:
@@ -238,13 +245,23 @@ class _Run:
                 "seconds": self.seconds[name],
             }
         confusion = confusion_matrix(logits.argmax(1), labels, len(self.data.class_names))
+        decision, measured = calibration_of(self._validation_logits(final, model), (logits, labels))
         summary = RunSummary(self.folder, final, stages)
         if self.accelerator.is_main_process:
-            self._write_summary(summary, confusion)
+            self._write_summary(summary, confusion, decision, measured)
         self.accelerator.wait_for_everyone()
         return summary
 
-    def _write_summary(self, summary: RunSummary, confusion: np.ndarray) -> None:
+    def _validation_logits(self, name: str, model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and labels of the validation pictures, which took no part in training."""
+        shown = self._validation(self.read_as[name])
+        if len(shown) == 0:
+            return np.zeros((0, len(self.data.class_names)), np.float32), self.data.validation.labels
+        return model_logits(model, shown, self.accelerator), self.data.validation.labels
+
+    def _write_summary(
+        self, summary: RunSummary, confusion: np.ndarray, decision: Decision, measured: dict[str, Any]
+    ) -> None:
         values = {
             "data": self.data.spec,
             "seed": self.recipe.seed,
@@ -253,11 +270,14 @@ class _Run:
             "stages": summary.stages,
             "class_names": list(self.data.class_names),
             "confusion_matrix": confusion.tolist(),
+            "decision": decision.to_json(),
+            "calibration": measured,
         }
         write_json(self.folder / "summary.json", values)
         run = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
         write_json(self.folder / "run.json", {**run, "status": "finished"})
         show(summary_table(summary.stages), console=self.log.console)
+        show_results(self.log.console, self.data.class_names, confusion, decision, measured)
 
 
 def preprocessing_of(recipe: Recipe) -> Preprocessing:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .metrics import softmax
+from .metrics import class_figures, classification_metrics, confusion_matrix, softmax
 
 SCORES = ("max_logit", "energy")
 DEFAULT_SCORE = "max_logit"
@@ -51,12 +51,17 @@ class Decision:
         Raises:
             InputError: there is no threshold.
         """
+        unknown = self.require_unknown()
+        return unknown_scores(logits, unknown.score, self.temperature) < unknown.threshold
+
+    def require_unknown(self) -> Unknown:
+        """Return when a picture is unknown. Raises InputError where there is no threshold."""
         if self.unknown is None:
             raise InputError(
                 "the model has no threshold for unknown pictures; export its run again, trained with some validation "
                 "pictures (data.validation_fraction)"
             )
-        return unknown_scores(logits, self.unknown.score, self.temperature) < self.unknown.threshold
+        return self.unknown
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; no ``unknown`` where there is no threshold."""
@@ -144,6 +149,27 @@ def expected_calibration_error(
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(place, weights=right - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def evaluation(
+    logits: NDArray[np.floating], labels: NDArray[np.integer], class_names: Sequence[str], decision: Decision
+) -> dict[str, Any]:
+    """Return all that ``evaluate`` tells of logits (n, K) with labels (n,).
+
+    These are :func:`gsb_vit.metrics.classification_metrics`; ``calibration_error``, that of the decision's
+    probabilities; ``false_alarm_rate``, the share called unknown, where there is a threshold; and ``classes``, in
+    order: ``class``, ``n``, ``recall``, ``precision``, ``f1``.
+
+    Raises:
+        InputError: as ``classification_metrics``.
+    """
+    found: dict[str, Any] = {**classification_metrics(logits, labels)}
+    found["calibration_error"] = expected_calibration_error(decision.probabilities(logits), labels)
+    if decision.unknown is not None:
+        found["false_alarm_rate"] = float(decision.is_unknown(logits).mean())
+    figures = class_figures(confusion_matrix(np.argmax(logits, axis=1), labels, len(class_names)))
+    rows = zip(class_names, figures, strict=True)
+    return {**found, "classes": [{"class": name, **asdict(one)} for name, one in rows]}
 
 
 def area_under_roc(known: Sequence[float], strangers: Sequence[float]) -> float:

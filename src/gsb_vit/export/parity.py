@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gsb_vit.data.preprocess import Preprocessing
-from gsb_vit.decision import calibrate
+from gsb_vit.decision import Decision, calibrate
 from gsb_vit.errors import InputError
 from gsb_vit.files import staged
 from gsb_vit.models.binarize import set_pixel_scaling
@@ -97,20 +97,15 @@ def compare(
     Raises:
         InputError: for pictures that do not fit, none at all, or an engine that is unknown or not built.
     """
-    packed_model = packed_file.read(packed_path)
-    check_batch(pictures, packed_model.architecture.image_size)
-    return _compare(model, packed_path, packed_model, pictures, engine, traced)[0]
+    return _compare(model, packed_path, pictures, engine, traced)[0]
 
 
 def _compare(
-    model: nn.Module,
-    packed_path: packed_file.PathLike,
-    packed_model: PackedModel,
-    pictures: NDArray[np.uint8],
-    engine: str,
-    traced: int,
+    model: nn.Module, packed_path: packed_file.PathLike, pictures: NDArray[np.uint8], engine: str, traced: int
 ) -> tuple[Parity, NDArray[np.float32]]:
     """The comparison, and the packed model's logits."""
+    packed_model = packed_file.read(packed_path)
+    check_batch(pictures, packed_model.architecture.image_size)
     if len(pictures) == 0:
         raise InputError("there are no pictures to compare on; give at least one")
     reference = ReferenceModel(packed_model)
@@ -150,11 +145,12 @@ def export_and_verify(
     provenance: Mapping[str, Any] | None = None,
     engine: str = "reference",
     labels: NDArray[np.integer] | None = None,
+    decision: Decision | None = None,
 ) -> tuple[PackedModel, Parity]:
     """Export to ``path`` only if the packed model agrees with the trained one on ``pictures`` (:attr:`Parity.ok`).
 
-    With ``labels`` of the pictures, which were then not trained on, the packed file gets the temperature and the
-    threshold that :func:`gsb_vit.decision.calibrate` finds on them.
+    The packed file gets ``decision``, its temperature and threshold. With ``labels`` of the pictures instead, which
+    were then not trained on, it gets what :func:`gsb_vit.decision.calibrate` finds on them.
 
     The file appears under its name after the comparison; a refusal leaves ``path`` as it was.
 
@@ -167,13 +163,13 @@ def export_and_verify(
             model = export_model(
                 trained_model, candidate, class_names=class_names, preprocessing=preprocessing, provenance=provenance
             )
-            check_batch(pictures, model.architecture.image_size)
-            parity, logits = _compare(trained_model, candidate, model, pictures, engine, TRACED_PICTURES)
+            parity, logits = _compare(trained_model, candidate, pictures, engine, TRACED_PICTURES)
             if not parity.ok:
                 raise InputError(_refusal(path, parity))
-            if labels is not None:
-                model = replace(model, decision=calibrate(logits, labels))
-                packed_file.write(candidate, model)
+            if decision is None:
+                decision = Decision() if labels is None else calibrate(logits, labels)
+            model = replace(packed_file.read(candidate), decision=decision)
+            packed_file.write(candidate, model)
         return model, parity
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error}); give a file in a folder that exists") from error

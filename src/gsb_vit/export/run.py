@@ -13,7 +13,7 @@ from gsb_vit.data.splits import load_data
 from gsb_vit.errors import InputError
 from gsb_vit.models.trained import load_model
 from gsb_vit.runtime.packed_file import PackedModel
-from gsb_vit.train.evaluate import run_data_options
+from gsb_vit.train.evaluate import run_data_options, run_decision
 
 from .parity import Parity, export_and_verify
 
@@ -34,7 +34,8 @@ def export_run(
     ``data_spec`` names the data if it has moved. ``engine`` runs the packed model; bits are always compared with those
     of the NumPy reference, on the first pictures. The split of the data goes into the packed file's provenance, so that
     the packed model, too, can be evaluated on pictures it was not trained on. Temperature and threshold for unknown
-    pictures are fitted on these validation pictures; a run that has none leaves its packed model without.
+    pictures are those that the run fitted at its end; those of an older run, or of a single model file, are fitted on
+    these validation pictures. Without validation pictures there are none.
 
     Raises:
         InputError: the run, its data or ``output`` cannot be used, or the packed model disagrees with the trained one,
@@ -61,6 +62,7 @@ def export_run(
         provenance={**trained.info.provenance, "stage": trained.info.stage, "split": split},
         engine=engine,
         labels=held_out.labels[::step] if len(splits.validation) else None,
+        decision=run_decision(run),
     )
 
 

@@ -132,8 +132,8 @@ class Classifier:
         """
         if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
             raise InputError(f"top {shown(top)} must be a whole number of at least 1")
-        if unknown and self.decision.unknown is None:
-            self.decision.is_unknown(np.zeros((0, 1), np.float32))  # says how to have a threshold
+        if unknown:
+            self.decision.require_unknown()
 
         def run(pictures: NDArray[np.uint8]) -> list[list[Prediction]]:
             return self._named(self.logits(pictures), int(top), unknown)

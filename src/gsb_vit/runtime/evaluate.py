@@ -6,20 +6,21 @@ from typing import Any
 import numpy as np
 
 from gsb_vit.data.held_out import BATCH, held_out_pictures, require_same_classes
-from gsb_vit.metrics import classification_metrics
+from gsb_vit.decision import evaluation
 
 from .classifier import Classifier
 
 
-def evaluate_packed(classifier: Classifier, spec: str, provenance: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of a packed model on the held-out pictures of a data SPEC.
+def evaluate_packed(classifier: Classifier, spec: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what :func:`gsb_vit.decision.evaluation` says of a packed model on the held-out pictures of a data SPEC.
 
     Raises:
         InputError: the data cannot be read, its classes are not the model's, or a file is not a picture.
     """
     class_names, pictures = held_out_pictures(spec, provenance)
     require_same_classes(classifier.class_names, class_names, spec)
-    return classification_metrics(logits_of_sources(classifier, pictures.sources), pictures.labels)
+    logits = logits_of_sources(classifier, pictures.sources)
+    return evaluation(logits, pictures.labels, class_names, classifier.decision)
 
 
 def logits_of_sources(classifier: Classifier, sources: Sequence[Any]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch.nn import functional
 
 from gsb_vit.data.held_out import BATCH, held_out_pictures, require_same_classes
 from gsb_vit.data.splits import DataRecipe
-from gsb_vit.metrics import classification_metrics
+from gsb_vit.decision import Decision, evaluation
+from gsb_vit.errors import InputError
 from gsb_vit.models.binarize import set_pixel_scaling
 from gsb_vit.models.pixel_inputs import normalize
 from gsb_vit.models.trained import load_model
@@ -53,7 +55,7 @@ def validation_score(logits: np.ndarray, labels: Tensor) -> tuple[float, float]:
 
 
 def evaluate_run(path_or_run: str | Path, data_spec: str, *, memory_limit_mb: int = 4096) -> dict[str, Any]:
-    """Metrics of a trained model on the test split of the data: n, top1, top5, macro_precision, _recall, _f1.
+    """What :func:`gsb_vit.decision.evaluation` says of a trained model on the test split of the data.
 
     Splits that have to be drawn are those of the run's own recipe, so that its training pictures stay out; of other
     data without a test split all pictures count.
@@ -64,7 +66,20 @@ def evaluate_run(path_or_run: str | Path, data_spec: str, *, memory_limit_mb: in
     class_names, test = held_out_pictures(data_spec, {"data": trained.info.provenance.get("data"), "split": split})
     require_same_classes(trained.class_names, class_names, data_spec)
     pictures = EvaluationPictures(test, trained.preprocessing, memory_limit_mb)
-    return classification_metrics(model_logits(trained.model, pictures), test.labels)
+    decision = run_decision(Path(path_or_run)) or Decision()
+    return evaluation(model_logits(trained.model, pictures), test.labels, class_names, decision)
+
+
+def run_decision(path: Path) -> Decision | None:
+    """What the finished run in a folder fitted; None for a single model file, and for older runs."""
+    summary = path / "summary.json"
+    if not summary.is_file():
+        return None
+    try:
+        values = json.loads(summary.read_text(encoding="utf-8")).get("decision")
+        return None if values is None else Decision.from_json(values)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{summary} is damaged ({error}); train --resume writes it again") from error
 
 
 def run_data_options(path: Path) -> DataRecipe:

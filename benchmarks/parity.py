@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gsb_vit.data.splits import load_data
+from gsb_vit.data.stored_split import run_data
 from gsb_vit.export.parity import TOP1_AGREEMENT, compare
 from gsb_vit.models.trained import load_model
 from gsb_vit.train.evaluate import run_data_options
@@ -29,7 +29,7 @@ def main() -> None:
     options = parser.parse_args()
     trained = load_model(options.run)
     spec = options.data or json.loads((options.run / "run.json").read_text(encoding="utf-8"))["data"]
-    test = load_data(spec, run_data_options(options.run)).test
+    test = run_data(options.run, spec, run_data_options(options.run)).test
     parts = []
     for start in range(0, len(test.sources), BATCH):
         pictures = np.stack([trained.preprocessing(source) for source in test.sources[start : start + BATCH]])

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsb_vit.data.splits import load_data
+from gsb_vit.data.stored_split import run_data
 from gsb_vit.errors import InputError
 from gsb_vit.models.pixel_inputs import normalize
 from gsb_vit.models.trained import load_model
@@ -88,7 +88,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     trained = load_model(options.run)
-    pictures = EvaluationPictures(load_data(options.data, run_data_options(options.run)).train, trained.preprocessing)
+    pictures = EvaluationPictures(
+        run_data(options.run, options.data, run_data_options(options.run)).train, trained.preprocessing
+    )
     chosen = np.linspace(0, len(pictures) - 1, min(options.pictures, len(pictures))).astype(np.int64)
     blocks = matrices(trained.model, normalize(pictures.batch(chosen), trained.preprocessing))
     rows = []

@@ -32,15 +32,14 @@ app = typer.Typer(
 TRAINING_LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "sklearn", "scipy", "tensorboard")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        metavar="SPEC",
-        help="A folder of class folders (perhaps with train/ and val/ or test/), or "
-        f"{' or '.join(', '.join(SPECS).rsplit(', ', 1))}.",
-    ),
-]
+_DATA = typer.Option(
+    "--data",
+    metavar="SPEC",
+    help="A folder of class folders (perhaps with train/ and val/ or test/), or "
+    f"{' or '.join(', '.join(SPECS).rsplit(', ', 1))}.",
+)
+Data = Annotated[str, _DATA]
+DataOrNone = Annotated[str | None, _DATA]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the engine; 0 takes all cores.")]
 Engine = Annotated[
     str, typer.Option("--engine", metavar="native|reference", help="What runs a packed model (reference: slow NumPy).")
@@ -135,6 +134,11 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
         print(f"gsb-vit: warning: {printable(str(message))}", file=sys.stderr, flush=True)
 
 
+def _tell(line: str) -> None:
+    """Say what the user should know, beside the output, which may be JSON."""
+    print(printable(line), file=sys.stderr)
+
+
 def _require_training(what: str) -> None:
     missing = [name for name in TRAINING_LIBRARIES if find_spec(name) is None]
     if missing:
@@ -162,8 +166,15 @@ def _options(
 
 @app.command()
 def train(
-    data: Data,
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run's folder; must be new or empty.")],
+    place: Annotated[
+        str | None,
+        typer.Argument(metavar="[DATA]", show_default=False, help="The data, as --data; with --resume a run's folder."),
+    ] = None,
+    data: DataOrNone = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="RUN", help="The run's folder, new or empty (default: runs/NAME-N)."),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", metavar="FILE.toml", help="A recipe, or the name of a shipped one."),
@@ -179,17 +190,60 @@ def train(
         float | None,
         typer.Option("--label-noise", metavar="P", help="Give this share of training pictures a wrong class."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run where it was stopped.")] = False,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", metavar="N", help="Epochs of the student: --set stage2.epochs=N.")
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option("--image-size", metavar="PX", help="Side of the student's pictures: --set model.img_size=PX."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped: gsb-vit train --resume RUN.")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be decoded, and keep a list of them.")
+    ] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="With --resume: go on though training pictures are gone.")
+    ] = False,
 ) -> None:
-    """Train a teacher, then the one-bit student in two stages."""
+    """Train a teacher, then the one-bit student in two stages: gsb-vit train FOLDER."""
     _require_training("training")
+    from gsb_vit.runs import free_folder
+    from gsb_vit.train.folder import RECIPE_FILE, read_run
     from gsb_vit.train.recipe_io import load_recipe
     from gsb_vit.train.run import train as train_run
 
-    settings = [*(settings or [])]
-    settings += [f"data.shots={shots}"] if shots is not None else []
-    settings += [f"data.label_noise={label_noise}"] if label_noise is not None else []
-    found = train_run(load_recipe(recipe, settings), data, out, resume=resume)
+    if resume and place is not None and out is None:
+        out, place = Path(place), None
+    if place is not None and data is not None:
+        raise InputError(f"the data is given twice, {place!r} and --data {data!r}; give it once")
+    data = place if data is None else data
+    if resume and out is not None:
+        run_file = read_run(out) if data is None else None
+        data = data if run_file is None else run_file["data"]
+        if recipe is None and (out / RECIPE_FILE).is_file():
+            recipe = str(out / RECIPE_FILE)
+    if data is None:
+        raise InputError("no data is given; say where the pictures are: gsb-vit train FOLDER (or digits)")
+    if out is None:
+        if resume:
+            raise InputError("--resume needs the run's folder: gsb-vit train --resume RUN")
+        out = free_folder(data)
+    short = {
+        "data.shots": shots,
+        "data.label_noise": label_noise,
+        "stage2.epochs": epochs,
+        "model.img_size": image_size,
+    }
+    settings = [*(settings or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
+    chosen = load_recipe(recipe, settings)
+    try:
+        found = train_run(chosen, data, out, resume=resume, skip_bad=skip_bad, allow_missing=allow_missing)
+    except KeyboardInterrupt:
+        if (out / RECIPE_FILE).is_file():
+            _tell(f"stopped; go on with: gsb-vit train --resume {shlex.quote(str(out))}")
+        raise
     _say_next(out, data, found.packable)
 
 
@@ -282,13 +336,16 @@ def export(
         typer.Option("--data", metavar="SPEC", help="Pictures for the check (default: the run's validation part)."),
     ] = None,
     most: Annotated[int, typer.Option("--most", min=1, help="Check on at most so many of them.")] = 1000,
+    digests: Annotated[
+        bool, typer.Option(help="Keep digests of the training pictures in the file, so that evaluate knows them.")
+    ] = True,
     engine: Engine = "native",
 ) -> None:
     """Pack a trained model into bits, and refuse if the packed model disagrees with it."""
     _require_training("export")
     from gsb_vit.export.run import export_run
 
-    packed, parity = export_run(run, output, data_spec=data, engine=engine, most=most)
+    packed, parity = export_run(run, output, data_spec=data, engine=engine, most=most, keep_digests=digests)
     flipped = ", ".join(f"{kind} {share:.1e}" for kind, share in parity.flipped.items() if share) or "none"
     print(f"{printable(str(output))}: {output.stat().st_size / 1e6:.3f} MB")
     print(
@@ -308,6 +365,9 @@ def export(
 def evaluate(
     model: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run's folder, a trained or a packed model.")],
     data: Data,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Judge on all pictures given, those seen in training, too.")
+    ] = False,
     to_json: Json = False,
     engine: Engine = "native",
     threads: Threads = 0,
@@ -319,14 +379,15 @@ def evaluate(
         _require_training("evaluating a run")
         from gsb_vit.train.evaluate import evaluate_run
 
-        found = evaluate_run(model, data)
+        found = evaluate_run(model, data, everything=everything, say=_tell)
     else:
         import gsb_vit
         from gsb_vit.runtime.evaluate import evaluate_packed
         from gsb_vit.runtime.packed_file import read
 
         provenance = read(model).provenance
-        found = evaluate_packed(gsb_vit.load(model, threads=threads, engine=engine), data, provenance)
+        classifier = gsb_vit.load(model, threads=threads, engine=engine)
+        found = evaluate_packed(classifier, data, provenance, everything=everything, say=_tell)
     if to_json:
         _print_json(found)
         return
@@ -400,7 +461,7 @@ def _find_each(paths: Sequence[Path]) -> list[tuple[Path, str | None]]:
     found: list[tuple[Path, str | None]] = []
     for path in paths:
         try:
-            found += [(picture, None) for picture in find_pictures([path])]
+            found += [(picture, None) for picture in find_pictures([path], _tell)]
         except InputError as error:
             found.append((path, str(error)))
     if found and all(problem is not None for _, problem in found):

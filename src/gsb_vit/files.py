@@ -4,7 +4,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,6 +40,58 @@ def write_atomically(path: Path, data: bytes) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Write JSON atomically."""
     write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def read_json(path: Path, kinds: Mapping[str, Any], way: str) -> dict[str, Any]:
+    """Read a JSON object; ``kinds`` maps keys that it must have to their types.
+
+    Raises InputError, naming the file, where it is missing or damaged; ``way`` says how to go on.
+    """
+    try:
+        with open_regular(path, "a file of a run") as file:
+            values = json.loads(file.read().decode("utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__}, no object")
+        for key, kind in kinds.items():
+            if key not in values:
+                raise ValueError(f"{key} is missing")
+            if not isinstance(values[key], kind) or isinstance(values[key], bool):
+                raise ValueError(f"{key} = {shown(values[key])}")
+    except InputError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({' '.join(str(error).split())}); {way}") from error
+    return values
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what ``staged`` leaves in a folder, and in those in it, when its process is killed."""
+    for path in [*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")]:
+        path.unlink(missing_ok=True)
+
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path, work: str) -> Iterator[None]:
+    """Hold a folder, so that no two processes do ``work`` there; the lock ends with its process, however that ends.
+
+    Raises InputError where another process holds it. Where there are no such locks nothing is held.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # pragma: no cover (no such locks on Windows)
+        yield
+        return
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another {work} is at work in {folder}; wait for it, or end it") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def as_path(value: Any, what: str) -> Path:

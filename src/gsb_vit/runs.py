@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsb_vit.errors import InputError
+from gsb_vit.files import read_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.safetensors"
 _RUNS = Path("runs")
+_SUMMARY_KEYS: dict[str, Any] = {
+    "data": str,
+    "final_stage": str,
+    "test": dict,
+    "stages": dict,
+    "class_names": list,
+    "confusion_matrix": list,
+}
 
 
 @dataclass(frozen=True)
@@ -87,12 +95,12 @@ class Run:
             InputError: as :meth:`model`, and where the run's data has moved.
         """
         with _training_libraries("the report"):
-            from gsb_vit.data.splits import load_data
+            from gsb_vit.data.stored_split import run_data
             from gsb_vit.report.page import write_report
             from gsb_vit.train.evaluate import run_data_options
 
             self.model(engine=engine)
-            test = load_data(self._summary()["data"], run_data_options(self.out)).test
+            test = run_data(self.out, self._summary()["data"], run_data_options(self.out)).test
             return write_report(self.out, packed=self._packed, test=test, engine=engine)
 
     def __repr__(self) -> str:
@@ -120,12 +128,13 @@ class Run:
         return self.out / "summary.json"
 
     def _summary(self) -> dict[str, Any]:
-        try:
-            return json.loads(self._results.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        if not self._results.is_file():
             raise InputError(
                 f"{self.out} holds no finished run; give a run's folder, or go on with fit(data, out=..., resume=True)"
-            ) from error
+            )
+        return read_json(
+            self._results, _SUMMARY_KEYS, "go on with fit(data, out=..., resume=True), which writes it again"
+        )
 
 
 def fit(
@@ -135,6 +144,8 @@ def fit(
     recipe: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
+    skip_bad: bool = False,
+    allow_missing: bool = False,
     console: Console | None = None,
 ) -> Run:
     """Train a teacher, then the one-bit student in two stages, and test it once: what ``gsb-vit train`` does.
@@ -144,8 +155,10 @@ def fit(
         out: the run's folder, new or empty; by default the first of ``runs/NAME-1``, ``runs/NAME-2``, … that is free.
         recipe: a TOML file, or the name of a recipe that comes with the package; by default ``default``.
         settings: values of the recipe to change, by dotted key: ``{"stage2.epochs": 50, "model.img_size": 48}``.
-        resume: go on with the run in ``out`` where it was stopped.
-        console: where progress goes; ``rich.console.Console(quiet=True)`` says nothing.
+        resume: go on with the run in ``out`` where it was stopped, with the split it began with.
+        skip_bad: leave out pictures that cannot be decoded, and name them in the run.
+        allow_missing: with ``resume``, go on though training pictures are gone.
+        console: where progress goes; ``gsb_vit.terminal.plain_console(quiet=True)`` says nothing.
 
     Raises:
         InputError: the data, the recipe or ``out`` cannot be used, or a library of the extra ``train`` is missing.
@@ -164,12 +177,13 @@ def fit(
 
         values = read_values(recipe if recipe is None else os.fspath(recipe))
         overlay(values, settings or {})
-        folder = Path(out) if out is not None else _free_folder(spec)
-        train(build_recipe(values), spec, folder, resume=resume, console=console)
+        folder = Path(out) if out is not None else free_folder(spec)
+        ways = {"resume": resume, "skip_bad": skip_bad, "allow_missing": allow_missing}
+        train(build_recipe(values), spec, folder, **ways, console=console)
         return Run(folder)
 
 
-def _free_folder(spec: str) -> Path:
+def free_folder(spec: str) -> Path:
     """The first of runs/NAME-1, runs/NAME-2, … that does not exist, where NAME is the data's."""
     last = Path(spec.partition(":")[0] if not Path(spec).exists() else spec).resolve().name
     name = re.sub(r"[^\w.-]+", "-", last) or "data"

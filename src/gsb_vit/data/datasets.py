@@ -1,4 +1,4 @@
-"""Readers of the data sets gsb-vit knows by name, and of folders of class folders; no PyTorch at import time."""
+"""Labelled pictures, and readers of the data sets gsb-vit knows by name; no PyTorch at import time."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gsb_vit.errors import InputError
 
-PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+if TYPE_CHECKING:
+    from .folder import Contents
 
 Source = Path | np.ndarray
 
@@ -36,66 +37,28 @@ class LabelledPictures:
 
 @dataclass(frozen=True)
 class RawData:
-    """A data set as it comes: its own splits, which may be missing (None)."""
+    """A data set as it comes: its own splits, which may be missing (None); of a folder also what it holds."""
 
     class_names: tuple[str, ...]
     train: LabelledPictures | None
     validation: LabelledPictures | None
     test: LabelledPictures | None
     undivided: LabelledPictures | None = None
+    contents: Contents | None = field(default=None, repr=False, compare=False)
+
+    def each_part(self, function: Callable[[LabelledPictures], LabelledPictures]) -> RawData:
+        """The data with every part that it has replaced by ``function`` of it."""
+        parts = (self.train, self.validation, self.test, self.undivided)
+        train, validation, test, undivided = (None if part is None else function(part) for part in parts)
+        return RawData(self.class_names, train, validation, test, undivided, self.contents)
 
 
-def read_folder(root: Path) -> RawData:
-    """A folder of class folders, or one with train/ and val/ and/or test/ that each hold class folders.
-
-    Without test/, val/ is the test split, as is usual for data published so. Class names are the sorted folder names;
-    every split must have the same ones. Raises InputError for anything that is not so, naming the folder.
-    """
-    splits = {name: root / name for name in ("train", "val", "test") if _is_folder(root / name)}
-    if "train" not in splits or len(splits) == 1:
-        names, pictures = _read_class_folders(root)
-        return RawData(names, None, None, None, undivided=pictures)
-    names, train = _read_class_folders(splits.pop("train"))
-    held_out = {}
-    for split, folder in splits.items():
-        other, held_out[split] = _read_class_folders(folder)
-        if other != names:
-            odd = sorted(set(other) ^ set(names))
-            raise InputError(f"{folder} and {root / 'train'} have different classes ({odd[0]!r}); make them the same")
-    if "test" not in held_out:
-        return RawData(names, train, None, held_out["val"])
-    return RawData(names, train, held_out.get("val"), held_out["test"])
-
-
-def _is_folder(path: Path) -> bool:
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder. Raises InputError where the system does not tell."""
     try:
         return path.is_dir()
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror}); give a readable folder") from error
-
-
-def _list(folder: Path) -> list[Path]:
-    try:
-        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    except OSError as error:
-        raise InputError(f"cannot read the folder {folder} ({error.strerror}); give a readable folder") from error
-
-
-def _read_class_folders(root: Path) -> tuple[tuple[str, ...], LabelledPictures]:
-    folders = [p for p in _list(root) if p.is_dir()]
-    if len(folders) < 2:
-        raise InputError(
-            f"{root} holds {len(folders)} class folders; give a folder with one folder a class, at least two"
-        )
-    sources: list[Path] = []
-    labels: list[int] = []
-    for label, folder in enumerate(folders):
-        pictures = [p for p in _list(folder) if p.suffix.lower() in PICTURE_SUFFIXES]
-        if not pictures:
-            raise InputError(f"class folder {folder} holds zero pictures; add some or remove the folder")
-        sources += pictures
-        labels += [label] * len(pictures)
-    return tuple(f.name for f in folders), LabelledPictures(tuple(sources), np.array(labels, dtype=np.int64))
 
 
 def read_digits() -> RawData:
@@ -115,7 +78,7 @@ def read_flowers102(root: Path) -> RawData:
     """
     from torchvision.datasets import Flowers102
 
-    if not _is_folder(root / "flowers-102") and root.absolute().name == "flowers-102":
+    if not is_folder(root / "flowers-102") and root.absolute().name == "flowers-102":
         root = root.absolute().parent
     parts: dict[str, LabelledPictures] = {}
     for split in ("train", "val", "test"):

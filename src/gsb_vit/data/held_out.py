@@ -1,20 +1,22 @@
 """A packed model on pictures: which pictures, and how well it does on them. No PyTorch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from gsb_vit.errors import InputError
 
-from .datasets import PICTURE_SUFFIXES, LabelledPictures
-from .splits import DataRecipe, load_data, read_raw
-
-if TYPE_CHECKING:
-    pass
+from .datasets import LabelledPictures
+from .digests import digests, is_seen, unpack_seen
+from .folder import PICTURE_SUFFIXES, survey
+from .splits import DataRecipe, keep_classes, load_data, read_raw
 
 BATCH = 64  # pictures that are evaluated together
-# What decides how undivided data is split; kept in a packed model's provenance, so that it can be evaluated on the part
-# that it was not trained on.
+# What decides how undivided data is split; kept in a packed model's provenance. A model without digests of its training
+# pictures is evaluated on what these options leave out.
 SPLIT_OPTIONS = ("classes", "label_noise", "shots", "split_seed", "test_fraction", "validation_fraction")
 
 
@@ -23,24 +25,75 @@ def data_name(spec: str) -> str:
     return spec.partition(":")[0] if ":" in spec else Path(spec).name
 
 
-def held_out_pictures(spec: str, provenance: Mapping[str, Any]) -> tuple[tuple[str, ...], LabelledPictures]:
-    """Return the class names and the pictures of a data SPEC to evaluate a packed model on.
+@dataclass(frozen=True)
+class Judged:
+    """Pictures to judge a model on: which, of how many given, how many of these it has seen (None: unknown)."""
 
-    These are the test split of the data. Data without one gives the part that was set aside when the model was trained
-    on it (by the name and split in ``provenance``), or all its pictures if the model was trained on other data.
+    class_names: tuple[str, ...]
+    pictures: LabelledPictures
+    given: int
+    seen: int | None
+    line: str
+
+
+def judged_pictures(
+    spec: str, provenance: Mapping[str, Any], own: Sequence[str] = (), *, everything: bool = False
+) -> Judged:
+    """Return the pictures of a data SPEC to judge a model on: those given that it has not seen.
+
+    Given is the test split of the data, or all of it where it has none. Seen are pictures that the model was trained on
+    or its epoch chosen on, known by the digests of their bytes in ``provenance``, whatever their files are called. A
+    model of before has no digests: then the name of the data and the options of its split decide. ``everything`` judges
+    on all that is given. ``own`` names the model's classes, where its recipe may have left some out.
 
     Raises:
-        InputError: as :func:`gsb_vit.data.splits.load_data`.
+        InputError: as :func:`gsb_vit.data.splits.load_data`; all pictures are seen.
     """
     split = provenance.get("split")
-    if isinstance(split, Mapping) and provenance.get("data") == data_name(spec):
-        splits = load_data(spec, DataRecipe(**{name: split[name] for name in SPLIT_OPTIONS if name in split}))
-        return splits.class_names, splits.test
     raw = read_raw(spec)
-    pictures = raw.test if raw.test is not None else raw.undivided
-    if pictures is None or len(pictures) == 0:
+    if isinstance(split, Mapping) and split.get("classes", "all") != "all" and set(own) < set(raw.class_names):
+        raw = keep_classes(raw, [number for number, name in enumerate(raw.class_names) if name in own])
+    given = raw.test if raw.test is not None else raw.undivided
+    if given is None or len(given) == 0:
         raise InputError(f"{spec!r} has no pictures to evaluate on; give a folder with test/ or class folders")
-    return raw.class_names, pictures
+    seen = unpack_seen(provenance)
+    if seen is None:
+        return _judged_by_name(spec, provenance, raw.class_names, given, everything)
+    new = np.array([not is_seen(one, seen) for one in digests(given.sources)])
+    known = len(given) - int(new.sum())
+    text = f"{len(given):,} pictures of {spec}, {known:,} of them seen in training"
+    if everything:
+        return Judged(raw.class_names, given, len(given), known, f"{text}; judged on all, the seen ones too")
+    if known == len(given):
+        raise InputError(
+            f"all {known:,} pictures of {spec!r} were seen in training; give others, or judge on them all the same "
+            "with --all"
+        )
+    kept = given.take(np.flatnonzero(new))
+    return Judged(raw.class_names, kept, len(given), known, f"{text}; judged on the other {len(kept):,}")
+
+
+def _judged_by_name(
+    spec: str, provenance: Mapping[str, Any], names: tuple[str, ...], given: LabelledPictures, everything: bool
+) -> Judged:
+    """The rule of before digests were kept."""
+    split, pictures = provenance.get("split"), given
+    line = f"the model does not say which pictures it has seen; judged on all {len(given):,} given"
+    if isinstance(split, Mapping) and provenance.get("data") == data_name(spec) and not everything:
+        options = DataRecipe(**{name: split[name] for name in SPLIT_OPTIONS if name in split})
+        splits = load_data(spec, options)
+        names, pictures = splits.class_names, splits.test
+        line = (
+            f"the model does not say which pictures it has seen; judged on {len(pictures):,} that its options leave "
+            f"out of {data_name(spec)!r}, if that is the data it was trained on; export its run again to be sure"
+        )
+    return Judged(names, pictures, len(given), None, line)
+
+
+def held_out_pictures(spec: str, provenance: Mapping[str, Any]) -> tuple[tuple[str, ...], LabelledPictures]:
+    """Return the class names and the pictures of a data SPEC that :func:`judged_pictures` chooses."""
+    judged = judged_pictures(spec, provenance)
+    return judged.class_names, judged.pictures
 
 
 def require_same_classes(own: Sequence[str], found: Sequence[str], spec: str) -> None:
@@ -52,8 +105,10 @@ def require_same_classes(own: Sequence[str], found: Sequence[str], spec: str) ->
             raise InputError(f"class {other!r} of {spec!r} is {mine!r} in the model; use data with the same classes")
 
 
-def find_pictures(paths: Sequence[Path]) -> list[Path]:
+def find_pictures(paths: Sequence[Path], say: Callable[[str], None] | None = None) -> list[Path]:
     """Return the pictures that paths name: files as they are, folders searched at any depth, in order of their names.
+
+    What a folder holds besides pictures is told to ``say``, one line a folder.
 
     Raises:
         InputError: a path that does not exist, or a folder without pictures or that cannot be read.
@@ -65,8 +120,13 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in PICTURE_SUFFIXES and one.is_file())
-        if not inside:
-            raise InputError(f"{path}: a folder without pictures; give one with {', '.join(sorted(PICTURE_SUFFIXES))}")
-        found += inside
+        inside = survey(path)
+        if not inside.pictures:
+            raise InputError(
+                f"{path}: a folder without pictures{inside.left_aside(', but ')}; give one with "
+                f"{', '.join(sorted(PICTURE_SUFFIXES))}"
+            )
+        if inside.ignored and say is not None:
+            say(inside.summary())
+        found += inside.pictures
     return found

@@ -81,7 +81,9 @@ def open_picture(picture: Picture, *, max_pixels: int | None = None) -> Image.Im
             return _decode(picture, "the picture", limit)
     if isinstance(picture, (bytes, bytearray, memoryview)):
         data = bytes(picture)
-        return _from_file(io.BytesIO(data), len(data), f"a picture of {len(data)} bytes", limit)
+        return _from_file(
+            io.BytesIO(data), len(data), f"a picture of {len(data)} bytes (a path is given as str)", limit
+        )
     if callable(getattr(picture, "read", None)):
         return _from_stream(picture, limit)
     if not isinstance(picture, (str, os.PathLike)):

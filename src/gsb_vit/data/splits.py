@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +14,8 @@ import numpy as np
 
 from gsb_vit.errors import InputError
 
-from .datasets import READERS, SPECS, LabelledPictures, RawData, read_digits, read_folder
+from .datasets import READERS, SPECS, LabelledPictures, RawData, read_digits
+from .folder import read_folder
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,12 @@ def load_data(spec: str, options: DataRecipe) -> DataSplits:
     Raises:
         InputError: for an unknown SPEC, an unreadable folder, a class with zero pictures, or fewer than two classes.
     """
-    raw = _select_classes(_divide(read_raw(spec), options), options.classes)
+    return split_raw(spec, read_raw(spec), options)
+
+
+def split_raw(spec: str, raw: RawData, options: DataRecipe) -> DataSplits:
+    """Split data that is read already, as ``load_data`` does."""
+    raw = _select_classes(_divide(raw, options), options.classes)
     train, validation, test = raw.train, raw.validation, raw.test
     if train is None or test is None:
         raise InputError(f"{spec!r} lacks training or test pictures; give a folder with train/ and val/ or test/")
@@ -80,7 +88,11 @@ def load_data(spec: str, options: DataRecipe) -> DataSplits:
 
 def read_raw(spec: str) -> RawData:
     """The data a SPEC names, with its own splits. Raises InputError as ``load_data`` does."""
-    if spec == "digits":
+    if spec == "digits" and Path(spec).is_dir():
+        raise InputError(
+            "'digits' is a built-in set and a folder here; give ./digits for the folder, digits: for the set"
+        )
+    if spec in ("digits", "digits:"):
         return read_digits()
     name, colon, root = spec.partition(":")
     if colon and name in READERS:
@@ -135,16 +147,19 @@ def _select_classes(raw: RawData, choice: str) -> RawData:
     test_labels = raw.test.labels if raw.test is not None else np.array([], dtype=np.int64)
     counts = np.bincount(test_labels, minlength=len(raw.class_names))
     kept = np.sort(np.argsort(-counts, kind="stable")[first - 1 : last])
+    return keep_classes(raw, kept.tolist())
+
+
+def keep_classes(raw: RawData, kept: Sequence[int]) -> RawData:
+    """The data with some of its classes only, numbered anew in their order."""
     number_of = {int(old): new for new, old in enumerate(kept)}
 
-    def restrict(pictures: LabelledPictures | None) -> LabelledPictures | None:
-        if pictures is None:
-            return None
-        chosen = pictures.take(np.flatnonzero(np.isin(pictures.labels, kept)))
+    def restrict(pictures: LabelledPictures) -> LabelledPictures:
+        chosen = pictures.take(np.flatnonzero(np.isin(pictures.labels, list(kept))))
         return LabelledPictures(chosen.sources, np.array([number_of[int(v)] for v in chosen.labels], dtype=np.int64))
 
     names = tuple(raw.class_names[i] for i in kept)
-    return RawData(names, restrict(raw.train), restrict(raw.validation), restrict(raw.test))
+    return dataclasses.replace(raw.each_part(restrict), class_names=names)
 
 
 def _require_every_class(spec: str, split: str, pictures: LabelledPictures, names: tuple[str, ...]) -> None:

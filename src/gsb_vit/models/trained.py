@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class ModelInfo:
 
 
 METADATA_KEY = "gsb_vit"
+CHECKSUM_KEY = "sha256"
 BEST = "best.safetensors"
 LAST = "last.safetensors"
 STAGE_ORDER = ("stage2", "stage1", "twin", "teacher")
@@ -97,13 +99,29 @@ class TrainedModel:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors, and JSON under the metadata key ``gsb_vit``, atomically."""
+    """Write tensors, and JSON under the metadata key ``gsb_vit``, atomically; a checksum of both goes with them."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomically(path, save(plain, metadata={METADATA_KEY: json.dumps(metadata)}))
+    # One key only: safetensors writes several in an order of chance, and equal models shall be equal files.
+    text = json.dumps({**metadata, CHECKSUM_KEY: checksum(plain, json.dumps(metadata))})
+    write_atomically(path, save(plain, metadata={METADATA_KEY: text}))
+
+
+def checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """SHA-256 of the metadata's text and of every tensor, by name: type, shape, bytes."""
+    found = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and JSON that ``write_tensors`` wrote. Raises InputError for a missing, truncated or foreign file."""
+    """Tensors and JSON that ``write_tensors`` wrote.
+
+    Raises InputError for a missing, truncated or foreign file, and where the checksum is another (files of before have
+    none).
+    """
     if not path.is_file():
         raise InputError(f"no file {path}; give a model file that gsb-vit train wrote")
     try:
@@ -111,11 +129,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = json.loads((file.metadata() or {})[METADATA_KEY])
             if not isinstance(metadata, dict):
                 raise ValueError("its metadata is no JSON object")
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except KeyError as error:
         raise InputError(f"{path} was not written by gsb-vit train; give a .safetensors file of a run") from error
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path} ({error}); it is truncated or not a safetensors file") from error
+    told = metadata.pop(CHECKSUM_KEY, None)
+    if told not in (None, checksum(tensors, json.dumps(metadata))):
+        raise InputError(f"{path} is damaged: its checksum differs; bring it back from a copy, or train it again")
+    return tensors, metadata
 
 
 def save_model(path: Path, model: nn.Module, info: ModelInfo) -> None:

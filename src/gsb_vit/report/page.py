@@ -12,7 +12,7 @@ from gsb_vit.bench.cost import Summary, summarize
 from gsb_vit.bench.peers.timing import Measurement
 from gsb_vit.data.datasets import LabelledPictures
 from gsb_vit.errors import InputError
-from gsb_vit.files import write_atomically
+from gsb_vit.files import read_json, write_atomically
 from gsb_vit.metrics import METRIC_NAMES, confusion_matrix, softmax
 from gsb_vit.runtime.classifier import load
 from gsb_vit.runtime.evaluate import logits_of
@@ -60,7 +60,7 @@ def write_report(
     model, classifier = read_packed(packed), load(packed, engine=engine)
     pictures = np.stack([model.preprocessing(source) for source in test.sources])
     logits = logits_of(classifier, pictures)
-    results = _read_json(run / "summary.json")["stages"]
+    results = read_json(run / "summary.json", {"stages": dict}, _WAY)["stages"]
     summary = summarize(model.architecture, Path(packed).stat().st_size)
     values = {
         "title": title,
@@ -74,7 +74,7 @@ def write_report(
         "samples": _samples(model.class_names, pictures, test.labels, logits),
         **_masks(model, pictures, test.labels, logits),
         **_costs(summary, bench),
-        "facts": _facts(_read_json(run / "run.json"), model.provenance),
+        "facts": _facts(read_json(run / "run.json", {"data": str}, _WAY), model.provenance),
         "recipe": _read_text(run / "recipe.toml"),
         # Small pictures show their pixels; photographs are smoothed.
         "rendering": "pixelated" if max(model.architecture.image_size) < 64 else "auto",
@@ -89,15 +89,23 @@ def write_report(
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}); give the folder of a finished run") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path} ({reason}); give the folder of a finished run") from error
 
 
-def _read_json(path: Path) -> Any:
+_WAY = "go on with the run (--resume), which writes it again"
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The epochs in metrics.jsonl."""
     try:
-        return json.loads(_read_text(path))
+        lines = [json.loads(line) for line in _read_text(path).splitlines() if line]
+        if not all(isinstance(line, dict) and isinstance(line.get("stage"), str) for line in lines):
+            raise ValueError("a line names no stage")
     except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); train the run again") from error
+        raise InputError(f"{path} is damaged ({error}); bring it back from a copy, or train the run again") from error
+    return lines
 
 
 def _percent(share: float) -> str:
@@ -140,7 +148,7 @@ def _tiles(results: Mapping[str, Any], summary: Summary, bench: Sequence[Measure
 
 def _training(path: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     """Put the stages one behind the other on one axis of epochs."""
-    lines = [json.loads(line) for line in _read_text(path).splitlines() if line]
+    lines = _read_lines(path)
     charts: dict[str, list[Line]] = {"top1": [], "loss": []}
     bands: list[Band] = []
     start = 0

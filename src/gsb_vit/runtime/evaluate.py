@@ -1,26 +1,40 @@
 """How well a packed model does on pictures. No PyTorch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from gsb_vit.data.held_out import BATCH, held_out_pictures, require_same_classes
+from gsb_vit.data.held_out import BATCH, judged_pictures, require_same_classes
 from gsb_vit.decision import evaluation
 
 from .classifier import Classifier
 
 
-def evaluate_packed(classifier: Classifier, spec: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what :func:`gsb_vit.decision.evaluation` says of a packed model on the held-out pictures of a data SPEC.
+def evaluate_packed(
+    classifier: Classifier,
+    spec: str,
+    provenance: Mapping[str, Any],
+    *,
+    everything: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Return :func:`gsb_vit.decision.evaluation` of a packed model on those pictures of a SPEC not seen in training.
+
+    ``n_given`` counts the pictures given, ``n_seen`` those of them seen (None: the model does not say); ``everything``
+    judges on the seen ones, too. ``say`` gets one line about it.
 
     Raises:
-        InputError: the data cannot be read, its classes are not the model's, or a file is not a picture.
+        InputError: the data cannot be read, its classes are not the model's, all pictures are seen, or a file is not a
+            picture.
     """
-    class_names, pictures = held_out_pictures(spec, provenance)
-    require_same_classes(classifier.class_names, class_names, spec)
-    logits = logits_of_sources(classifier, pictures.sources)
-    return evaluation(logits, pictures.labels, class_names, classifier.decision)
+    judged = judged_pictures(spec, provenance, classifier.class_names, everything=everything)
+    require_same_classes(classifier.class_names, judged.class_names, spec)
+    if say is not None:
+        say(judged.line)
+    logits = logits_of_sources(classifier, judged.pictures.sources)
+    found = evaluation(logits, judged.pictures.labels, judged.class_names, classifier.decision)
+    return {**found, "n_given": judged.given, "n_seen": judged.seen}
 
 
 def logits_of_sources(classifier: Classifier, sources: Sequence[Any]) -> np.ndarray:

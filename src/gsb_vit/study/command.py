@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,14 +16,14 @@ from rich.console import Console
 from gsb_vit.data.splits import load_data
 from gsb_vit.errors import InputError
 from gsb_vit.export.pack import export_model
-from gsb_vit.files import write_atomically, write_json
+from gsb_vit.files import locked, read_json, write_atomically, write_json
 from gsb_vit.models.footprint import footprint
 from gsb_vit.models.trained import load_model
 from gsb_vit.terminal import plain_console
+from gsb_vit.train.prepare import require_models, require_validation
 from gsb_vit.train.recipe_io import toml_value
-from gsb_vit.train.run import require_models, require_validation
 
-from .jobs import Executor, LocalExecutor, SubmititExecutor, locked, run_jobs
+from .jobs import Executor, LocalExecutor, SubmititExecutor, run_jobs
 from .plan import Job, Plan, Study, is_finished, load_study, plan, run_folder
 from .plots import plot_svg
 from .records import read_records, records_file, records_text
@@ -79,7 +78,7 @@ def run_study(
         raise InputError(f"cannot create {out} ({error.strerror}); give a folder you may write to") from error
     results = _Results(study, planned, out, study_command(file, spec), recorded)
     errors: dict[str, str] = {}
-    with contextlib.nullcontext() if jobs == 0 else locked(out):
+    with contextlib.nullcontext() if jobs == 0 else locked(out, "gsb-vit study"):
         write_atomically(out / "study.toml", file.read_bytes())
         results.write()
         if jobs != 0:
@@ -222,7 +221,7 @@ class _Results:
             if key in seen or not path.is_file():
                 continue
             seen.add(key)
-            size = json.loads(path.read_text(encoding="utf-8"))
+            size = read_json(path, {"packed_bytes": (int, type(None))}, "remove it, and the study measures it again")
             if size["packed_bytes"]:
                 console.print(f"{job}: timing", highlight=False)
                 write_json(path, {**size, **_latency(folder)})

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -140,22 +140,6 @@ class _SubmititHandle:
         self.job.cancel(check=False)
 
 
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold a study's folder, so that no two processes fill it. Raises InputError where another one does."""
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # pragma: no cover (no such locks on Windows)
-        yield
-        return
-    with (out / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"another gsb-vit study is at work in {out}; wait for it, or end it") from error
-        yield
-
-
 def run_jobs(
     jobs: Sequence[Job],
     data: str,
@@ -264,6 +248,7 @@ def _epochs_done(job: Job, out: Path) -> int:
     path = run_folder(out, job.name) / "metrics.jsonl"
     if not path.is_file():
         return 0
-    stages = [json.loads(line)["stage"] for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    stages = [found[1] for line in lines if (found := re.match(r'\{"stage": "(\w+)"', line))]
     copied = job.kind == "student" and (job.needs or "").startswith("stage1-")
     return len([stage for stage in stages if not (copied and stage == "stage1")])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from gsb_vit.files import read_json
 from gsb_vit.metrics import METRIC_NAMES
+from gsb_vit.train.folder import read_run
 from gsb_vit.train.recipe import STAGES
 
 from .plan import Cell, Plan, Study, run_folder
@@ -92,14 +93,17 @@ def collect(
 
 def _summary(folder: Path) -> dict[str, Any] | None:
     path = folder / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    kinds = {"test": dict, "stages": dict, "final_stage": str}
+    return read_json(path, kinds, f"remove it, and the study tests {folder.name} again") if path.is_file() else None
 
 
 def _row(cell: Cell, stage: str, run: str, result: Mapping[str, Any], final: bool, out: Path, command: str) -> Row:
     folder = run_folder(out, run)
-    made = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    made = read_run(folder)
     size_path = folder / SIZE_FILE
-    size = json.loads(size_path.read_text(encoding="utf-8")) if final and size_path.is_file() else {}
+    size = (
+        read_json(size_path, {}, "remove it, and the study measures it again") if final and size_path.is_file() else {}
+    )
     return {
         "variant": cell.variant,
         "title": cell.title,

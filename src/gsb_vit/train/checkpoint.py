@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gsb_vit.errors import InputError
 from gsb_vit.models.trained import read_tensors
 from gsb_vit.nn.input_quantizers import InitializedOnce
 
 STATE = "state.safetensors"
+PREVIOUS = "previous.safetensors"  # the state before it, for where the newest is damaged
 
 
 def is_finished(folder: Path, epochs: int) -> bool:
-    """Whether the state in a stage's folder is that of its last epoch."""
-    path = folder / STATE
-    return path.is_file() and read_tensors(path)[1].get("epoch", 0) >= epochs
+    """Whether the state in a stage's folder is whole and that of its last epoch."""
+    try:
+        return bool(read_tensors(folder / STATE)[1].get("epoch", 0) >= epochs)
+    except InputError:
+        return False
 
 
 def start_from(model: nn.Module, source: nn.Module) -> tuple[list[str], list[str]]:
@@ -49,6 +56,55 @@ def _scales_of_other_quantizers(model: nn.Module, source: nn.Module) -> set[str]
 def _flag_without_scale(name: str, carried: list[str]) -> bool:
     stem = name.removesuffix("initialized")
     return stem != name and not {f"{stem}scale", f"{stem}weight_scale"} & set(carried)
+
+
+def keep_previous(folder: Path) -> None:
+    """Give a stage's state a second name, which it keeps when the next one takes its own."""
+    state, spare = folder / STATE, folder / f".{PREVIOUS}.tmp"
+    if not state.is_file():
+        return
+    spare.unlink(missing_ok=True)
+    try:
+        os.link(state, spare)
+    except OSError:  # a file system without links, or a full one
+        shutil.copyfile(state, spare)
+    os.replace(spare, folder / PREVIOUS)
+
+
+def read_state(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
+    """A stage's newest state that is whole: its file, tensors and position; None where there is none.
+
+    Where the newest is damaged ``say`` is told and the one before is taken; where that is damaged, too, or there is
+    none, the stage begins anew. On a CPU all three end with the same weights. Raises InputError for a file that the
+    system does not read, since it may be whole.
+    """
+    problems: list[InputError] = []
+    for path in (folder / STATE, folder / PREVIOUS):
+        if not path.is_file():
+            continue
+        try:
+            tensors, state = read_tensors(path)
+        except InputError as error:
+            if isinstance(error.__cause__, OSError):
+                raise
+            problems.append(error)
+            continue
+        if problems:
+            say(f"{problems[0]}: going on from the state before it, {path.name}, after epoch {state.get('epoch')}")
+        return path, tensors, state
+    if problems:
+        say(f"{problems[0]}: there is no whole state before it, so {folder.name} begins anew")
+    return None
+
+
+def read_stage_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a stage's model file. Raises InputError where it is damaged, with the way to have the stage trained anew."""
+    try:
+        return read_tensors(path)
+    except InputError as error:
+        raise InputError(
+            f"{error}; or remove the folder {path.parent} and resume: that stage is trained anew"
+        ) from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

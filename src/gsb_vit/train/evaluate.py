@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gsb_vit.data.held_out import BATCH, held_out_pictures, require_same_classes
+from gsb_vit.data.held_out import BATCH, judged_pictures, require_same_classes
 from gsb_vit.data.splits import DataRecipe
 from gsb_vit.decision import Decision, evaluation
 from gsb_vit.errors import InputError
@@ -54,20 +55,31 @@ def validation_score(logits: np.ndarray, labels: Tensor) -> tuple[float, float]:
     return float(top1), float(functional.cross_entropy(values.double(), labels))
 
 
-def evaluate_run(path_or_run: str | Path, data_spec: str, *, memory_limit_mb: int = 4096) -> dict[str, Any]:
-    """What :func:`gsb_vit.decision.evaluation` says of a trained model on the test split of the data.
+def evaluate_run(
+    path_or_run: str | Path,
+    data_spec: str,
+    *,
+    memory_limit_mb: int = 4096,
+    everything: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Return :func:`gsb_vit.decision.evaluation` of a trained model on pictures that it has not seen in training.
 
-    Splits that have to be drawn are those of the run's own recipe, so that its training pictures stay out; of other
-    data without a test split all pictures count.
-    Raises InputError where model or data cannot be read or their classes differ.
+    ``n_given`` and ``n_seen`` are as for a packed model. A model of before
+    files kept digests of their pictures is judged on the test split that its recipe draws.
+    Raises InputError where model or data cannot be read, their classes differ, or all pictures are seen.
     """
     trained = load_model(path_or_run)
     split = dataclasses.asdict(run_data_options(Path(path_or_run)))
-    class_names, test = held_out_pictures(data_spec, {"data": trained.info.provenance.get("data"), "split": split})
-    require_same_classes(trained.class_names, class_names, data_spec)
-    pictures = EvaluationPictures(test, trained.preprocessing, memory_limit_mb)
+    provenance = {**trained.info.provenance, "split": split}
+    judged = judged_pictures(data_spec, provenance, trained.class_names, everything=everything)
+    require_same_classes(trained.class_names, judged.class_names, data_spec)
+    if say is not None:
+        say(judged.line)
+    pictures = EvaluationPictures(judged.pictures, trained.preprocessing, memory_limit_mb)
     decision = run_decision(Path(path_or_run)) or Decision()
-    return evaluation(model_logits(trained.model, pictures), test.labels, class_names, decision)
+    found = evaluation(model_logits(trained.model, pictures), judged.pictures.labels, judged.class_names, decision)
+    return {**found, "n_given": judged.given, "n_seen": judged.seen}
 
 
 def run_decision(path: Path) -> Decision | None:

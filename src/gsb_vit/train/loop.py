@@ -13,11 +13,11 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from gsb_vit.errors import InputError
-from gsb_vit.models.trained import BEST, LAST, ModelInfo, find_model, read_tensors, save_model, write_tensors
+from gsb_vit.models.trained import BEST, LAST, ModelInfo, find_model, save_model, write_tensors
 
 from .augment import Mixing
 from .batches import EvaluationPictures, TrainingPictures
-from .checkpoint import STATE, optimizer_tensors, restore_optimizer
+from .checkpoint import STATE, keep_previous, optimizer_tensors, read_stage_file, read_state, restore_optimizer
 from .distill import DistillationTask
 from .evaluate import model_logits, validation_score
 from .guards import check_loss, check_parameters
@@ -137,17 +137,21 @@ class StageRun:
 
     def restore(self) -> bool:
         """Go back to the last saved epoch; False where there is none."""
-        path = self.setting.folder / STATE
-        if not path.is_file():
+        if (found := read_state(self.setting.folder, self.log.say)) is None:
             return False
-        tensors, state = read_tensors(path)
+        path, tensors, state = found
         if state.keys() != {*vars(self.progress), "scale_factors"}:
             raise InputError(
                 f"{path} was written by another version of gsb-vit; start a new run, or resume it with that"
             )
-        self.model.load_state_dict(_named(tensors, "model."))
-        self._make_optimizer(state.pop("scale_factors"))
-        restore_optimizer(self.optimizer, tensors)
+        try:
+            self.model.load_state_dict(_named(tensors, "model."))
+            self._make_optimizer(state.pop("scale_factors"))
+            restore_optimizer(self.optimizer, tensors)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise InputError(
+                f"{path} is the state of another model than the recipe's; resume with the run's own recipe"
+            ) from error
         self._start_average()
         if self.average is not None:
             self.averaged.load_state_dict(_named(tensors, "average."))
@@ -155,7 +159,7 @@ class StageRun:
         # A best file newer than the state is a true result of the epoch that is about to be repeated.
         best = self.setting.folder / BEST
         if best.is_file():
-            provenance = read_tensors(best)[1]["provenance"]
+            provenance = read_stage_file(best)[1]["provenance"]
             self.best = (provenance["validation_top1"], -provenance["validation_loss"])
         return True
 
@@ -273,6 +277,7 @@ class StageRun:
                 tensors |= {f"average.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
             tensors |= optimizer_tensors(self.optimizer)
             state = {**vars(self.progress), "scale_factors": self.factors}
+            keep_previous(self.setting.folder)
             write_tensors(self.setting.folder / STATE, tensors, state)
 
     def _save_model(self, name: str, epoch: int, **extra: float) -> None:
@@ -283,7 +288,7 @@ class StageRun:
 
     def _load_chosen(self) -> None:
         self.accelerator.wait_for_everyone()
-        tensors, _ = read_tensors(find_model(self.setting.folder))
+        tensors, _ = read_stage_file(find_model(self.setting.folder))
         self.model.load_state_dict(tensors)
         self.model.eval()
 

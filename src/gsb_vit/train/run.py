@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import errno
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,31 +18,37 @@ from rich.console import Console
 from torch import nn
 
 from gsb_vit import __version__
+from gsb_vit.data.digests import pack_seen
+from gsb_vit.data.held_out import data_name
 from gsb_vit.data.preprocess import Preprocessing
-from gsb_vit.data.splits import DataSplits, load_data
+from gsb_vit.data.splits import DataSplits
+from gsb_vit.data.stored_split import StoredSplit
 from gsb_vit.decision import Decision
 from gsb_vit.errors import InputError
 from gsb_vit.files import write_json
 from gsb_vit.metrics import classification_metrics, confusion_matrix
 from gsb_vit.models.binarize import initialize_scales
 from gsb_vit.models.build import build_model
-from gsb_vit.models.packable import obstacles
-from gsb_vit.models.trained import ModelInfo, find_model, read_tensors
+from gsb_vit.models.trained import ModelInfo, find_model
 from gsb_vit.terminal import plain_console, show
 
 from .batches import EvaluationPictures, TrainingPictures
-from .checkpoint import is_finished, start_from
+from .checkpoint import is_finished, read_stage_file, start_from
 from .evaluate import model_logits
-from .folder import prepare_folder, run_threads
+from .folder import RUN_FILE, read_run, require_threads, run_threads
 from .log import RunLog, summary_table
 from .loop import StageRun, StageSetting
 from .precision import emulates_bfloat16
-from .recipe import SEED_NUMBERS, STAGES, Recipe, StageRecipe, TwinRecipe
+from .prepare import Request, prepare, preprocessing_of
+from .recipe import SEED_NUMBERS, Recipe, StageRecipe, TwinRecipe
 from .results import calibration_of, show_results
 from .seeds import seed_everything
-from .teacher import Teacher, build_teacher, load_teacher, require_teacher
+from .teacher import Teacher, build_teacher, load_teacher
 
 _BEFORE_FIRST_EPOCH = 2**31 - 1
+# What a full, vanished or write-protected disk answers; EIO and ESTALE come from disks and servers that fail.
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+_STORAGE |= {errno.ENOTDIR, errno.ENODEV, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -62,30 +70,61 @@ class RunSummary:
 
 
 def train(
-    recipe: Recipe, data_spec: str, out: str | Path, *, resume: bool = False, console: Console | None = None
+    recipe: Recipe,
+    data_spec: str,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    skip_bad: bool = False,
+    allow_missing: bool = False,
+    console: Console | None = None,
 ) -> RunSummary:
     """Train a teacher and a one-bit student as the recipe says, test every stage's chosen model, write the run folder.
 
     Under ``accelerate launch`` or ``torchrun`` every process calls this. With ``resume`` a run that was stopped goes on
-    at its last saved epoch; on a CPU it ends with the weights of a run that was never stopped.
+    at its last saved epoch; on a CPU it ends with the weights of a run that was never stopped. The split of the data is
+    kept in ``out`` and held to, wherever the pictures lie now: those that came later are ignored, those that are gone
+    stop it unless ``allow_missing``. All pictures are decoded before anything trains; ``skip_bad`` leaves out those
+    that cannot be, and ``split.json`` and ``summary.json`` name them.
 
     Raises:
-        InputError: data or recipe cannot be used; ``out`` is not empty and ``resume`` is off, or holds another recipe.
+        InputError: data or recipe cannot be used; ``out`` is not empty and ``resume`` is off, or holds another recipe,
+            is held by another process, or cannot be written to while the run goes on.
         TrainingError: the loss or a parameter is not finite, or a quantizer's scale collapsed.
     """
-    folder = Path(out)
+    request = Request(recipe, data_spec, Path(out), resume, skip_bad, allow_missing)
+    with contextlib.ExitStack() as stack, _naming_the_disk(request.folder):
+        return _train(request, console or plain_console(), stack)
+
+
+@contextlib.contextmanager
+def _naming_the_disk(folder: Path) -> Iterator[None]:
+    """Turn what a disk answers that is full, gone or write-protected into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        place = folder if error.filename is None else error.filename
+        raise InputError(
+            f"the run in {folder} stopped: {error.strerror} ({place}); make room or bring the folder back, then go on "
+            "with --resume"
+        ) from error
+
+
+def _train(request: Request, console: Console, stack: contextlib.ExitStack) -> RunSummary:
+    recipe, folder = request.recipe, request.folder
+    require_threads(recipe.threads or 1)
     AcceleratorState._reset_state()  # accelerate keeps the precision of a process's first run for good
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
-    data = load_data(data_spec, recipe.data)
-    require_validation(recipe, data)
-    unpackable = require_models(recipe, data, folder)
-    if accelerator.is_main_process:
-        prepare_folder(folder, recipe, data_spec, resume)
-    accelerator.wait_for_everyone()
-    log = RunLog(folder, console or plain_console(), accelerator.is_main_process)
+    prepared = prepare(request, accelerator, console, stack)
+    data = prepared.drawn.data
+    log = RunLog(folder, console, accelerator.is_main_process)
     torch.set_num_threads(run_threads(folder, recipe, accelerator))
+    for line in (f"run: {folder}", *prepared.lines):
+        log.say(line)
     log.say(
-        f"{data_spec}: {len(data.class_names)} classes, {len(data.train)} pictures for training, "
+        f"{request.data_spec}: {len(data.class_names)} classes, {len(data.train)} pictures for training, "
         f"{len(data.validation)} for validation, {len(data.test)} for the final test"
     )
     if recipe.mixed_precision == "bf16" and emulates_bfloat16(accelerator.device):
@@ -93,16 +132,24 @@ def train(
             'mixed_precision = "bf16": this processor has no instructions for bfloat16, which then takes about ten '
             "times as long as float32; stop and train with --set mixed_precision=no"
         )
-    if unpackable:
-        log.say(f"stage 2 will train and evaluate, but `gsb-vit export` will refuse it: {unpackable}")
-    summary = _Run(recipe, data, folder, accelerator, log).run()
-    return replace(summary, packable=unpackable is None and summary.final_stage == "stage2")
+    summary = _Run(recipe, data, prepared.drawn.stored, folder, accelerator, log).run()
+    return replace(summary, packable=prepared.packable and summary.final_stage == "stage2")
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, data: DataSplits, folder: Path, accelerator: Accelerator, log: RunLog) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: DataSplits,
+        stored: StoredSplit,
+        folder: Path,
+        accelerator: Accelerator,
+        log: RunLog,
+    ) -> None:
         self.recipe = recipe
         self.data = data
+        self.stored = stored
+        self.seen = pack_seen(stored.seen)
         self.folder = folder
         self.accelerator = accelerator
         self.log = log
@@ -217,12 +264,13 @@ class _Run:
             preprocessing=self.preprocessing,
             stage=name,
             provenance={
-                "data": self.data.spec.partition(":")[0] if ":" in self.data.spec else Path(self.data.spec).name,
+                "data": data_name(self.data.spec),
                 "training_pictures": len(self.data.train),
                 "seed": self.recipe.seed,
                 "gsb_vit": __version__,
                 "torch": torch.__version__,
                 "timm": timm.__version__,
+                "seen": self.seen,
             },
         )
 
@@ -232,12 +280,14 @@ class _Run:
         labels, stages = self.data.test.labels, {}
         final = list(models)[-1]
         for name, model in models.items():
-            if not (self.folder / name).is_dir():
+            if name not in self.seconds:  # a teacher from elsewhere
                 continue
+            if not (self.folder / name).is_dir():
+                raise InputError(f"{self.folder / name} is gone; go on with --resume, and {name} is trained again")
             own, limit = self.read_as[name], self.recipe.data.memory_limit_mb
             shown = pictures.setdefault(own, EvaluationPictures(self.data.test, own, limit))
             logits = model_logits(model, shown, self.accelerator)
-            provenance = read_tensors(find_model(self.folder / name))[1]["provenance"]
+            provenance = read_stage_file(find_model(self.folder / name))[1]["provenance"]
             stages[name] = {
                 "test": classification_metrics(logits, labels),
                 "chosen_epoch": provenance["epoch"],
@@ -272,61 +322,9 @@ class _Run:
             "confusion_matrix": confusion.tolist(),
             "decision": decision.to_json(),
             "calibration": measured,
+            "left_out": self.stored.left_out,
         }
         write_json(self.folder / "summary.json", values)
-        run = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        write_json(self.folder / "run.json", {**run, "status": "finished"})
+        write_json(self.folder / RUN_FILE, {**read_run(self.folder), "status": "finished"})
         show(summary_table(summary.stages), console=self.log.console)
         show_results(self.log.console, self.data.class_names, confusion, decision, measured)
-
-
-def preprocessing_of(recipe: Recipe) -> Preprocessing:
-    """How the recipe's pictures become the model's input."""
-    data = recipe.data
-    return Preprocessing(
-        size=(recipe.model.img_size, recipe.model.img_size),
-        resize=data.resize,
-        crop_ratio=data.crop_ratio,
-        interpolation=data.interpolation,
-        mean=data.mean,
-        std=data.std,
-    )
-
-
-def require_validation(recipe: Recipe, data: DataSplits) -> None:
-    """Raise InputError where a stage is to select its best epoch and there is nothing to select on."""
-    for name in STAGES:
-        stage: StageRecipe = getattr(recipe, name)
-        if stage.epochs and stage.select == "best" and len(data.validation) == 0:
-            raise InputError(
-                f'{name}.select = "best" needs validation pictures and there are none; set data.validation_fraction '
-                f'higher or {name}.select = "last"'
-            )
-
-
-def require_models(recipe: Recipe, data: DataSplits, folder: Path | None = None) -> str | None:
-    """Raise InputError, before anything is written, where a stage's model cannot be built or the teacher not be had.
-
-    A teacher that the run in ``folder`` has trained already needs its first weights no more.
-
-    Returns why the last student, which may be trained all the same, cannot be packed; None where it can.
-    """
-    source, students = recipe.teacher.source, [n for n in ("twin", "stage1", "stage2") if getattr(recipe, n).epochs]
-    if recipe.has_teacher and source == "twin":
-        students.append("teacher")
-    models: dict[str, nn.Module] = {}
-    with torch.device("meta"):
-        for name in students:
-            stage: StageRecipe = getattr(recipe, name)
-            args = recipe.model.arguments()
-            models[name] = build_model(recipe.model.architecture, args, len(data.class_names), stage.quantization)
-    for name in students:
-        start = getattr(recipe, name).initialize
-        if (start == "teacher" and not recipe.has_teacher) or (start == "twin" and not recipe.twin.epochs):
-            raise InputError(f'{name}.initialize = "{start}", but the recipe has no {start}; use "fresh" or "previous"')
-    if source.startswith("timm:"):
-        trained = folder is not None and is_finished(folder / "teacher", recipe.teacher.epochs)
-        require_teacher(recipe, len(data.class_names), preprocessing_of(recipe), weights=not trained)
-    elif recipe.has_teacher and source != "twin":
-        load_teacher(source, data.class_names)
-    return next(obstacles(models["stage2"]), None) if "stage2" in models else None

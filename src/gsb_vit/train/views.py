@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gsb_vit.errors import InputError
 from gsb_vit.models.trained import read_tensors, write_tensors
 
 from .augment import DRAWS, Mixes, Mixing
@@ -148,11 +149,22 @@ class CachedViews:
     def logits(self, view: int, plan: Plan, write: bool) -> Tensor:
         """What the teacher says of every place of a view, float16 (n, K), from its file, which is made if missing."""
         path = self.stem.with_name(f"{self.stem.name}-{view:03}.safetensors")
-        if write and not path.is_file():
+        if write and self._kept(path) is None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_tensors(path, {"logits": self._ask(plan)}, {"view": view, "seed": list(self.seed)})
         self.shared()  # in every process, whether or not it sees the file already
-        return read_tensors(path)[0]["logits"]
+        kept = self._kept(path)
+        if kept is None:
+            raise InputError(f"{path} is damaged or not seen by all processes; remove it and go on with --resume")
+        return kept
+
+    def _kept(self, path: Path) -> Tensor | None:
+        """The logits in a view's file; None where it is missing, damaged, or of another number of pictures."""
+        try:
+            kept = read_tensors(path)[0].get("logits")
+        except InputError:
+            return None
+        return kept if kept is not None and len(kept) == len(self.training.pictures) else None
 
     def _ask(self, plan: Plan) -> Tensor:
         parts = []

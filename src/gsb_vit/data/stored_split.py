@@ -1,0 +1,249 @@
+"""The split of a run: which picture was in which part, by digest. Drawn once, kept in the run, and found again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gsb_vit.errors import InputError
+from gsb_vit.files import write_atomically
+
+from .datasets import LabelledPictures, RawData, Source
+from .digests import LENGTH, SHORT, Inspection, digest, in_threads, inspect, is_seen
+from .splits import DataRecipe, DataSplits, load_data, read_raw, split_raw
+
+SPLIT_FILE = "split.json"
+PARTS = ("train", "validation", "test")
+_KIND = f"sha256/{LENGTH}"
+_SHOWN = 3  # pictures named in a message
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pictures of one part in their order: digest, label and name (None for pictures that are no files)."""
+
+    digests: tuple[str, ...]
+    labels: tuple[int, ...]
+    names: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class StoredSplit:
+    """The parts of a run's data; pictures left out, by name, with the reason; and how many others the data had.
+
+    ``taught`` has digests, cut to 8 bytes, of pictures that only a teacher from elsewhere was trained on.
+    """
+
+    class_names: tuple[str, ...]
+    parts: dict[str, Part]
+    left_out: dict[str, str] = field(default_factory=dict)
+    others: int = 0
+    taught: tuple[str, ...] = ()
+
+    @property
+    def seen(self) -> set[str]:
+        """Digests of the pictures that training, the choice of an epoch or the teacher's training looked at."""
+        return {*self.parts["train"].digests, *self.parts["validation"].digests, *self.taught}
+
+    def write(self, folder: Path) -> None:
+        """Write the split into a run's folder, whole or not at all."""
+        parts = {name: vars(part) for name, part in self.parts.items()}
+        values: dict[str, Any] = {"digest": _KIND, "class_names": self.class_names, **parts}
+        values |= {"left_out": self.left_out, "others": self.others, "taught": self.taught}
+        write_atomically(folder / SPLIT_FILE, (json.dumps(values, ensure_ascii=False) + "\n").encode())
+
+
+def read_split(folder: Path) -> StoredSplit | None:
+    """The split that a run's folder holds; None for a run of before splits were kept. Raises InputError if damaged."""
+    path = folder / SPLIT_FILE
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["digest"] != _KIND:
+            raise ValueError(f"digests of kind {values['digest']!r}")
+        parts = {name: _read_part(values[name], len(values["class_names"])) for name in PARTS}
+        rest = (dict(values["left_out"]), int(values["others"]), tuple(values["taught"]))
+        return StoredSplit(tuple(values["class_names"]), parts, *rest)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is damaged ({' '.join(str(error).split())}); bring it back from a copy, or start a new run"
+        ) from error
+
+
+def _read_part(values: dict[str, list[Any]], classes: int) -> Part:
+    part = Part(tuple(values["digests"]), tuple(values["labels"]), tuple(values["names"]))
+    if not len(part.digests) == len(part.labels) == len(part.names):
+        raise ValueError("its lists have different lengths")
+    if any(len(bytes.fromhex(one)) != LENGTH for one in part.digests):
+        raise ValueError("a digest is cut short")
+    if any(type(label) is not int or not 0 <= label < classes for label in part.labels):
+        raise ValueError("a label is no class")
+    return part
+
+
+def run_split(path: Path) -> StoredSplit | None:
+    """The split of the run that a path (its folder, a stage's, a model file) lies in; None where there is none."""
+    for folder in (path, *list(path.parents)[:2]):
+        if (folder / SPLIT_FILE).is_file():
+            return read_split(folder)
+    return None
+
+
+def run_data(path: Path, spec: str, options: DataRecipe) -> DataSplits:
+    """The parts of a run's data as it was trained: by its stored split, else as its options draw them now.
+
+    Raises:
+        InputError: as ``load_data``; the data holds none of the run's training or none of its test pictures.
+    """
+    stored = run_split(path)
+    if stored is None:
+        return load_data(spec, options)
+    return find_split(spec, read_raw(spec), stored, allow_missing=True).data
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A run's data, the split to keep, and lines for the user."""
+
+    data: DataSplits
+    stored: StoredSplit
+    lines: tuple[str, ...]
+
+
+def draw_split(
+    spec: str,
+    raw: RawData,
+    options: DataRecipe,
+    *,
+    skip_bad: bool = False,
+    taught: frozenset[str] = frozenset(),
+    watch: Callable[[int], Callable[[], None]] | None = None,
+) -> Drawn:
+    """Split data for a new run. Every picture of it is opened and decoded.
+
+    ``watch(n)`` gives what to call after each of n pictures. ``skip_bad`` leaves out pictures that do not decode and
+    draws the split of the others. Copies of pictures for training or validation, byte for byte, are taken out of the
+    test part, and so are those that the teacher was trained on (``taught``).
+
+    Raises:
+        InputError: as ``load_data``; pictures that do not decode; a test part of nothing but such copies.
+    """
+    known: dict[int, Inspection] = {}
+    left_out: dict[str, str] = {}
+    total = len(_sources(raw))
+    while True:
+        data = split_raw(spec, raw, options)
+        parts = (data.train, data.validation, data.test)
+        fresh = [source for part in parts for source in part.sources if id(source) not in known]
+        found = in_threads(inspect, fresh, watch(len(fresh)) if watch is not None and fresh else None)
+        known |= {id(source): one for source, one in zip(fresh, found, strict=True)}
+        bad = {str(source): one.problem for source, one in zip(fresh, found, strict=True) if one.problem is not None}
+        left_out |= bad
+        if not bad:
+            break
+        if not skip_bad:
+            problems = _listed([bad[name] for name in sorted(bad)])
+            raise InputError(
+                f"{len(bad):,} of {len(known):,} pictures cannot be used: {problems}; mend or remove "
+                "them, or add --skip-bad to leave them out"
+            )
+        raw = _without(raw, set(bad))
+    made = {name: _part(part, known) for name, part in zip(PARTS, parts, strict=True)}
+    seen = {*made["train"].digests, *made["validation"].digests}
+    tested = enumerate(made["test"].digests)
+    own = np.array([i for i, one in tested if one not in seen and not is_seen(one, taught)], dtype=np.int64)
+    lines = []
+    if left_out:
+        lines.append(f"{len(left_out):,} pictures that cannot be used are left out: {_listed(sorted(left_out))}")
+    if copies := len(data.test) - len(own):
+        if not len(own):
+            raise InputError(f"all {copies:,} test pictures of {spec!r} were trained on; give others")
+        lines.append(
+            f"{copies:,} test pictures are copies of pictures for training or validation, or known to the "
+            "teacher; they are left out of the test"
+        )
+        data = DataSplits(spec, data.class_names, data.train, data.validation, data.test.take(own))
+        made["test"] = _part(data.test, known)
+    others = total - sum(len(part.digests) for part in made.values())
+    cut = {one[: 2 * SHORT] for one in seen}
+    stored = StoredSplit(data.class_names, made, left_out, others, tuple(sorted(taught - cut)))
+    return Drawn(data, stored, tuple(lines))
+
+
+def _without(raw: RawData, names: set[str]) -> RawData:
+    def keep(part: LabelledPictures) -> LabelledPictures:
+        return part.take(np.array([i for i, one in enumerate(part.sources) if str(one) not in names], dtype=np.int64))
+
+    return raw.each_part(keep)
+
+
+def _part(pictures: LabelledPictures, known: dict[int, Inspection]) -> Part:
+    return Part(
+        tuple(known[id(source)].digest for source in pictures.sources),
+        tuple(int(label) for label in pictures.labels),
+        tuple(None if isinstance(source, np.ndarray) else str(source) for source in pictures.sources),
+    )
+
+
+def find_split(spec: str, raw: RawData, stored: StoredSplit, *, allow_missing: bool = False) -> Drawn:
+    """Find the pictures of a stored split in data again, by their bytes, wherever they lie in it now.
+
+    Pictures that the split does not name are ignored, and counted. ``allow_missing`` goes on without pictures for
+    training or validation that are gone.
+
+    Raises:
+        InputError: pictures for training or validation are gone, or all for testing; other classes.
+    """
+    if stored.class_names != raw.class_names and not set(stored.class_names) < set(raw.class_names):
+        odd = sorted(set(stored.class_names) ^ set(raw.class_names))
+        raise InputError(f"{spec!r} has other classes than the run ({_listed(odd)}); give the run's own data")
+    sources = _sources(raw)
+    found = dict(zip(in_threads(_digest_or_nothing, sources), sources, strict=True))
+    parts, gone = {}, {}
+    for name, part in stored.parts.items():
+        there = [i for i, one in enumerate(part.digests) if one in found]
+        parts[name] = LabelledPictures(
+            tuple(found[part.digests[i]] for i in there), np.array([part.labels[i] for i in there], dtype=np.int64)
+        )
+        gone[name] = [part.names[i] or f"number {i}" for i, one in enumerate(part.digests) if one not in found]
+    if not any(map(len, parts.values())):
+        raise InputError(f"{spec!r} holds none of the run's pictures; give the data that the run was trained on")
+    lines = [
+        f"{len(missing):,} of the run's {len(stored.parts[name].digests):,} {_WORDS[name]} pictures are gone or "
+        f"changed ({_listed(missing)})"
+        for name, missing in gone.items()
+        if missing
+    ]
+    if (gone["train"] or gone["validation"]) and not allow_missing:
+        raise InputError(f"{'; '.join(lines)}; put them back, or add --allow-missing to go on without them")
+    if not len(parts["test"]) or not len(parts["train"]):
+        raise InputError(f"{'; '.join(lines)}; put them back")
+    if (new := len(sources) - sum(map(len, parts.values())) - stored.others) > 0:
+        lines.append(f"{new:,} pictures are new since the run began; they are ignored")
+    data = DataSplits(spec, stored.class_names, parts["train"], parts["validation"], parts["test"])
+    return Drawn(data, stored, tuple(lines))
+
+
+_WORDS = {"train": "training", "validation": "validation", "test": "test"}
+
+
+def _digest_or_nothing(source: Source) -> str:
+    try:
+        return digest(source)
+    except InputError:
+        return ""
+
+
+def _sources(raw: RawData) -> list[Source]:
+    parts = (raw.train, raw.validation, raw.test, raw.undivided)
+    return [source for part in parts if part is not None for source in part.sources]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

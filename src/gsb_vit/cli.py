@@ -398,6 +398,43 @@ def evaluate(
 
 
 @app.command()
+def report(
+    model: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run's folder, or a packed model.")],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="SPEC", help="The pictures, as for evaluate (default: those of the run)."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.html", help="Default: RUN/report.html, or MODEL with .html."),
+    ] = None,
+    engine: Engine = "native",
+) -> None:
+    """Write one HTML file: how good, every mistake, class by class, training pictures that may have a wrong label."""
+    if find_spec("jinja2") is None:
+        raise InputError("a report needs jinja2: pip install 'gsb-vit[train]'")
+    if model.is_dir():
+        _require_training("the report of a run")
+        from gsb_vit.runs import Run
+
+        path = Run(model).report(engine=engine, data=data, out=output)
+    else:
+        if data is None:
+            raise InputError("a packed model holds no pictures; say where they are with --data SPEC, or give a run")
+        from gsb_vit.data.held_out import judged_pictures, require_same_classes
+        from gsb_vit.report.page import write_report
+        from gsb_vit.runtime.packed_file import read
+
+        packed = read(model)
+        judged = judged_pictures(data, packed.provenance, packed.class_names)
+        require_same_classes(packed.class_names, judged.class_names, data)
+        _tell(judged.line)
+        out = output or model.with_suffix(".html")
+        path = write_report(None, packed=model, test=judged.pictures, out=out, engine=engine)
+    print(f"report: {printable(path.resolve().as_uri())}")
+
+
+@app.command()
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model.")],
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures, and folders of pictures.")],

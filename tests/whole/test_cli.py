@@ -107,13 +107,13 @@ def pictures(tmp_path_factory):
 
 def test_the_commands_and_their_options_are_frozen():
     commands = {command.callback.__name__ for command in app.registered_commands}
-    assert commands == {"train", "quickstart", "export", "evaluate", "predict", "summary", "bench", "study"}
+    assert commands == {"train", "quickstart", "export", "evaluate", "report", "predict", "summary", "bench", "study"}
 
 
 def test_help_names_every_command(run):
     status, output, _ = run("--help")
     assert status == 0
-    for name in ("train", "quickstart", "export", "evaluate", "predict", "summary", "bench"):
+    for name in ("train", "quickstart", "export", "evaluate", "report", "predict", "summary", "bench"):
         assert name in output
         assert run(name, "--help")[0] == 0
 

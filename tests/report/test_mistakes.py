@@ -113,7 +113,7 @@ def test_wrong_labels_stand_out():
     probabilities[np.arange(200), truth] = strength
     found = suspects(probabilities, labels)
     right = {one.index for one in found} & set(flipped.tolist())
-    assert len(right) >= 18 and len(found) <= 24
+    assert len(right) >= 0.8 * len(flipped) and len(right) >= 0.9 * len(found)
     assert all(one.looks_like == truth[one.index] and one.label == labels[one.index] for one in found[:15])
     margins = [one.label_probability - one.other_probability for one in found]
     assert margins == sorted(margins)

@@ -17,6 +17,9 @@ OUT = Path(__file__).parent / "src" / "file" / "schema.h"
 RANK = 4  # most sides of a shape
 TABLES = {
     "kOuterTensors": schema.OUTER_TENSORS,
+    "kFirstConvolutionTensors": schema.FIRST_CONVOLUTION_TENSORS,
+    "kMiddleConvolutionTensors": schema.MIDDLE_CONVOLUTION_TENSORS,
+    "kLastConvolutionTensors": schema.LAST_CONVOLUTION_TENSORS,
     "kHeadTensors": schema.HEAD_TENSORS,
     "kBlockTensors": schema.BLOCK_TENSORS,
 }
@@ -46,6 +49,7 @@ struct Key {
     bool increasing;
     const char* const* choices;
     size_t choice_count;
+    bool optional;  // since version 2
 };
 
 // times · dimension + plus, or the 64-bit words for so many bits.
@@ -107,7 +111,8 @@ def _key(key: Key) -> str:
     least, most = key.items or (-1, -1)
     limits = ", ".join(map(_number, (key.least, key.most, key.above, key.below)))
     return (
-        f'    {{"{key.name}", Kind::{key.kind}, {limits}, {least}, {most}, {str(key.increasing).lower()}, {choices}}},'
+        f'    {{"{key.name}", Kind::{key.kind}, {limits}, {least}, {most}, {str(key.increasing).lower()}, {choices}, '
+        f"{str(key.optional).lower()}}},"
     )
 
 
@@ -145,7 +150,7 @@ def generate() -> str:
         "",
         "inline constexpr double kInfinity = std::numeric_limits<double>::infinity();",
         f'inline constexpr const char* kFormat = "{schema.FORMAT}";',
-        f"inline constexpr size_t kMaxFileBytes = {schema.MAX_FILE_BYTES};",
+        f"inline constexpr size_t kMaxMemory = {schema.MAX_MEMORY};",
         f"inline constexpr size_t kMaxHeaderBytes = {schema.MAX_HEADER_BYTES};",
         f"inline constexpr int kMaxNesting = {schema.MAX_NESTING};",
         f"inline constexpr long long kMaxWhole = {schema.MAX_WHOLE};",

@@ -20,9 +20,10 @@ typedef struct gsb_vit_info {
     int classes;       /* numbers a picture gets */
     int tokens;        /* N, prefix tokens and patches */
     int embed_dim, depth, num_heads, mlp_hidden;
-    int threads;         /* that predict uses */
-    const char* backend; /* the instruction set that runs: "portable", "avx2", "avx512" or "neon" */
-    const char* name;    /* of the architecture; lives as long as the model */
+    int threads;          /* that predict uses */
+    const char* backend;  /* the instruction set that runs: "portable", "avx2", "avx512", "neon" or "wasm" */
+    const char* name;     /* of the architecture; lives as long as the model */
+    int attention_groups; /* A, binary masks of an attention head */
 } gsb_vit_info;
 
 /* How logits become an answer: from the packed file, fitted on pictures that were not trained on. */
@@ -45,6 +46,14 @@ typedef struct gsb_vit_stage {
  */
 gsb_vit_model* gsb_vit_load(const char* path, int threads, const char* backend);
 
+/* The same with a limit on the bytes that the loaded model may take: its file, its weights and what predict works with.
+ * A model that would take more is refused before that memory is asked for. 0: what the environment variable
+ * GSB_VIT_MAX_MEMORY says, or 1 GiB, as gsb_vit_load. */
+gsb_vit_model* gsb_vit_load_within(const char* path, int threads, const char* backend, size_t max_memory);
+
+/* The same from a file's bytes, which are copied. */
+gsb_vit_model* gsb_vit_load_bytes(const uint8_t* bytes, size_t size, int threads, const char* backend);
+
 void gsb_vit_free(gsb_vit_model* model);
 
 gsb_vit_info gsb_vit_get_info(const gsb_vit_model* model);
@@ -65,6 +74,32 @@ int gsb_vit_probabilities(const gsb_vit_model* model, const float* logits, size_
 
 /* Is the picture with these logits (classes) none of the classes? 1: yes, 0: no, −1: the file holds no threshold. */
 int gsb_vit_is_unknown(const gsb_vit_model* model, const float* logits);
+
+/* Run one picture and write its attention masks: uint8 (depth, A, num_heads, N, N), 1 where token j (the last axis) is
+ * in a group of token i. Returns 0, or −1 where it fails. */
+int gsb_vit_masks(gsb_vit_model* model, const uint8_t* pixels, uint8_t* masks);
+
+/* How a pixel is stored: its bytes. */
+enum { GSB_VIT_GREY = 1, GSB_VIT_RGB = 3, GSB_VIT_RGBA = 4 };
+
+/* Classify one picture of any size: logits receives (classes). It is turned upright, laid on white where it is
+ * transparent, cut and resized as in training, with the pixels and the logits of Python to the last bit.
+ *
+ * pixels: height rows of width pixels, 8 bits a channel, `stride` bytes from a row to the next (0: width times
+ * format). Nothing outside these rows is read. A decoder gives pixels as they are stored; orientation is the number of
+ * EXIF's tag 274, 1 … 8, that goes with them, and 1 for pixels that are upright. RGBA is not premultiplied. Other
+ * pixels become these before: 16 bits a channel v are v/257, rounded; palettes and CMYK are converted by the decoder.
+ *
+ * Returns 0, or −1 where it fails: also where the picture has more pixels than gsb_vit_set_max_pixels allows. */
+int gsb_vit_predict_image(gsb_vit_model* model, const uint8_t* pixels, int width, int height, size_t stride, int format,
+                          int orientation, float* logits);
+
+/* Only make the pixels that gsb_vit_predict takes: prepared receives (height, width, 3) of gsb_vit_info. */
+int gsb_vit_prepare_image(const gsb_vit_model* model, const uint8_t* pixels, int width, int height, size_t stride,
+                          int format, int orientation, uint8_t* prepared);
+
+/* The most pixels of a picture that the two functions above take; 64 million unless this says otherwise. */
+void gsb_vit_set_max_pixels(gsb_vit_model* model, size_t pixels);
 
 /* Switch profiling on (and the sums to zero) or off. */
 void gsb_vit_set_profiling(gsb_vit_model* model, int on);

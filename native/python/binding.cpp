@@ -57,18 +57,19 @@ std::vector<nb::tuple> profile(const gsb::Model& model) {
     return rows;
 }
 
-// A model travels to other processes as its file's bytes, with the threads and the backend that were asked for.
-using State = std::tuple<nb::bytes, int, std::string>;
+// A model travels to other processes as its file's bytes, with the threads and the backend that were asked for, and its
+// limit.
+using State = std::tuple<nb::bytes, int, std::string, size_t>;
 
 State state(const gsb::Model& model) {
     return {nb::bytes(model.file().file_bytes(), model.file().file_size()), model.threads_wanted(),
-            model.backend_wanted()};
+            model.backend_wanted(), model.file().max_memory()};
 }
 
 void restore(gsb::Model* model, const State& from) {
-    const auto& [bytes, threads, backend] = from;
-    auto file =
-        std::make_unique<gsb::PackedModel>("a pickled model", static_cast<const uint8_t*>(bytes.data()), bytes.size());
+    const auto& [bytes, threads, backend, max_memory] = from;
+    auto file = std::make_unique<gsb::PackedModel>("a pickled model", static_cast<const uint8_t*>(bytes.data()),
+                                                   bytes.size(), max_memory);
     new (model) gsb::Model(std::move(file), threads, backend);
 }
 
@@ -91,6 +92,7 @@ std::vector<std::string> backends() {
 }  // namespace
 
 void bind_kernels(nb::module_& module);
+void bind_pictures(nb::module_& module);
 
 NB_MODULE(_native, module) {
     nb::exception<gsb::Error>(module, "NativeError", PyExc_ValueError);
@@ -108,11 +110,11 @@ NB_MODULE(_native, module) {
     nb::class_<gsb::Model>(module, "Model")
         .def(
             "__init__",
-            [](gsb::Model* model, const std::string& path, int threads, const std::string& backend) {
+            [](gsb::Model* model, const std::string& path, int threads, const std::string& backend, size_t max_memory) {
                 const nb::gil_scoped_release release;
-                new (model) gsb::Model(std::make_unique<gsb::PackedModel>(path), threads, backend);
+                new (model) gsb::Model(std::make_unique<gsb::PackedModel>(path, max_memory), threads, backend);
             },
-            "path"_a, "threads"_a = 0, "backend"_a = "")
+            "path"_a, "threads"_a = 0, "backend"_a = "", "max_memory"_a = 0)
         .def("__getstate__", state)
         .def("__setstate__", restore)
         .def_prop_ro("backend", [](const gsb::Model& model) { return model.kernels().name; })
@@ -123,4 +125,5 @@ NB_MODULE(_native, module) {
         .def("set_profiling", &gsb::Model::set_profiling, "on"_a)
         .def("profile", profile, "(stage, seconds, one-bit products, eight-bit products) of each stage.");
     bind_kernels(module);
+    bind_pictures(module);
 }

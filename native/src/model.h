@@ -3,7 +3,6 @@
 
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -22,7 +21,8 @@ struct StageReport {
 
 class Model {
   public:
-    // threads: 0 takes every core this process may run on. backend: "" lets choose_kernels() choose. Throws Error.
+    // threads: 0 takes every core this process may run on. backend: "" lets choose_kernels() choose. Throws Error, also
+    // where file, weights and the arrays of a forward pass together take more than the file's max_memory().
     Model(std::unique_ptr<const PackedModel> file, int threads, const std::string& backend);
 
     const PackedModel& file() const { return *file_; }
@@ -38,9 +38,11 @@ class Model {
 
     // pixels: (count, H, W, 3); logits: (count, K). One call at a time: others wait. In a forked child, too, also where
     // the fork met another thread's call. Throws Error where the model's numbers overflow.
-    void predict(const uint8_t* pixels, size_t count, float* logits) { run(pixels, count, logits, nullptr); }
+    void predict(const uint8_t* pixels, size_t count, float* logits) { run(pixels, count, logits, {}); }
     // features: (count, heads, C), the normalised token that each head reads; else as predict.
     void embed(const uint8_t* pixels, size_t count, float* features);
+    // One picture; masks: (depth, A, heads, N, N).
+    void masks(const uint8_t* pixels, uint8_t* masks);
     size_t feature_count() const { return architecture().heads.size() * architecture().embed_dim; }  // of a picture
 
     void set_profiling(bool on);
@@ -57,7 +59,7 @@ class Model {
         Session(const Shape& shape, const Architecture& architecture, int threads);
 
         const int process;
-        std::mutex mutex;
+        Mutex mutex;
         ThreadPool pool;
         std::vector<Scratch> scratch;                 // one a thread
         Workspace shared;                             // for a picture that all threads work on
@@ -67,16 +69,25 @@ class Model {
     };
 
     Session& session() const;
-    void run(const uint8_t* pixels, size_t count, float* logits, float* features);
-    void run_side_by_side(Session& session, const uint8_t* pixels, size_t count, float* logits, float* features);
+    // `kept` is of the first picture.
+    void run(const uint8_t* pixels, size_t count, float* logits, Kept kept);
+    void run_side_by_side(Session& session, const uint8_t* pixels, size_t count, float* logits, Kept kept);
+    // `kept` of another picture.
+    Kept kept_of(Kept kept, size_t picture) const;
+
+    // Throws Error where there is too little for what a forward pass takes.
+    size_t checked_forward_bytes() const;
+    ModelWeights checked_weights();
 
     std::unique_ptr<const PackedModel> file_;
     const Kernels& kernels_;
     Shape shape_;
-    ModelWeights weights_;
-    Forward forward_;
     const int threads_wanted_, threads_;
     const std::string backend_wanted_;
+    const size_t forward_bytes_;  // of the arrays that a forward pass takes
+    bool has_room_side_by_side_ = false;
+    ModelWeights weights_;
+    Forward forward_;
     mutable std::atomic<Session*> session_;
 };
 

@@ -17,6 +17,7 @@ import typer
 from gsb_vit import __version__
 from gsb_vit.data.datasets import SPECS
 from gsb_vit.errors import InputError, ModelError
+from gsb_vit.limits import MAX_MEMORY_VARIABLE
 from gsb_vit.terminal import as_json, printable
 
 app = typer.Typer(
@@ -41,6 +42,26 @@ _DATA = typer.Option(
 Data = Annotated[str, _DATA]
 DataOrNone = Annotated[str | None, _DATA]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the engine; 0 takes all cores.")]
+
+
+def _allow_memory(wanted: float | None) -> float | None:
+    """Set the limit for this process and for those it starts."""
+    if wanted is not None:
+        if not 0 < wanted <= 1e6:
+            raise InputError(f"--max-gigabytes {wanted} must be above 0 and at most 1,000,000")
+        os.environ[MAX_MEMORY_VARIABLE] = str(max(int(wanted * 1e9), 1))
+    return wanted
+
+
+MaxGigabytes = Annotated[
+    float | None,
+    typer.Option(
+        "--max-gigabytes",
+        metavar="N",
+        callback=_allow_memory,
+        help="Refuse models that take more memory (default: 1.07 packed, 16 trained).",
+    ),
+]
 Engine = Annotated[
     str, typer.Option("--engine", metavar="native|reference", help="What runs a packed model (reference: slow NumPy).")
 ]
@@ -56,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is strictly ASCII shows escapes
+    limit = os.environ.get(MAX_MEMORY_VARIABLE)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         status, message = _outcome(words)
@@ -63,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             status = 2
     if not _flush(sys.stdout):
         status = status or 1
+    os.environ.pop(MAX_MEMORY_VARIABLE, None)  # a program that calls this again starts with its own limit
+    os.environ.update({} if limit is None else {MAX_MEMORY_VARIABLE: limit})
     sys.exit(status)
 
 
@@ -206,6 +230,7 @@ def train(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="With --resume: go on though training pictures are gone.")
     ] = False,
+    max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Train a teacher, then the one-bit student in two stages: gsb-vit train FOLDER."""
     _require_training("training")
@@ -290,6 +315,7 @@ def study(
     ] = None,
     latency: Annotated[bool, typer.Option("--latency", help="Time the packed models when all runs are done.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the study, list its runs, start none.")] = False,
+    max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Train a grid of recipes and seeds, and write its table, CSV and plot."""
     _require_training("a study")
@@ -340,6 +366,7 @@ def export(
         bool, typer.Option(help="Keep digests of the training pictures in the file, so that evaluate knows them.")
     ] = True,
     engine: Engine = "native",
+    max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Pack a trained model into bits, and refuse if the packed model disagrees with it."""
     _require_training("export")
@@ -371,6 +398,7 @@ def evaluate(
     to_json: Json = False,
     engine: Engine = "native",
     threads: Threads = 0,
+    max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Classify the held-out pictures of a data set and print top-1, top-5, precision, recall and F1."""
     from gsb_vit.export.architecture import is_trained_model
@@ -453,6 +481,7 @@ def predict(
     to_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     engine: Engine = "native",
     threads: Threads = 0,
+    max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Name what is in pictures; answers come one by one, and pictures that cannot be read do not stop the others."""
     import gsb_vit
@@ -506,10 +535,23 @@ def _find_each(paths: Sequence[Path]) -> list[tuple[Path, str | None]]:
     return found
 
 
+@app.command(name="app")
+def offline_page(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Packed models; the page offers a choice.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="APP.html", help="The page, one file.")],
+) -> None:
+    """Write a page that names what is in pictures: one file, opened from disk in any browser, offline."""
+    from gsb_vit.app.page import write_app
+
+    size = write_app(models, output)
+    print(f"{printable(str(output))}: {size / 1e6:.2f} MB; open it in a browser, also on a phone and offline")
+
+
 @app.command()
 def summary(
     model: Annotated[str, typer.Argument(metavar="MODEL|ARCH", help="A model file, a run, or an architecture's name.")],
     to_json: Json = False,
+    max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Count parameters, bytes, FLOPs, BOPs and OPs, layer by layer, against the full-precision model."""
     from gsb_vit.bench.cost import summarize
@@ -560,6 +602,7 @@ def bench(
     ] = False,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the rows: PNG, SVG or PDF.")] = None,
     to_json: Json = False,
+    max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Time a packed model beside its full-precision twin."""
     if (model is None) == (arch is None):

@@ -38,6 +38,11 @@ CASES = {
         "embed_dim": 130,
         "num_heads": 2,
     },
+    "mean of the patches": {"global_pool": "avg"},
+    "timm's mean of the patches": {"plain": True, "global_pool": "avg", "img_size": (24, 40)},
+    "convolutions": {"tokenizer_channels": (9, 20), "img_size": (40, 56)},
+    "convolutions, mean": {"tokenizer_channels": (6,), "patch_size": 4, "global_pool": "avg"},
+    "convolutions, plain": {"tokenizer_channels": (180, 8), "plain": True, "switches": {"attention_bias": "full"}},
     "four and one group": {
         "switches": {"attention_thresholds": (0.3, 0.5, 0.8), "value_thresholds": (), "attention_bias": "full"},
         "plain": True,

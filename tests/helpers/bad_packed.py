@@ -24,10 +24,14 @@ BASES = {
     "fixed_full": dict(
         TINY, attention_bias="full", threshold_scope="fixed", embed_dim=40, num_heads=2, prefix_tokens=1
     ),
+    "convolutions": dict(TINY, tokenizer_channels=(3, 5), global_pool="avg", prefix_tokens=0),
     "no_groups": dict(
         TINY, attention_bias="none", threshold_scope="fixed", attention_thresholds=(), value_thresholds=(), mlp_hidden=7
     ),
 }
+
+
+NEWER = ("convolutions",)  # bases that version 1 cannot hold
 
 
 class Row(NamedTuple):
@@ -171,7 +175,7 @@ def table():
 
 
 def _row(name, change, reason, base="relative"):
-    return Row(name, base, change, reason)
+    return Row(name, base, change, reason, VERSIONS[1:] if base in NEWER else VERSIONS)
 
 
 def _padded(size):
@@ -183,6 +187,8 @@ def _container():
     yield _row("as it is", lambda data: data, None)
     yield _row("as it is", lambda data: data, None, "fixed_full")
     yield _row("as it is", lambda data: data, None, "no_groups")
+    yield _row("as it is", lambda data: data, None, "convolutions")
+    yield Row("in version 1", "convolutions", lambda data: data, "unknown in version 1", VERSIONS[:1])
     for size in (0, 1, 7):
         yield _row(f"{size} bytes", lambda data, size=size: data[:size], f"has {size} bytes")
     yield _row("8 bytes", lambda data: data[:8], "longer than the file")
@@ -420,8 +426,9 @@ def _keys():
         yield _row(f"{part} is a list", in_json(lambda h, m, p=part: m.update({p: []})), "JSON object")
         yield _row(f"more in {part}", put(part, "x", 1), "unknown")
         for key in keys:
-            missing = in_json(lambda h, m, p=part, k=key.name: m[p].pop(k) is None or None)
-            yield _row(f"{part} without {key.name}", missing, f"'{key.name}' is missing")
+            if not key.optional:
+                missing = in_json(lambda h, m, p=part, k=key.name: m[p].pop(k) is None or None)
+                yield _row(f"{part} without {key.name}", missing, f"'{key.name}' is missing")
             for value in _wrong(key):
                 reason = f"{key.name}|no multiple|tokens|pictures of"
                 yield _row(f"{part}.{key.name} {json.dumps(value)[:60]}", put(part, key.name, value), reason)
@@ -449,6 +456,22 @@ def _keys():
     yield _row("patches do not fit", put("architecture", "patch_size", [8, 7]), "no multiple")
     yield _row("heads do not fit", put("architecture", "num_heads", 3), "no multiple")
     yield _row("a head less", put("architecture", "num_heads_out", 1), "must equal")
+    for key, value, reason in (
+        ("patch_size", [4, 4], "stride of 3 convolutions"),
+        ("patch_size", [8, 16], "stride of 3 convolutions"),
+        ("num_heads_out", 2, "must be 1"),
+        ("global_pool", "token", "must equal"),
+        ("prefix_tokens", 1, "prefix_tokens|attn.bias"),
+        ("tokenizer_channels", [], "patch_embed.weight"),
+        ("tokenizer_channels", [3], "stride of 2 convolutions"),
+        ("tokenizer_channels", [3, 6], "tokenizer.1.weight"),
+    ):
+        yield _row(f"{key} {value}", put("architecture", key, value), reason, "convolutions")
+    for key in schema.OPTIONAL:
+        default = schema.Architecture.__dataclass_fields__[key].default
+        row = (f"{key} at its default", "relative", put("architecture", key, default))
+        yield Row(*row, None, VERSIONS[1:])
+        yield Row(*(f"{row[0]} in version 1", *row[1:]), "unknown in version 1", VERSIONS[:1])
     big = {"image_size": [1025, 1024], "patch_size": [1, 1]}
     yield _row("too many tokens", in_json(lambda h, m: m["architecture"].update(big)), "tokens")
     yield _row("deep", put("architecture", "depth", 1024), "missing")

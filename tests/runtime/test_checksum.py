@@ -127,8 +127,10 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path, engine):
         pytest.importorskip("gsb_vit._native", reason="the native extension is not built")
     path = tmp_path / "huge"
     with path.open("wb") as file:
-        file.truncate(schema.MAX_FILE_BYTES + 1)
-    with pytest.raises(InputError, match=rf"huge: cannot be read \(has {2**30 + 1} bytes, more than {2**30}\); give"):
+        file.truncate(schema.MAX_MEMORY + 1)
+    with pytest.raises(
+        InputError, match=rf"huge: cannot be read \(has {2**30 + 1} bytes, more than {2**30}; raise max_memory"
+    ):
         load(path, engine=engine)
 
 

@@ -25,13 +25,14 @@ MAY_IMPORT = {
     "export": {"train", "models", "nn", "runtime", "data", "decision", "quantization"},
     "bench": {"runtime", "data"},
     "report": {"bench", "runtime", "data", "metrics", "decision"},
+    "app": {"runtime"},
     "study": {"train", "export", "models", "bench", "data", "metrics"},
 }
-GROUND_FOR_ALL = {"errors", "files", "terminal"}
+GROUND_FOR_ALL = {"errors", "files", "limits", "terminal"}
 GROUND = {*GROUND_FOR_ALL, "quantization", "metrics", "decision"}  # single modules below all rooms
 DOORS = {"cli", "quickstart", "runs", "sklearn"}  # they open every room
 # They import no PyTorch when they are imported.
-LIGHT = {"data", "runtime", "bench", "report", *GROUND, "__init__", "cli", "runs"}
+LIGHT = {"data", "runtime", "bench", "report", "app", *GROUND, "__init__", "cli", "runs"}
 EXTENSIONS = {"_native": {"runtime", "bench"}}  # compiled modules and who may use them
 HEAVY = {"torch", "torchvision", "timm", "accelerate", "torchmetrics", "sklearn", "matplotlib"}
 

@@ -85,6 +85,7 @@ def test_the_wheel_holds_extension_recipes_and_template(wheel):
         found = set(file.namelist())
     assert any(re.fullmatch(r"gsb_vit/_native\..*(so|pyd)", name) for name in found)
     assert "gsb_vit/report/templates/report.html" in found
+    assert {f"gsb_vit/app/{name}" for name in ("gsb_vit.wasm", "page.html", "page.css", "page.js")} <= found
     for recipe in (ROOT / "src" / "gsb_vit" / "train" / "recipes").glob("*.toml"):
         assert f"gsb_vit/train/recipes/{recipe.name}" in found
     for source in (ROOT / "src" / "gsb_vit").rglob("*.py"):

@@ -22,7 +22,7 @@ void check_names(const char* where, const Json& object, const char* const (&name
 // Checks the value of one key. Throws Error.
 void check_key(const schema::Key& key, const Json& value);
 
-// Checks that `object` has exactly these keys, with values as they say. Throws Error.
+// Checks that `object` has these keys, but perhaps optional ones, and no other, with values as they say. Throws Error.
 void check_object(const char* where, const Json& object, const schema::Key* keys, size_t count);
 template <size_t count>
 void check_object(const char* where, const Json& object, const schema::Key (&keys)[count]) {

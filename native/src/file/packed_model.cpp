@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 
 #include "error.h"
 #include "file/json.h"
 #include "file/keys.h"
 #include "file/xxh64.h"
+#include "machine/memory.h"
 
 namespace gsb {
 
@@ -95,27 +95,29 @@ void check_model_keys(const Json& model, const std::string& version) {
 }
 
 std::string hexadecimal(uint64_t sum) {
-    char text[17];
-    std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(sum));
+    std::string text(16, '0');
+    for (size_t i = text.size(); i-- > 0; sum >>= 4) text[i] = "0123456789abcdef"[sum & 15];
     return text;
 }
 
 }  // namespace
 
-PackedModel::PackedModel(const std::string& path) : file_(path) {
-    check(path);
+PackedModel::PackedModel(const std::string& path, size_t max_memory)
+    : name_(path), max_memory_(memory_limit(max_memory)), file_(path, max_memory_) {
+    check();
 }
 
-PackedModel::PackedModel(const std::string& name, const uint8_t* bytes, size_t size) : file_(name, bytes, size) {
-    check(name);
+PackedModel::PackedModel(const std::string& name, const uint8_t* bytes, size_t size, size_t max_memory)
+    : name_(name), max_memory_(memory_limit(max_memory)), file_(name, bytes, size, max_memory_) {
+    check();
 }
 
-void PackedModel::check(const std::string& path) {
+void PackedModel::check() {
     try {
         read_metadata();
         check_tensors();
     } catch (const Error& error) {
-        throw Error(path + ": " + error.what());
+        throw Error(name_ + ": " + error.what());
     }
 }
 
@@ -151,7 +153,7 @@ void PackedModel::read_metadata() {
         if (file_.metadata().count(schema::kChecksumKeys[0])) check_sums();
         const Json model = Json::parse(value("model"));
         check_model_keys(model, version.name);
-        architecture_ = read_architecture(model.at("architecture"));
+        architecture_ = read_architecture(model.at("architecture"), file_.metadata().at("version") != "1");
         for (const Json& name : model.at("class_names").array("class_names")) {
             class_names_.push_back(name.text("a class name"));
         }
@@ -159,7 +161,7 @@ void PackedModel::read_metadata() {
             throw Error("class_names has " + std::to_string(class_names_.size()) + " names for " +
                         std::to_string(architecture_.num_classes) + " classes");
         }
-        check_preprocessing(model.at("preprocessing"), architecture_);
+        preprocessing_ = read_preprocessing(model.at("preprocessing"), architecture_);
         model.at("provenance").object("provenance");
         if (const Json* decision = model.find(schema::kDecisionKey)) decision_ = read_decision(*decision);
     } catch (const Error& error) {
@@ -188,14 +190,24 @@ void PackedModel::check_sum(const char* key, uint64_t sum) const {
 
 void PackedModel::check_tensors() {
     size_t expected = 0;
-    const auto check_all = [&](const std::string& prefix, const auto& tensors) {
+    const auto check_all = [&](const std::string& prefix, const auto& tensors, size_t convolution = 0) {
         for (const schema::Tensor& wanted : tensors) {
             if (!architecture_.has(wanted.when)) continue;
-            check(prefix + wanted.name, wanted);
+            check(prefix + wanted.name, wanted, convolution);
             ++expected;
         }
     };
     check_all("", schema::kOuterTensors);
+    for (size_t i = 0; i < architecture_.channels.size(); ++i) {
+        const std::string prefix = "tokenizer." + std::to_string(i) + ".";
+        if (i == 0) {
+            check_all(prefix, schema::kFirstConvolutionTensors, i);
+        } else if (i + 1 < architecture_.channels.size()) {
+            check_all(prefix, schema::kMiddleConvolutionTensors, i);
+        } else {
+            check_all(prefix, schema::kLastConvolutionTensors, i);
+        }
+    }
     for (size_t head = 0; head < architecture_.heads.size(); ++head) {
         check_all("heads." + std::to_string(head) + ".", schema::kHeadTensors);
     }
@@ -205,10 +217,10 @@ void PackedModel::check_tensors() {
     }
 }
 
-void PackedModel::check(const std::string& name, const schema::Tensor& wanted) const {
+void PackedModel::check(const std::string& name, const schema::Tensor& wanted, size_t convolution) const {
     const TensorView& view = tensor(name);
     std::vector<size_t> shape;
-    for (int i = 0; i < wanted.rank; ++i) shape.push_back(architecture_.measure(wanted.shape[i]));
+    for (int i = 0; i < wanted.rank; ++i) shape.push_back(architecture_.measure(wanted.shape[i], convolution));
     if (view.dtype != wanted.type || view.shape != shape) {
         throw Error("tensor " + name + " is " + shown(view.dtype, view.shape) + ", not " + shown(wanted.type, shape) +
                     kAgain);

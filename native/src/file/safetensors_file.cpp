@@ -13,6 +13,7 @@
 #include "error.h"
 #include "file/json.h"
 #include "file/keys.h"
+#include "machine/memory.h"
 
 namespace gsb {
 
@@ -26,10 +27,10 @@ size_t item_bytes(const std::string& what, const std::string& type) {
 }
 
 // What is wrong with a file of so many bytes; empty: nothing.
-std::string size_fault(uint64_t size) {
-    if (size >= 8 && size <= schema::kMaxFileBytes) return "";
+std::string size_fault(uint64_t size, uint64_t limit) {
+    if (size >= 8 && size <= limit) return "";
     const std::string has = "has " + std::to_string(size) + " bytes";
-    return size < 8 ? has : has + ", more than " + std::to_string(schema::kMaxFileBytes);
+    return size < 8 ? has : has + ", more than " + std::to_string(limit) + "; " + kRaiseMemory;
 }
 
 // A path with a NUL, written as a message may.
@@ -62,13 +63,14 @@ TensorView read_tensor(const std::string& what, const Json& entry, const uint8_t
 
 }  // namespace
 
-SafetensorsFile::SafetensorsFile(const std::string& path) {
-    read(path);
+SafetensorsFile::SafetensorsFile(const std::string& path, size_t limit) {
+    read(path, limit);
     check(path);
 }
 
-SafetensorsFile::SafetensorsFile(const std::string& name, const uint8_t* bytes, size_t size) : size_(size) {
-    const std::string fault = size_fault(size);
+SafetensorsFile::SafetensorsFile(const std::string& name, const uint8_t* bytes, size_t size, size_t limit)
+    : size_(size) {
+    const std::string fault = size_fault(size, limit);
     if (!fault.empty()) throw Error(name + ": cannot be read (" + fault + "); give a packed model");
     bytes_.reset(new uint8_t[size]);
     std::memcpy(bytes_.get(), bytes, size);
@@ -83,7 +85,7 @@ void SafetensorsFile::check(const std::string& name) {
     }
 }
 
-void SafetensorsFile::read(const std::string& path) {
+void SafetensorsFile::read(const std::string& path, size_t limit) {
     const auto fail = [&](const std::string& why) {
         throw Error(path + ": cannot be read (" + why + "); give a packed model file");
     };
@@ -101,7 +103,7 @@ void SafetensorsFile::read(const std::string& path) {
         fault = "is a folder";
     } else if (!S_ISREG(status.st_mode)) {
         fault = "is no regular file";
-    } else if (fault = size_fault(static_cast<uint64_t>(status.st_size)); fault.empty()) {
+    } else if (fault = size_fault(static_cast<uint64_t>(status.st_size), limit); fault.empty()) {
         size_ = static_cast<size_t>(status.st_size);
         bytes_.reset(new (std::nothrow) uint8_t[size_]);
         if (!bytes_) fault = "there is no memory for its " + std::to_string(size_) + " bytes";

@@ -28,10 +28,10 @@ struct TensorView {
 
 class SafetensorsFile {
   public:
-    // Throws Error, the path first in its text.
-    explicit SafetensorsFile(const std::string& path);
+    // Throws Error, the path first in its text, also for a file of more than `limit` bytes.
+    SafetensorsFile(const std::string& path, size_t limit);
     // The same from its bytes; `name` stands for the path.
-    SafetensorsFile(const std::string& name, const uint8_t* bytes, size_t size);
+    SafetensorsFile(const std::string& name, const uint8_t* bytes, size_t size, size_t limit);
     SafetensorsFile(const SafetensorsFile&) = delete;
     SafetensorsFile& operator=(const SafetensorsFile&) = delete;
 
@@ -47,7 +47,7 @@ class SafetensorsFile {
     std::vector<std::string> names_by_place() const;
 
   private:
-    void read(const std::string& path);
+    void read(const std::string& path, size_t limit);
     void check(const std::string& name);
     void read_header();
     void check_places() const;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "forward/call.h"
+#include "forward/tokenizer.h"
 #include "kernels/float_ops.h"
 
 namespace gsb {
@@ -38,6 +39,22 @@ void gather_patch(const Architecture& a, const uint8_t* picture, int index, int 
     }
 }
 
+// The mean of `count` rows x (count, stride), `width` numbers each, as sum16 adds them, in the first row of lanes
+// (16, width).
+void mean_tokens(const float* x, size_t stride, int count, int width, float* lanes) {
+    std::fill_n(lanes, static_cast<size_t>(kLanes) * width, 0.0f);
+    for (int i = 0; i < count; ++i, x += stride) {
+        float* lane = lanes + static_cast<size_t>(i % kLanes) * width;
+        for (int c = 0; c < width; ++c) lane[c] = lane[c] + x[c];
+    }
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+        const size_t size = static_cast<size_t>(half) * width;
+        for (size_t i = 0; i < size; ++i) lanes[i] = lanes[i] + lanes[size + i];
+    }
+    const float share = 1.0f / static_cast<float>(count);
+    for (int c = 0; c < width; ++c) lanes[c] = lanes[c] * share;
+}
+
 }  // namespace
 
 Forward::Forward(const Architecture& architecture, const Shape& shape, const ModelWeights& weights,
@@ -61,8 +78,8 @@ Forward::Forward(const Architecture& architecture, const Shape& shape, const Mod
 }
 
 void Forward::run(const uint8_t* picture, float* logits, Workspace& w, std::vector<Scratch>& scratch, ThreadPool* pool,
-                  int worker, bool profiling, float* features) const {
-    Call call{picture, w, profiling, features};
+                  int worker, bool profiling, Kept kept) const {
+    Call call{picture, w, profiling, kept};
     const auto phase = [&](int tasks, const ThreadPool::Task& task) {
         if (pool) {
             pool->run(tasks, task);
@@ -74,6 +91,10 @@ void Forward::run(const uint8_t* picture, float* logits, Workspace& w, std::vect
         return std::make_pair(chunk * w.row_step, std::min(shape_.tokens, (chunk + 1) * w.row_step));
     };
     w.overflowed.store(false, std::memory_order_relaxed);
+    for (size_t i = 0; i < shape_.maps.size(); ++i) {
+        phase(shape_.maps[i].height,
+              [&](int line, int thread) { convolve(call, scratch[thread], static_cast<int>(i), line); });
+    }
     phase(w.row_chunks, [&](int chunk, int thread) {
         const auto [first, last] = rows(chunk);
         embed(call, scratch[thread], first, last);
@@ -92,9 +113,11 @@ void Forward::run(const uint8_t* picture, float* logits, Workspace& w, std::vect
             }
         });
         attention_limits(call, block);
+        if (kept.masks) keep_first_masks(call, block);
         const bool last_block = block + 1 == architecture_.depth;
         // Behind the last block only some tokens are read.
-        const TokenRange wanted = last_block ? architecture_.tokens_read() : TokenRange{0, shape_.tokens};
+        const TokenRange wanted =
+            last_block && !kept.masks ? architecture_.tokens_read() : TokenRange{0, shape_.tokens};
         const int begin = wanted.first / w.row_step, chunks = (wanted.end() - 1) / w.row_step + 1 - begin;
         phase(chunks, [&](int task, int thread) {
             const int chunk = begin + task;
@@ -120,8 +143,14 @@ void Forward::embed(Call& call, Scratch& scratch, int first, int last) const {
     }
     const int count = last - first, patch = first - shape_.prefix;
     for (int i = 0; i < count; ++i) {
-        gather_patch(architecture_, call.picture, patch + i, shape_.patch_area,
-                     scratch.pixels.data() + static_cast<size_t>(i) * 3 * shape_.patch_area);
+        uint8_t* pixels = scratch.pixels.data() + static_cast<size_t>(i) * 3 * shape_.patch_area;
+        if (shape_.maps.empty()) {
+            gather_patch(architecture_, call.picture, patch + i, shape_.patch_area, pixels);
+        } else {
+            const int columns = architecture_.grid_width();
+            gather_levels(shape_.maps.back(), call.workspace.levels.back().data(), (patch + i) / columns,
+                          (patch + i) % columns, shape_.patch_area, pixels);
+        }
     }
     Patches patches{};
     patches.pixels = scratch.pixels.data();
@@ -221,13 +250,17 @@ void Forward::heads(Call& call, Scratch& scratch, float* logits) const {
     const int classes = architecture_.num_classes;
     for (size_t i = 0; i < architecture_.heads.size(); ++i) {
         const HeadWeights& head = weights_.heads[i];
-        const int token = architecture_.heads[i].reads.first;  // the only one so far
-        const float* x = call.workspace.x.data() + static_cast<size_t>(token) * shape_.padded_width;
+        const TokenRange reads = architecture_.heads[i].reads;
+        const float* x = call.workspace.x.data() + static_cast<size_t>(reads.first) * shape_.padded_width;
+        if (architecture_.global_pool == Architecture::Pool::avg) {
+            mean_tokens(x, shape_.padded_width, reads.count, shape_.width, scratch.mean.data());
+            x = scratch.mean.data();
+        }
         if (!layer_norm(x, shape_.width, weights_.norm_weight.data(), weights_.norm_bias.data(),
                         architecture_.layer_norm_eps, scratch.normed.data())) {
             call.workspace.overflowed.store(true, std::memory_order_relaxed);
         }
-        if (call.features) std::copy_n(scratch.normed.data(), shape_.width, call.features + i * shape_.width);
+        if (call.kept.features) std::copy_n(scratch.normed.data(), shape_.width, call.kept.features + i * shape_.width);
         for (int c = 0; c < shape_.width; ++c) {
             const float level = std::nearbyintf((scratch.normed[c] + head.shift[c]) / head.input_scale);
             scratch.levels[c] = static_cast<int8_t>(level >= 127 ? 127 : level >= -128 ? level : -128);

@@ -1,5 +1,5 @@
 // A zeroed array on a cache-line boundary. Behind its end lie 64 more bytes of its own, so that a vector kernel may
-// load or store a whole register at the last element.
+// load or store a whole register at the last element. A MemoryCount of this thread counts it before it is made.
 #pragma once
 
 #include <cstddef>
@@ -8,6 +8,8 @@
 #include <memory>
 #include <new>
 #include <type_traits>
+
+#include "machine/memory.h"
 
 namespace gsb {
 
@@ -22,8 +24,10 @@ class Buffer {
   public:
     Buffer() = default;
     explicit Buffer(size_t size) : size_(size) {
-        if (size > (SIZE_MAX / 2) / sizeof(T)) throw std::bad_alloc();
-        const size_t bytes = round_up(size * sizeof(T), 64) + 64;
+        const bool fits = size <= (SIZE_MAX / 2) / sizeof(T);
+        const size_t bytes = fits ? round_up(size * sizeof(T), 64) + 64 : SIZE_MAX;
+        if (MemoryCount* count = MemoryCount::current(); count && !count->add(bytes)) return;
+        if (!fits) throw std::bad_alloc();
         data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
         if (!data_) throw std::bad_alloc();
         std::memset(static_cast<void*>(data_.get()), 0, bytes);

@@ -32,12 +32,12 @@ BinaryWeights pack_rows(const Kernels& kernels, const BitRows& rows, ActivationF
                         int depth_bits, Source source) {
     const int depth = words_for(depth_bits);
     const size_t stride = round_up(depth, 2);
-    Buffer<uint32_t> matrix(channels * stride);
+    BinaryWeights packed{Buffer<uint32_t>(weight_words(kernels.weights, channels, depth)), channels, depth, inputs};
+    std::vector<uint32_t> matrix(channels * stride);
     for (int channel = 0; channel < channels; ++channel) {
         const int row = source(channel);
         for (int i = 0; row >= 0 && i < depth; ++i) matrix[channel * stride + i] = rows.word(row, i);
     }
-    BinaryWeights packed{Buffer<uint32_t>(weight_words(kernels.weights, channels, depth)), channels, depth, inputs};
     pack_weights(kernels.weights, matrix.data(), stride, channels, depth, packed.words.data());
     return packed;
 }
@@ -152,7 +152,9 @@ void BlockWeights::pack_projection(const PackedModel& model, const Shape& shape,
     // The input of the projection has each head's channels padded: move the weights' bits to their places.
     const int depth = shape.inner / 32;
     const size_t stride = round_up(depth, 2);
-    Buffer<uint32_t> matrix(shape.padded_width * stride);
+    projection.weights = {Buffer<uint32_t>(weight_words(kernels.weights, shape.padded_width, depth)),
+                          shape.padded_width, depth, shape.inner_format};
+    std::vector<uint32_t> matrix(shape.padded_width * stride);
     for (int row = 0; row < shape.width; ++row) {
         uint32_t* out = matrix.data() + row * stride;
         if (shape.inner == shape.width) {
@@ -164,8 +166,6 @@ void BlockWeights::pack_projection(const PackedModel& model, const Shape& shape,
             out[place / 32] |= (rows.word(row, channel / 32) >> (channel % 32) & 1u) << (place % 32);
         }
     }
-    projection.weights = {Buffer<uint32_t>(weight_words(kernels.weights, shape.padded_width, depth)),
-                          shape.padded_width, depth, shape.inner_format};
     pack_weights(kernels.weights, matrix.data(), stride, shape.padded_width, depth, projection.weights.words.data());
     finish_residual(model, block, "attn.proj", rows, shape.width, shape, projection);
     const std::vector<float> shift = model.copy<float>(block, "attn.proj.shift");

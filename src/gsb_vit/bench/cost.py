@@ -10,6 +10,7 @@ too, since a device pays for them; norms, softmax, GELU and residual sums are co
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from gsb_vit.runtime.schema import ActivationFormat, Architecture, expected_tens
 _LAYER_OF_TENSOR = {
     "patch_embed.position": "tokens",
     "patch_embed": "patch_embed",
+    "tokenizer": "tokenizer",
     "prefix_tokens": "tokens",
     "norm1": "norm1",
     "attn.qkv": "attn.qkv",
@@ -155,8 +157,11 @@ def layer_of_tensor(name: str) -> str:
 
 def _rows(a: Architecture) -> Iterator[Row]:
     width, tokens, classes = a.embed_dim, a.num_tokens, a.num_classes
-    patch = 3 * a.patch_size[0] * a.patch_size[1] * width
-    yield "patch_embed", patch + 2 * width, patch * a.num_patches, 0, patch + width, patch * a.num_patches
+    if a.channels:
+        yield _tokenizer_row(a)
+    else:
+        patch = 3 * a.patch_size[0] * a.patch_size[1] * width
+        yield "patch_embed", patch + 2 * width, patch * a.num_patches, 0, patch + width, patch * a.num_patches
     yield "tokens", (a.prefix_tokens + tokens) * width, 0, 0, (a.prefix_tokens + tokens) * width, 0
     for index in range(a.depth):
         for row in _block_rows(a):
@@ -166,6 +171,20 @@ def _rows(a: Architecture) -> Iterator[Row]:
         weights, product = classes * width + classes, classes * width
         # Shift, weight scale and input scale come on top; one multiply-add a class applies the scale and the bias.
         yield f"heads.{head}", weights + width + 2, product + classes, 0, weights, product
+
+
+def _tokenizer_row(a: Architecture) -> Row:
+    """All convolutions together; a norm is gain and bias, and, as in all others, no FLOPs."""
+    weights = product = 0
+    places = a.image_size[0] * a.image_size[1]
+    for inputs, outputs in pairwise((3, *a.channels)):
+        places //= 4
+        weights += 9 * inputs * outputs
+        product += 9 * inputs * outputs * places
+    norms = 2 * sum(a.channels)
+    # Weight scales, and input scales of all but the first.
+    scales = sum(a.channels) + len(a.channels) - 1
+    return "tokenizer", weights + norms + scales, product, 0, weights + norms, product
 
 
 def _block_rows(a: Architecture) -> Iterator[Row]:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gsb_vit.errors import InputError, shown
+from gsb_vit import limits
+from gsb_vit.errors import InputError
 from gsb_vit.files import as_path, open_regular
 
 from .pixels import from_array, to_rgb
@@ -73,7 +74,7 @@ def open_picture(picture: Picture, *, max_pixels: int | None = None) -> Image.Im
         InputError: for a missing, truncated or unreadable file, what is no regular file, a URL, a format that is not
             one of ``FORMATS``, too many pixels, pixels whose range is unknown, and an array of another shape or type.
     """
-    limit = _limit(max_pixels)
+    limit = pixel_limit(max_pixels)
     if isinstance(picture, np.ndarray):
         return from_array(picture)
     if isinstance(picture, Image.Image):
@@ -120,15 +121,9 @@ def _from_file(file: BinaryIO, size: int, name: str, limit: int) -> Image.Image:
 _HINT = f"give a smaller picture, or raise max_pixels (--max-megapixels, {MAX_PIXELS_VARIABLE})"
 
 
-def _limit(max_pixels: int | None) -> int:
+def pixel_limit(max_pixels: int | None) -> int:
     """The most pixels of a picture. Raises InputError for what is no whole number above 0."""
-    value: Any = os.environ.get(MAX_PIXELS_VARIABLE, MAX_PIXELS) if max_pixels is None else max_pixels
-    with contextlib.suppress(ValueError):
-        value = int(value) if isinstance(value, str) else value
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        source = MAX_PIXELS_VARIABLE if max_pixels is None else "max_pixels"
-        raise InputError(f"{source} = {shown(value)} must be a whole number of at least 1")
-    return int(value)
+    return limits.limit(max_pixels, "max_pixels", MAX_PIXELS_VARIABLE, MAX_PIXELS)
 
 
 @contextlib.contextmanager

@@ -50,6 +50,12 @@ class StoredSplit:
         """Digests of the pictures that training, the choice of an epoch or the teacher's training looked at."""
         return {*self.parts["train"].digests, *self.parts["validation"].digests, *self.taught}
 
+    @property
+    def tested_on_seen(self) -> int:
+        """How many test pictures were seen: 0, or all where there are no others."""
+        cut = frozenset(one[: 2 * SHORT] for one in self.seen)
+        return sum(is_seen(one, cut) for one in self.parts["test"].digests)
+
     def write(self, folder: Path) -> None:
         """Write the split into a run's folder, whole or not at all."""
         parts = {name: vars(part) for name, part in self.parts.items()}
@@ -72,7 +78,8 @@ def read_split(folder: Path) -> StoredSplit | None:
         return StoredSplit(tuple(values["class_names"]), parts, *rest)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is damaged ({' '.join(str(error).split())}); bring it back from a copy, or start a new run"
+            f"{path} is damaged ({' '.join(str(error).split())}); bring it back from a copy, or remove it if the data "
+            "has not changed"
         ) from error
 
 
@@ -129,10 +136,10 @@ def draw_split(
 
     ``watch(n)`` gives what to call after each of n pictures. ``skip_bad`` leaves out pictures that do not decode and
     draws the split of the others. Copies of pictures for training or validation, byte for byte, are taken out of the
-    test part, and so are those that the teacher was trained on (``taught``).
+    test part, and so are those that the teacher was trained on (``taught``); unless that leaves none, which is said.
 
     Raises:
-        InputError: as ``load_data``; pictures that do not decode; a test part of nothing but such copies.
+        InputError: as ``load_data``; pictures that do not decode.
     """
     known: dict[int, Inspection] = {}
     left_out: dict[str, str] = {}
@@ -161,9 +168,12 @@ def draw_split(
     lines = []
     if left_out:
         lines.append(f"{len(left_out):,} pictures that cannot be used are left out: {_listed(sorted(left_out))}")
-    if copies := len(data.test) - len(own):
-        if not len(own):
-            raise InputError(f"all {copies:,} test pictures of {spec!r} were trained on; give others")
+    if not len(own) and len(data.test):
+        lines.append(
+            f"all {len(data.test):,} test pictures are copies of pictures for training or validation, or known to the "
+            "teacher; the test says nothing about new pictures"
+        )
+    elif copies := len(data.test) - len(own):
         lines.append(
             f"{copies:,} test pictures are copies of pictures for training or validation, or known to the "
             "teacher; they are left out of the test"

@@ -16,6 +16,8 @@ NUM_CLASSES = 1000  # of an architecture that is only named
 
 def architecture_of(model: Any) -> Architecture:
     """Return the shape of a binarized model as a packed file states it. Raises InputError for values out of range."""
+    from gsb_vit.models.packable import final_norm
+
     attention, mlp = model.blocks[0].attn, model.blocks[0].mlp
     q = model.quantization
     return Architecture(
@@ -29,11 +31,13 @@ def architecture_of(model: Any) -> Architecture:
         prefix_tokens=model.num_prefix_tokens,
         num_heads_out=len(heads_of(model)),
         num_classes=model.head.out_features,
-        layer_norm_eps=float(model.norm.eps),
+        layer_norm_eps=float(final_norm(model).eps),
         attention_thresholds=q.attention_thresholds,
         value_thresholds=q.value_thresholds,
         threshold_scope=q.threshold_scope,
         attention_bias=q.attention_bias,
+        global_pool=model.global_pool,
+        tokenizer_channels=tuple(getattr(model.patch_embed.proj, "channels", ())[:-1]),
     )
 
 

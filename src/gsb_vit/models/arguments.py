@@ -11,15 +11,19 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import timm
 
 from gsb_vit.errors import InputError, shown
+from gsb_vit.limits import RAISE_MEMORY, memory_limit, shown_bytes
+from gsb_vit.nn.tokenizer import MOST_CONVOLUTIONS
 
 from . import zoo  # noqa: F401  (registers the models with timm)
 
-MOST_BYTES = 16e9  # of a model's float32 weights and of the indices of its attention biases
+# Bytes of a model's float32 weights and of its N² attention, unless the caller or MAX_MEMORY_VARIABLE says otherwise.
+MAX_MEMORY = 16_000_000_000
 MOST_CLASSES = 1_000_000
 
 
@@ -44,7 +48,34 @@ class _Range:
         return f"a {kind} from {self.low:,g} to {self.high:,g}" + ", or two of them" * self.pair
 
 
-ARGUMENTS: dict[str, _Range] = {
+@dataclass(frozen=True)
+class _Choice:
+    """One of some texts."""
+
+    choices: tuple[str, ...]
+
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, str) and value in self.choices
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join(map(repr, self.choices))
+
+
+@dataclass(frozen=True)
+class _List:
+    """A list of at most ``most`` values of a range."""
+
+    item: _Range
+    most: int
+
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, (list, tuple)) and len(value) <= self.most and all(map(self.item.holds, value))
+
+    def __str__(self) -> str:
+        return f"a list of at most {self.most}, each {self.item}"
+
+
+ARGUMENTS: dict[str, _Range | _Choice | _List] = {
     "img_size": _Range(1, 8192, pair=True),
     "patch_size": _Range(1, 8192, pair=True),
     "embed_dim": _Range(1, 16384),
@@ -55,6 +86,8 @@ ARGUMENTS: dict[str, _Range] = {
     "proj_drop_rate": _Range(0, 1, whole=False),
     "attn_drop_rate": _Range(0, 1, whole=False),
     "drop_path_rate": _Range(0, 1, whole=False),
+    "global_pool": _Choice(("token", "avg")),
+    "tokenizer_channels": _List(_Range(1, 16384), MOST_CONVOLUTIONS - 1),
 }
 
 
@@ -66,8 +99,14 @@ def require_architecture(name: str) -> None:
         raise InputError(f"unknown architecture {shown(name)}; the nearest is {near[0]!r}; timm.list_models() has all")
 
 
-def check_arguments(architecture: str, args: Mapping[str, Any], num_classes: int) -> None:
-    """Raise InputError for an argument that is not in ``ARGUMENTS`` or out of its range, and for a model too large."""
+def check_arguments(
+    architecture: str, args: Mapping[str, Any], num_classes: int, *, max_memory: int | None = None
+) -> None:
+    """Raise InputError for an argument that is not in ``ARGUMENTS`` or out of its range, and for a model too large.
+
+    A model may take ``max_memory`` bytes, by default those of the environment variable ``GSB_VIT_MAX_MEMORY`` or else
+    16 GB.
+    """
     for name, value in args.items():
         if name not in ARGUMENTS:
             raise InputError(f"{architecture} takes no argument {shown(name)} here; it takes {', '.join(ARGUMENTS)}")
@@ -76,10 +115,11 @@ def check_arguments(architecture: str, args: Mapping[str, Any], num_classes: int
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or not 0 <= num_classes <= MOST_CLASSES:
         raise InputError(f"{architecture}: {shown(num_classes)} classes must be a whole number up to {MOST_CLASSES:,}")
     needed = least_bytes(args, num_classes)
-    if needed > MOST_BYTES:
+    most = memory_limit(max_memory, MAX_MEMORY)
+    if needed > most:
         raise InputError(
-            f"{architecture} with {dict(args)} needs at least {needed / 1e9:,.0f} GB, more than {MOST_BYTES / 1e9:g}; "
-            "make it narrower or shallower, or its patches larger"
+            f"{architecture} with {dict(args)} needs at least {shown_bytes(needed)}, more than {shown_bytes(most)}; "
+            f"make it narrower or shallower or its patches larger, or {RAISE_MEMORY}"
         )
 
 
@@ -94,7 +134,11 @@ def least_bytes(args: Mapping[str, Any], num_classes: int) -> float:
         patch = _pair(args.get("patch_size", 32))
         tokens = math.prod(max(size // side, 1) for size, side in zip(_pair(args["img_size"]), patch, strict=True))
     weights = depth * (4 + 2 * ratio) * width**2 + (tokens + num_classes) * width
-    weights += 3 * math.prod(_pair(args.get("patch_size", 1))) * width
+    channels = [3, *args.get("tokenizer_channels", ()), width]
+    if len(channels) > 2:
+        weights += 9 * sum(inputs * outputs for inputs, outputs in pairwise(channels))
+    else:
+        weights += 3 * math.prod(_pair(args.get("patch_size", 1))) * width
     return 4 * weights + 8 * depth * tokens**2
 
 

@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,12 +19,13 @@ from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.decision import Decision
 from gsb_vit.errors import InputError, ModelError, shown
 from gsb_vit.files import as_path, open_regular
+from gsb_vit.limits import memory_limit
 
 from .card import html_card, line_card
 from .packed_file import read
-from .pictures import batches, is_many, is_stored
+from .pictures import batches, is_many, is_stored, prepare
 from .reference import ReferenceModel, check_batch
-from .schema import DECISION_KEY, Architecture, read_decision
+from .schema import DECISION_KEY, MAX_MEMORY, Architecture, read_decision
 
 ENGINES = ("native", "reference")
 _UNDECODED = re.compile("[\ud800-\udfff]")
@@ -84,6 +87,17 @@ class Classifier:
         vars(self).update(state)
         if self.backend != "reference":  # another machine may have chosen otherwise
             self.backend, self.threads = self._engine.backend, self._engine.threads
+
+    def prepare(self, picture: Picture, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
+        """Open, orient, resize and crop one picture: → uint8 (H, W, 3), as :meth:`logits` takes a batch of.
+
+        The same bits as ``preprocessing`` makes, by the engine's own code: the native one does not need Pillow to
+        resize. What a picture may be, and ``max_pixels``, is as in :meth:`predict`.
+
+        Raises:
+            InputError: for a picture that cannot be read.
+        """
+        return prepare(picture, self.preprocessing, self.backend, max_pixels)
 
     def logits(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Classify uint8 (B, H, W, 3), made by ``preprocessing``: → float32 (B, K).
@@ -193,7 +207,7 @@ class Classifier:
     ) -> Any:
         """What ``run`` says of one picture, of stored pictures as one array, of others as an iterator over rows."""
         if not is_many(picture):
-            return run(self.preprocessing(picture, max_pixels=max_pixels)[None])[0]
+            return run(self.prepare(picture, max_pixels=max_pixels)[None])[0]
         rows = self._rows(picture, run, max_pixels)
         if not is_stored(picture):
             return rows
@@ -203,7 +217,7 @@ class Classifier:
     def _rows(
         self, pictures: Iterable[Picture], run: Callable[[NDArray[np.uint8]], Any], max_pixels: int | None
     ) -> Iterator[Any]:
-        for batch in batches(pictures, self.preprocessing, max_pixels):
+        for batch in batches(pictures, partial(self.prepare, max_pixels=max_pixels)):
             yield from run(batch)
 
     def set_profiling(self, on: bool) -> None:
@@ -221,7 +235,12 @@ class Classifier:
 
 
 def load(
-    path: str | os.PathLike[str], threads: int = 0, engine: str = "native", *, backend: str | None = None
+    path: str | os.PathLike[str],
+    threads: int = 0,
+    engine: str = "native",
+    *,
+    backend: str | None = None,
+    max_memory: int | None = None,
 ) -> Classifier:
     """Load a packed model.
 
@@ -230,9 +249,13 @@ def load(
     instruction set of the machine, or the one that ``backend`` or else the environment variable ``GSB_VIT_BACKEND``
     names: ``portable``, ``avx2``, ``avx512`` or ``neon``.
 
+    A loaded model takes at most ``max_memory`` bytes: its file, its weights and the arrays of a forward pass, which
+    grow with tokens². A model that would take more is refused before it asks for them. The default is what the
+    environment variable ``GSB_VIT_MAX_MEMORY`` says, or else 1 GiB.
+
     Raises:
         InputError: for a missing, truncated or foreign file, an unknown engine or backend, a number of threads out of
-            range, and where the native extension is not built.
+            range, a model that takes more than ``max_memory``, and where the native extension is not built.
     """
     path = as_path(path, "a packed model file")
     if not isinstance(engine, str) or engine not in ENGINES:
@@ -241,17 +264,23 @@ def load(
         raise InputError(f"threads {shown(threads)} must be a whole number, 0 for every core")
     if backend is not None and not (isinstance(backend, str) and backend.isprintable()):
         raise InputError(f"backend {shown(backend)} is unknown; give its name, or None for the fastest")
+    most = min(memory_limit(max_memory, MAX_MEMORY), sys.maxsize)
     with open_regular(path, "a packed model file") as file:
         # The extension takes text; a path whose bytes are no UTF-8 has another name.
         name = str(path) if not _UNDECODED.search(str(path)) else f"/proc/self/fd/{file.fileno()}"
-        return _load(path, name, threads, engine, backend)
+        return _load(path, name, threads, engine, backend, most)
 
 
-def _load(path: Path, name: str, threads: int, engine: str, backend: str | None) -> Classifier:
+def _load(path: Path, name: str, threads: int, engine: str, backend: str | None, max_memory: int) -> Classifier:
     if engine == "reference":
-        model = read(path)
-        engine_ = ReferenceModel(model)
-        return Classifier(model.architecture, model.class_names, model.preprocessing, engine_, decision=model.decision)
+        model = read(path, max_memory=max_memory)
+        try:
+            reference = ReferenceModel(model, max_memory)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        return Classifier(
+            model.architecture, model.class_names, model.preprocessing, reference, decision=model.decision
+        )
     try:
         from gsb_vit import _native
     except ImportError as error:
@@ -260,7 +289,7 @@ def _load(path: Path, name: str, threads: int, engine: str, backend: str | None)
             'checkout, or use engine="reference"'
         ) from error
     try:
-        native = _native.Model(name, threads, backend or "")
+        native = _native.Model(name, threads, backend or "", max_memory)
     except _native.NativeError as error:
         raise InputError(str(error).replace(name, str(path))) from error
     # The extension has read and checked the file; only what Python needs is read again, from its header.

@@ -41,7 +41,7 @@ def logits_of_sources(classifier: Classifier, sources: Sequence[Any]) -> np.ndar
     """Classify pictures (paths, arrays, Pillow images) in batches: → float32 (n, K)."""
     batches = (sources[start : start + BATCH] for start in range(0, len(sources), BATCH))
     return np.concatenate(
-        [classifier.logits(np.stack([classifier.preprocessing(one) for one in batch])) for batch in batches]
+        [classifier.logits(np.stack([classifier.prepare(one) for one in batch])) for batch in batches]
     )
 
 

@@ -18,6 +18,7 @@ from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.decision import Decision
 from gsb_vit.errors import InputError
 from gsb_vit.files import write_atomically
+from gsb_vit.limits import memory_limit
 
 from .checksum import xxh64
 from .keys import check_names, check_object
@@ -27,7 +28,9 @@ from .schema import (
     DECISION_KEY,
     FORMAT,
     MAX_HEADER_BYTES,
+    MAX_MEMORY,
     METADATA_KEYS,
+    OPTIONAL,
     PREPROCESSING,
     VERSION,
     Architecture,
@@ -62,19 +65,20 @@ class PackedModel:
         return {name[len(prefix) :]: array for name, array in self.tensors.items() if name.startswith(prefix)}
 
 
-def read(path: PathLike) -> PackedModel:
+def read(path: PathLike, *, max_memory: int | None = None) -> PackedModel:
     """Read and check a packed file.
 
-    The file is read whole and may be replaced afterwards.
+    The file is read whole and may be replaced afterwards. It has at most ``max_memory`` bytes, by default those of the
+    environment variable ``GSB_VIT_MAX_MEMORY`` or else 1 GiB.
 
     Raises:
         InputError: for a missing, truncated or foreign file, an unknown version, and a tensor that is missing,
             unknown, of the wrong type or shape, or out of range, naming it; and for a checksum that does not fit.
     """
-    path = _checked_path(path)
+    path, most = _checked_path(path), memory_limit(max_memory, MAX_MEMORY)
     try:
         with _naming(path):
-            file = read_safetensors(path)
+            file = read_safetensors(path, most)
             architecture, class_names, preprocessing, provenance, decision = _read_metadata(file)
             specs = expected_tensors(architecture)
             check_specs(specs, file.specs)
@@ -193,6 +197,8 @@ def _read_metadata(
         if not isinstance(names, list) or not isinstance(provenance, dict):
             raise InputError("class_names must be a list and provenance an object")
         architecture = Architecture.from_json(header["architecture"])
+        if version == "1" and (newer := [name for name in OPTIONAL if name in header["architecture"]]):
+            raise InputError(f"architecture: key {newer[0]!r} is unknown in version 1")
         preprocessing = Preprocessing(**check_object("preprocessing", header["preprocessing"], PREPROCESSING))
         decision = read_decision(header[DECISION_KEY]) if DECISION_KEY in header else Decision()
     except InputError as error:

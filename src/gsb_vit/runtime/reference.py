@@ -5,6 +5,7 @@ takes the same steps on packed bits and several threads; ``forward.h`` lists the
 Every float operation is one NumPy operation on float32 arrays, so each is rounded once and nothing is fused.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsb_vit.errors import InputError, ModelError
+from gsb_vit.limits import RAISE_MEMORY, memory_limit, shown_bytes
 
 from .bits import unpack
 from .packed_file import PackedModel
 from .relative_bias import relative_bias_index
-from .schema import BLOCK_TENSORS, SIGNS
+from .schema import BLOCK_TENSORS, MAX_MEMORY, SIGNS, Architecture, expected_tensors, tensors_of
 
 F32 = np.float32
 _LANES = 16
@@ -68,26 +70,62 @@ def _dot(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.int32]:
     return product.astype(np.int32)
 
 
+def reference_bytes(a: Architecture) -> int:
+    """Return the most bytes that :class:`ReferenceModel` and a forward pass take, estimated from above.
+
+    The file, its bits as float32, and in the block at work arrays of (h, N, N): a score of three int32, two float32
+    of attention and its bias, and for each group a mask and a float32; for each pair of groups (N, C) as float32, int32
+    and float32. Measured by ``tests/runtime/test_memory.py``.
+    """
+    tokens, width, pairs = a.num_tokens, a.embed_dim, a.attention_groups * a.value_groups
+    area = 3 * a.patch_height * a.patch_width
+    stored = unpacked = 0
+    shapes = expected_tensors(a)
+    for name, tensor in tensors_of(a):
+        dtype, sides = shapes[name]
+        stored += math.prod(sides) * np.dtype(dtype).itemsize
+        if tensor.rule.kind == "bits":
+            unpacked += 4 * sides[0] * tensor.rule.high.of(a)
+    # float64 patches and weights, then sums as float64, int32 and twice float32
+    patches = 8 * area * (a.num_patches + width) + 3 * width * a.num_patches * 32
+    cells, inputs = a.num_patches << 2 * len(a.channels), 3
+    for outputs in a.channels:  # windows twice as int32, then sums of three rows as int32 and float32
+        cells >>= 2
+        patches = max(patches, cells * (72 * inputs + 48 * outputs))
+        inputs = outputs
+    scores = tokens**2 * (a.num_heads * (28 + 5 * a.attention_groups) + 8 * (a.attention_bias == "relative"))
+    rows = tokens * width * (16 * pairs + 5 * a.value_groups + 64) + tokens * a.mlp_hidden * 16
+    heads = a.num_classes * (8 * width + 300)  # float64 weights; class names
+    return stored + unpacked + heads + 5 * 3 * width**2 + max(patches, scores + rows)
+
+
 @dataclass
 class ReferenceModel:
     """Run a packed model in NumPy.
 
     ``logits`` and ``trace`` treat one picture at a time, so a picture's result cannot depend on its batch.
+
+    Raises:
+        InputError: for a model that takes more than ``max_memory`` bytes, by default those of the environment variable
+            ``GSB_VIT_MAX_MEMORY`` or else 1 GiB. Traces are not counted: they keep the steps of every block.
     """
 
     packed: PackedModel
+    max_memory: int | None = field(default=None, repr=False)
     _blocks: list[dict[str, NDArray[Any]]] = field(init=False, repr=False)
+    _bias_index: NDArray[np.intp] | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         a = self.packed.architecture
+        most, needed = memory_limit(self.max_memory, MAX_MEMORY), reference_bytes(a)
+        if needed > most:
+            raise InputError(
+                f"{a.name} takes {shown_bytes(needed)} in the reference engine, and a model may take "
+                f"{shown_bytes(most)}; use the native engine, or {RAISE_MEMORY}"
+            )
         self._blocks = [self._unpacked(index) for index in range(a.depth)]
         if a.attention_bias == "relative":
-            index = relative_bias_index(a.grid, a.prefix_tokens)
-            for block in self._blocks:
-                block["attn.bias"] = block["attn.bias"][:, index]
-        elif a.attention_bias == "full":
-            for block in self._blocks:
-                block["attn.bias"] = block["attn.bias"].astype(F32)
+            self._bias_index = relative_bias_index(a.grid, a.prefix_tokens)
 
     def _unpacked(self, index: int) -> dict[str, NDArray[Any]]:
         block = self.packed.block(index)
@@ -134,6 +172,7 @@ class ReferenceModel:
 
         ============================================ ======================================================
         ``patch_embed.sum``                          int32 (Np, C, 3), S_c
+        ``tokenizer.i.levels``                       uint8 (H/2^(i+1), W/2^(i+1), C_i), but of the last convolution
         ``tokens``                                   float32 (N, C) before the first block
         ``blocks.i.attn.qkv.input``                  bits (N, C)
         ``blocks.i.attn.qkv.popcount``               int32 (N, 3C)
@@ -149,7 +188,7 @@ class ReferenceModel:
         ``blocks.i.mlp.fc1.input``, ``.popcount``    bits (N, C), int32 (N, M)
         ``blocks.i.mlp.fc2.input``, ``.dot``         bits (N, M), int32 (N, C)
         ``blocks.i.output``                          float32 (N, C), the residual stream behind the block
-        ``heads.j.norm``                             float32 (C), the normalised token the head reads
+        ``heads.j.norm``                             float32 (C), the normalised token, or mean, the head reads
         ``heads.j.input``, ``heads.j.sum``           int8 (C), int32 (K)
         ``logits``                                   float32 (K)
         ============================================ ======================================================
@@ -159,11 +198,12 @@ class ReferenceModel:
         """
         check_batch(np.asarray(picture)[None], self.packed.architecture.image_size)
         trace: Trace = {}
-        trace["logits"] = self._forward(picture, trace)
+        trace["logits"] = self._forward(picture, trace, every_step=True)
         return trace
 
     @np.errstate(all="ignore")  # what overflows is found in the norms and the logits
-    def _forward(self, picture: NDArray[np.uint8], trace: Trace) -> FloatArray:
+    def _forward(self, picture: NDArray[np.uint8], trace: Trace, every_step: bool = False) -> FloatArray:
+        """Return the logits; ``trace`` receives the steps outside the blocks, with ``every_step`` also those inside."""
         x = self._embed(picture, trace)
         trace["tokens"] = x
         reads = [head.reads for head in self.packed.architecture.heads]
@@ -174,11 +214,15 @@ class ReferenceModel:
             last = index + 1 == len(self._blocks)
             x = x + self._mlp(x, block, steps, read if last else slice(None))
             steps["output"] = x
-            trace.update({f"blocks.{index}.{name}": value for name, value in steps.items()})
+            if every_step:
+                trace.update({f"blocks.{index}.{name}": value for name, value in steps.items()})
         return self._heads(x, trace)
 
     def _embed(self, picture: NDArray[np.uint8], trace: Trace) -> FloatArray:
         a, packed = self.packed.architecture, self.packed
+        if a.channels:
+            embedded = self._convolve(picture, trace) + packed["patch_embed.position"]
+            return np.concatenate([packed["prefix_tokens"], embedded])
         (rows, columns), (height, width) = a.grid, a.patch_size
         patches = picture.reshape(rows, height, columns, width, 3).transpose(0, 2, 4, 1, 3)
         patches = patches.reshape(a.num_patches, 3, height * width).astype(np.float64)
@@ -189,6 +233,26 @@ class ReferenceModel:
         scaled = sums.astype(F32) * packed["patch_embed.scale"]
         embedded = ((scaled[..., 0] + scaled[..., 1]) + scaled[..., 2]) + packed["patch_embed.position"]
         return np.concatenate([packed["prefix_tokens"], embedded])
+
+    def _convolve(self, picture: NDArray[np.uint8], trace: Trace) -> FloatArray:
+        """Return what the tokenizer's last convolution gives (Np, C), without the position."""
+        packed, last = self.packed, len(self.packed.architecture.channels) - 1
+        windows = _windows(picture)  # (H/2, W/2, 3 lines, 3 columns, 3 colours)
+        sums = np.einsum("yxijc,ocij->yxoc", windows, packed["tokenizer.0.weight"].astype(np.int32))
+        scaled = sums.astype(F32) * packed["tokenizer.0.scale"]
+        first_line, first_column = (np.arange(side) == 0 for side in windows.shape[:2])
+        offset = packed["tokenizer.0.offset"][2 * first_line[:, None] + first_column]
+        y = ((scaled[..., 0] + scaled[..., 1]) + scaled[..., 2]) + offset
+        for index in range(1, last + 1):
+            levels = np.rint(np.minimum(np.where(y > 0, y, F32(0)), F32(255))).astype(np.uint8)
+            trace[f"tokenizer.{index - 1}.levels"] = levels
+            weight = packed[f"tokenizer.{index}.weight"].astype(np.int32)
+            sums = np.einsum("yxijc,oijc->yxoi", _windows(levels), weight, optimize=True)
+            scaled = sums.astype(F32) * packed[f"tokenizer.{index}.scale"][:, None]
+            y = (scaled[..., 0] + scaled[..., 1]) + scaled[..., 2]
+            if index < last:
+                y = y + packed[f"tokenizer.{index}.bias"]
+        return y.reshape(-1, y.shape[-1])
 
     def _attention(self, x: FloatArray, block: dict[str, NDArray[Any]], steps: Trace) -> FloatArray:
         a = self.packed.architecture
@@ -227,8 +291,10 @@ class ReferenceModel:
         steps["attn.score"] = score
         weights = block["attn.exp_table"][score - score.min(axis=-1, keepdims=True)]
         attention = weights * (F32(1) / sum16(weights))
-        if a.attention_bias != "none":
-            attention = attention + block["attn.bias"]
+        if self._bias_index is not None:
+            attention = attention + block["attn.bias"][:, self._bias_index]
+        elif a.attention_bias == "full":
+            attention = attention + block["attn.bias"].astype(F32)
         if a.threshold_scope == "fixed":
             limits = block["attn.attention_limits"]
         else:
@@ -283,6 +349,8 @@ class ReferenceModel:
         results = []
         for index, head in enumerate(a.heads):
             read = x[head.reads.first : head.reads.end]
+            if a.global_pool == "avg":
+                read = sum16(np.ascontiguousarray(read.T)).T * (F32(1) / F32(head.reads.count))
             (y,) = _held(layer_norm(read, packed["norm.weight"], packed["norm.bias"], a.layer_norm_eps))
             name = f"heads.{index}"
             levels = np.rint((y + packed[f"{name}.shift"]) / packed[f"{name}.input_scale"])
@@ -293,6 +361,13 @@ class ReferenceModel:
             trace[f"{name}.input"], trace[f"{name}.sum"] = levels.astype(np.int8), sums
             results.append(sums.astype(F32) * packed[f"{name}.scale"] + packed[f"{name}.bias"])
         return results[0] if len(results) == 1 else (results[0] + results[1]) * F32(0.5)
+
+
+def _windows(x: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Windows of 3 × 3, two apart, of x (H, W, I), zeros before the first line and column: (H/2, W/2, 3, 3, I)."""
+    padded = np.pad(x, ((1, 0), (1, 0), (0, 0))).astype(np.int32)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(0, 1))[::2, ::2]
+    return np.moveaxis(windows, 2, -1)
 
 
 def _held(y: FloatArray) -> FloatArray:

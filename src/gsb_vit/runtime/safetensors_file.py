@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsb_vit.errors import InputError
+from gsb_vit.limits import RAISE_MEMORY
 
-from .schema import MAX_FILE_BYTES, MAX_HEADER_BYTES, MAX_NESTING, MAX_WHOLE, TENSOR_KEYS, TYPES
+from .schema import MAX_HEADER_BYTES, MAX_NESTING, MAX_WHOLE, TENSOR_KEYS, TYPES
 
 METADATA = "__metadata__"
 _LENGTH_BYTES = 8
@@ -47,12 +48,12 @@ class SafetensorsFile:
         return sorted((name for name, (_, shape) in self.specs.items() if 0 not in shape), key=self.begins.__getitem__)
 
 
-def read_safetensors(path: Path) -> SafetensorsFile:
+def read_safetensors(path: Path, most: int) -> SafetensorsFile:
     """Read a file whole and check its header; what the tensors are is not looked at.
 
     Raises:
         OSError: cannot be opened or read.
-        InputError: no regular file, one of more than ``MAX_FILE_BYTES``, or a container that breaks a rule, in one
+        InputError: no regular file, one of more than ``most`` bytes, or a container that breaks a rule, in one
             line without the path.
     """
     # Opened without waiting: a FIFO would block until someone writes.
@@ -61,9 +62,10 @@ def read_safetensors(path: Path) -> SafetensorsFile:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise InputError("cannot be read (is no regular file); give a packed model file")
-        if status.st_size > MAX_FILE_BYTES:
+        if status.st_size > most:
             raise InputError(
-                f"cannot be read (has {status.st_size} bytes, more than {MAX_FILE_BYTES}); give a packed model file"
+                f"cannot be read (has {status.st_size} bytes, more than {most}; {RAISE_MEMORY}); "
+                "give a packed model file"
             )
         try:
             if status.st_size < _LENGTH_BYTES:

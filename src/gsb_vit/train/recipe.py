@@ -15,7 +15,12 @@ SEED_NUMBERS = {"teacher": 0, "stage1": 1, "stage2": 2, "twin": 3, "views": 4}
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """The architecture of the student, and of its full-precision twin. What is left out is the architecture's own."""
+    """The architecture of the student, and of its full-precision twin. What is left out is the architecture's own.
+
+    ``tokenizer_channels``: a stack of 3 × 3 convolutions of stride 2 in place of the patch embedding, these the output
+    channels of all but the last; ``patch_size`` is then its stride, 8 for three convolutions. Empty: patches.
+    ``global_pool``: the heads read the class and distillation ``token``, or one head the mean of all patches (``avg``).
+    """
 
     architecture: str = "gsb_vit_tiny_patch16_224"
     img_size: int = 64
@@ -23,6 +28,8 @@ class ModelRecipe:
     embed_dim: int | None = None
     depth: int | None = None
     num_heads: int | None = None
+    tokenizer_channels: tuple[int, ...] = ()
+    global_pool: Literal["token", "avg"] = "token"
     mlp_ratio: float | None = None
     drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
@@ -30,7 +37,10 @@ class ModelRecipe:
 
     def arguments(self) -> dict[str, Any]:
         """Return keyword arguments for the architecture, without what the recipe leaves to it."""
-        return {name: value for name, value in vars(self).items() if name != "architecture" and value is not None}
+        given = {name: value for name, value in vars(self).items() if name != "architecture" and value is not None}
+        given["tokenizer_channels"] = list(self.tokenizer_channels)
+        plain = {"tokenizer_channels": [], "global_pool": "token"}
+        return {name: value for name, value in given.items() if plain.get(name) != value}
 
 
 @dataclass(frozen=True)

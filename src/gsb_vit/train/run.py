@@ -323,6 +323,7 @@ class _Run:
             "decision": decision.to_json(),
             "calibration": measured,
             "left_out": self.stored.left_out,
+            "test_pictures_seen": self.stored.tested_on_seen,
         }
         write_json(self.folder / "summary.json", values)
         write_json(self.folder / RUN_FILE, {**read_run(self.folder), "status": "finished"})

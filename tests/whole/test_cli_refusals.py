@@ -138,14 +138,16 @@ def no_hang():
 
 
 @pytest.fixture(autouse=True)
-def no_training(monkeypatch):
-    """What gets as far as training has refused nothing."""
+def no_work(monkeypatch):
+    """What gets as far as training or timing has refused nothing; both take minutes."""
+    from gsb_vit.bench.peers import worker
     from gsb_vit.train import loop
 
     def stop(*_, **__):
-        raise InputError("training begins")
+        raise InputError("the work begins")
 
-    monkeypatch.setattr(loop.StageRun, "run", stop, raising=True)
+    monkeypatch.setattr(loop.StageRun, "run", stop)
+    monkeypatch.setattr(worker.Worker, "__init__", stop)
 
 
 def words_of(name, tried, value):

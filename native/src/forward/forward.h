@@ -28,7 +28,7 @@ namespace gsb {
 
 // What a caller wants to know of a picture beside its logits; nullptr: nothing.
 struct Kept {
-    float* features = nullptr;  // (heads, C): the normalised token that each head reads
+    float* features = nullptr;  // (heads, C): the normalised token, or mean, that each head reads
     uint8_t* masks = nullptr;   // (depth, A, attention heads, N, N): 1 where a token is in a group of another
 };
 

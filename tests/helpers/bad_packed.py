@@ -453,6 +453,7 @@ def _keys():
         yield _row(f"name {value[:9]!r}", put("architecture", "name", value), None)
     yield _row("another name key", put("architecture", "nam\ne", ""), "unknown")
     yield _row("other picture size", put("preprocessing", "size", [16, 8]), "pictures of")
+    yield _row("a picture of too many pixels", in_json(_huge_pictures), "pixels")
     yield _row("patches do not fit", put("architecture", "patch_size", [8, 7]), "no multiple")
     yield _row("heads do not fit", put("architecture", "num_heads", 3), "no multiple")
     less = ("relative", put("architecture", "num_heads_out", 1))
@@ -481,6 +482,13 @@ def _keys():
     yield _row("too many tokens", in_json(lambda h, m: m["architecture"].update(big)), "tokens")
     yield _row("deep", put("architecture", "depth", 1024), "missing")
     yield _row("fewer blocks", put("architecture", "depth", 2), "missing")
+
+
+def _huge_pictures(_, model):
+    """One pixel more than 64 million, in the patches of a model with few tokens."""
+    size = [8000, 8001]
+    model["architecture"].update(image_size=size, patch_size=[1000, 889])
+    model["preprocessing"]["size"] = size
 
 
 def _wrong(key):

@@ -35,6 +35,7 @@ from gsb_vit.models.trained import BEST, LAST, read_tensors
 from gsb_vit.terminal import plain_console
 from gsb_vit.train import loop
 from gsb_vit.train.checkpoint import PREVIOUS, STATE
+from gsb_vit.train.confidence import CONFIDENCE
 from gsb_vit.train.log import RunLog
 from gsb_vit.train.recipe_io import load_recipe
 from gsb_vit.train.run import train
@@ -148,10 +149,10 @@ def launch(data: Path, out: Path, *, resume: bool = True, moments: Moments | Non
 
 
 def weights(out: Path) -> dict[str, bytes]:
-    """The bytes of every tensor of every stage's models."""
+    """The bytes of every tensor that a run leaves in its stages, but for states."""
     found = {}
     for stage in STAGES:
-        for name in (BEST, LAST):
+        for name in (BEST, LAST, CONFIDENCE):
             for key, tensor in read_tensors(out / stage / name)[0].items():
                 found[f"{stage}/{name}/{key}"] = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return found

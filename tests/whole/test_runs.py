@@ -14,6 +14,7 @@ pytest.importorskip("accelerate")
 import gsb_vit
 from gsb_vit.data.digests import digest
 from gsb_vit.data.splits import load_data
+from gsb_vit.decision import Decision
 from gsb_vit.errors import InputError
 from gsb_vit.metrics import softmax
 from gsb_vit.models.trained import load_model
@@ -58,7 +59,10 @@ def test_the_model_of_a_run_gives_the_trained_models_answers(run):
     test = load_data("digits", run_data_options(run.out)).test
     trained = load_model(run.out)
     expected = model_logits(trained.model, EvaluationPictures(test, trained.preprocessing))
-    assert model.predict_proba(list(test.sources)) == pytest.approx(softmax(np.asarray(expected)), abs=1e-5)
+    decision = Decision.from_json(json.loads((run.out / "summary.json").read_text())["decision"])
+    assert model.decision == decision and decision.temperature != 1 and decision.unknown is not None
+    tempered = softmax(np.asarray(expected) / decision.temperature)
+    assert model.predict_proba(list(test.sources)) == pytest.approx(tempered, abs=1e-5)
 
 
 def test_a_model_is_exported_again_only_where_the_run_went_on(run, tmp_path):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gsb_vit.data.preprocess import RESIZES
 from gsb_vit.data.resample import FILTERS
+from gsb_vit.decision import SCORES, Decision, Unknown
 from gsb_vit.errors import InputError
 
 from .bits import pad_is_zero, words_for
@@ -24,6 +25,7 @@ VERSION = "2"  # that is written
 CHECKSUM_KEYS = ("header_xxh64", "payload_xxh64")
 METADATA_KEYS = {"1": ("format", "version", "model"), "2": ("format", "version", "model", *CHECKSUM_KEYS)}
 MODEL_KEYS = ("architecture", "class_names", "preprocessing", "provenance")
+DECISION_KEY = "decision"  # may be left out, and is unknown to version 1
 TENSOR_KEYS = ("dtype", "shape", "data_offsets")
 
 # Bytes of a loaded model, its file included, unless the caller or MAX_MEMORY_VARIABLE says otherwise. A billion one-bit
@@ -41,6 +43,7 @@ TYPES = {"U64": "uint64", "I8": "int8", "I16": "int16", "F16": "float16", "F32":
 THRESHOLD_SCOPES = ("sample", "fixed")
 ATTENTION_BIASES = ("none", "relative", "full")
 GLOBAL_POOLS = ("token", "avg")
+POOL_NORMS = ("after", "before")
 
 # Popcounts of width C are stored as int16; the other limits only keep a hostile header from asking for absurd work.
 ARCHITECTURE = (
@@ -51,7 +54,7 @@ ARCHITECTURE = (
     Key("depth", "whole", least=1, most=1024),
     Key("num_heads", "whole", least=1, most=32767),
     Key("mlp_hidden", "whole", least=1, most=1 << 20),
-    Key("prefix_tokens", "whole", least=0, most=2),
+    Key("prefix_tokens", "whole", least=0, most=16),
     Key("num_heads_out", "whole", least=1, most=2),
     Key("num_classes", "whole", least=1, most=1 << 20),
     Key("layer_norm_eps", "number", least=0, most=1),
@@ -60,6 +63,7 @@ ARCHITECTURE = (
     Key("threshold_scope", "choice", choices=THRESHOLD_SCOPES),
     Key("attention_bias", "choice", choices=ATTENTION_BIASES),
     Key("global_pool", "choice", choices=GLOBAL_POOLS, default="token"),
+    Key("pool_norm", "choice", choices=POOL_NORMS, default="after"),
     Key("tokenizer_channels", "whole", least=1, most=16384, items=(0, 5), default=()),
 )
 OPTIONAL = tuple(key.name for key in ARCHITECTURE if key.optional)  # since version 2
@@ -70,6 +74,13 @@ PREPROCESSING = (
     Key("interpolation", "choice", choices=tuple(FILTERS)),
     Key("mean", "number", items=(3, 3)),
     Key("std", "number", above=0, items=(3, 3)),
+)
+DECISION = (Key("temperature", "number", above=0, most=1000),)
+UNKNOWN_KEY = "unknown"  # in the decision; may be left out
+UNKNOWN = (
+    Key("score", "choice", choices=SCORES),
+    Key("threshold", "number"),
+    Key("false_alarm_rate", "number", least=0, most=1),
 )
 
 
@@ -145,14 +156,17 @@ class Architecture:
     threshold_scope: str
     attention_bias: str
     global_pool: str = "token"
+    pool_norm: str = "after"
     tokenizer_channels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for key in ARCHITECTURE:
             object.__setattr__(self, key.name, key.check("architecture", getattr(self, key.name)))
-        # Each prefix token has its head, or one head reads the mean of all patches.
-        if self.global_pool == "token" and self.num_heads_out != self.prefix_tokens:
-            raise InputError(f"architecture: num_heads_out {self.num_heads_out} must equal prefix_tokens")
+        # The first prefix tokens have a head each, or one head reads the mean of all patches.
+        if self.global_pool == "token" and self.num_heads_out > self.prefix_tokens:
+            raise InputError(f"architecture: num_heads_out {self.num_heads_out} is more than prefix_tokens")
+        if self.global_pool == "token" and self.pool_norm != "after":
+            raise InputError(f"architecture: pool_norm {self.pool_norm} goes with global_pool avg")
         if self.global_pool == "avg" and self.num_heads_out != 1:
             raise InputError(f"architecture: num_heads_out {self.num_heads_out} must be 1 where global_pool is avg")
         if self.tokenizer_channels and self.patch_size != (2 ** len(self.channels),) * 2:
@@ -246,6 +260,23 @@ class Architecture:
     def from_json(cls, values: Any) -> "Architecture":
         """Read what :meth:`to_json` wrote. Raises InputError for a missing or unknown key or a value out of range."""
         return cls(**check_object("architecture", values, ARCHITECTURE))
+
+
+def read_decision(values: Any) -> Decision:
+    """Read a model's ``decision``. Raises InputError for a missing or unknown key or a value out of range."""
+    if not isinstance(values, Mapping):
+        raise InputError("decision must be a JSON object")
+    unknown = None
+    if UNKNOWN_KEY in values:
+        unknown = Unknown(**check_object(UNKNOWN_KEY, values[UNKNOWN_KEY], UNKNOWN))
+    own = {name: value for name, value in values.items() if name != UNKNOWN_KEY}
+    return Decision(**check_object("decision", own, DECISION), unknown=unknown)
+
+
+def model_keys(version: str, model: Any) -> tuple[str, ...]:
+    """Return the keys that ``model``, the metadata's, must have in a version of the file, and no other."""
+    has_decision = version != "1" and isinstance(model, Mapping) and DECISION_KEY in model
+    return (*MODEL_KEYS, DECISION_KEY) if has_decision else MODEL_KEYS
 
 
 CONVOLUTION_SIDES = ("convolution_inputs", "convolution_outputs")

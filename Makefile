@@ -16,7 +16,7 @@ SOURCES := pyproject.toml $(CONSTRAINTS) $(shell find src native CMakeLists.txt 
 NATIVE  := $(shell find native -name '*.cpp' -o -name '*.h' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-lowest check docs format native fuzz tsan clean
+.PHONY: help quickstart test test-lowest check docs format native wasm fuzz tsan clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,15 +49,22 @@ native: $(VENV)/.dev  ## build the extension into src/gsb_vit, for PYTHONPATH=sr
 		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -Dnanobind_DIR="$$($(BIN)/python -m nanobind --cmake_dir)"
 	$(BIN)/cmake --build $(BUILD)
 
-fuzz: $(VENV)/.dev  ## fuzz the model reader and the forward pass for FUZZ_SECONDS; what fails lies in build/fuzz
+wasm: $(VENV)/.dev  ## build the WebAssembly module into src/gsb_vit/app, for gsb-vit app (cmake/wasm32-wasi.cmake says what it needs)
+	$(BIN)/cmake --preset wasm -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+	$(BIN)/cmake --build --preset wasm
+	cp build/wasm/gsb_vit.wasm src/gsb_vit/app/gsb_vit.wasm
+
+fuzz: $(VENV)/.dev  ## fuzz the model reader with the forward pass, and the resizing of pictures, each for FUZZ_SECONDS; what fails lies in build/fuzz
 	$(BIN)/cmake -S . -B build/fuzz/build -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_CXX_COMPILER=$(CLANG) \
 		-DGSB_VIT_PYTHON=OFF -DGSB_VIT_FUZZ=ON -DGSB_VIT_SANITIZE=address,undefined -DCMAKE_CXX_FLAGS_RELEASE=-O1
-	$(BIN)/cmake --build build/fuzz/build --target model_fuzzer
+	$(BIN)/cmake --build build/fuzz/build --target model_fuzzer picture_fuzzer
 	PYTHONPATH=src $(BIN)/python native/fuzz/seeds.py build/fuzz/seeds
-	mkdir -p build/fuzz/corpus
+	mkdir -p build/fuzz/corpus build/fuzz/pictures
 	build/fuzz/build/native/fuzz/model_fuzzer -artifact_prefix=build/fuzz/ -dict=native/fuzz/json.dict -max_len=30000 \
 		-len_control=0 -timeout=20 -malloc_limit_mb=1000 -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 \
 		build/fuzz/corpus build/fuzz/seeds
+	build/fuzz/build/native/fuzz/picture_fuzzer -artifact_prefix=build/fuzz/ -max_len=1000 -len_control=0 -timeout=20 \
+		-malloc_limit_mb=1000 -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 build/fuzz/pictures
 
 tsan:  ## run the native tests of threads and of whole models under ThreadSanitizer
 	$(MAKE) test PYTEST="tests/native/test_sanitizers.py -k thread"

@@ -18,6 +18,7 @@ SHAPES = {
     "many_groups": dict(SMALL, attention_thresholds=(0.02, 0.1, 0.5), value_thresholds=(0.2, 0.5, 0.8)),
     "oblong": dict(SMALL, image_size=(8, 20), patch_size=(2, 5), attention_bias="full", value_thresholds=()),
     "more_tokens": dict(SMALL, image_size=32, patch_size=4, attention_thresholds=(0.1,), threshold_scope="fixed"),
+    "convolutions": dict(SMALL, tokenizer_channels=(3,), global_pool="avg", prefix_tokens=0),
     "wide": dict(SMALL, embed_dim=72, num_heads=2, mlp_hidden=66, prefix_tokens=1),
 }
 

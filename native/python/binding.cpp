@@ -92,6 +92,7 @@ std::vector<std::string> backends() {
 }  // namespace
 
 void bind_kernels(nb::module_& module);
+void bind_pictures(nb::module_& module);
 
 NB_MODULE(_native, module) {
     nb::exception<gsb::Error>(module, "NativeError", PyExc_ValueError);
@@ -124,4 +125,5 @@ NB_MODULE(_native, module) {
         .def("set_profiling", &gsb::Model::set_profiling, "on"_a)
         .def("profile", profile, "(stage, seconds, one-bit products, eight-bit products) of each stage.");
     bind_kernels(module);
+    bind_pictures(module);
 }

@@ -10,4 +10,10 @@ struct Error : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+// What the C API says of a bad_alloc.
+constexpr const char* kNoMemory = "there is not enough memory for this";
+
+// The text of the last failed call of this thread, which gsb_vit_error() gives.
+std::string& last_error();
+
 }  // namespace gsb

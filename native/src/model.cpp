@@ -1,7 +1,5 @@
 #include "model.h"
 
-#include <unistd.h>
-
 #include <cmath>
 #include <cstdint>
 #include <utility>
@@ -34,7 +32,7 @@ int checked_threads(int threads) {
 }  // namespace
 
 Model::Session::Session(const Shape& shape, const Architecture& architecture, int threads)
-    : process(static_cast<int>(getpid())), pool(threads), shared(shape, threads) {
+    : process(this_process()), pool(threads), shared(shape, threads) {
     for (int i = 0; i < threads; ++i) scratch.emplace_back(shape, architecture, shape.tokens);
 }
 
@@ -88,12 +86,12 @@ ModelWeights Model::checked_weights() {
 Model::~Model() {
     // A parent's session is left alone: there are no threads to join.
     Session* last = session_.load();
-    if (last->process == static_cast<int>(getpid())) delete last;
+    if (last->process == this_process()) delete last;
 }
 
 Model::Session& Model::session() const {
     Session* found = session_.load(std::memory_order_acquire);
-    if (found->process == static_cast<int>(getpid())) return *found;
+    if (found->process == this_process()) return *found;
     auto own = std::make_unique<Session>(shape_, architecture(), threads_);
     if (session_.compare_exchange_strong(found, own.get())) return *own.release();
     return *found;  // another thread of the child was first
@@ -101,21 +99,30 @@ Model::Session& Model::session() const {
 
 void Model::embed(const uint8_t* pixels, size_t count, float* features) {
     std::vector<float> logits(count * architecture().num_classes);
-    run(pixels, count, logits.data(), features);
+    run(pixels, count, logits.data(), {features, nullptr});
 }
 
-void Model::run(const uint8_t* pixels, size_t count, float* logits, float* features) {
+void Model::masks(const uint8_t* pixels, uint8_t* masks) {
+    std::vector<float> logits(architecture().num_classes);
+    run(pixels, 1, logits.data(), {nullptr, masks});
+}
+
+Kept Model::kept_of(Kept kept, size_t picture) const {
+    if (kept.features) kept.features += picture * feature_count();
+    return kept;
+}
+
+void Model::run(const uint8_t* pixels, size_t count, float* logits, Kept kept) {
     Session& session = this->session();
-    const std::lock_guard<std::mutex> lock(session.mutex);
+    const Lock lock(session.mutex);
     const size_t picture = static_cast<size_t>(architecture().image_height) * architecture().image_width * 3;
     const size_t classes = architecture().num_classes, threads = threads_;
     // Pictures side by side, one a thread, need no waiting for each other, but memory; what is left over is shared.
     const size_t side_by_side = threads == 1 || !has_room_side_by_side_ ? 0 : count - count % threads;
-    if (side_by_side > 0) run_side_by_side(session, pixels, side_by_side, logits, features);
+    if (side_by_side > 0) run_side_by_side(session, pixels, side_by_side, logits, kept);
     for (size_t i = side_by_side; i < count; ++i) {
         forward_.run(pixels + i * picture, logits + i * classes, session.shared, session.scratch,
-                     threads == 1 ? nullptr : &session.pool, 0, session.profiling,
-                     features ? features + i * feature_count() : nullptr);
+                     threads == 1 ? nullptr : &session.pool, 0, session.profiling, kept_of(kept, i));
     }
     if (session.profiling) session.pictures += static_cast<double>(count);
     bool finite = true;
@@ -123,7 +130,7 @@ void Model::run(const uint8_t* pixels, size_t count, float* logits, float* featu
     if (!finite) throw Error("the model's numbers overflow; export it again, or give another model");
 }
 
-void Model::run_side_by_side(Session& session, const uint8_t* pixels, size_t count, float* logits, float* features) {
+void Model::run_side_by_side(Session& session, const uint8_t* pixels, size_t count, float* logits, Kept kept) {
     const size_t picture = static_cast<size_t>(architecture().image_height) * architecture().image_width * 3;
     const size_t classes = architecture().num_classes;
     while (session.own.size() < session.scratch.size()) {
@@ -135,14 +142,14 @@ void Model::run_side_by_side(Session& session, const uint8_t* pixels, size_t cou
         session.pool.run(static_cast<int>(part), [&](int task, int worker) {
             const size_t i = begin + task;
             forward_.run(pixels + i * picture, logits + i * classes, *session.own[worker], session.scratch, nullptr,
-                         worker, session.profiling, features ? features + i * feature_count() : nullptr);
+                         worker, session.profiling, kept_of(kept, i));
         });
     }
 }
 
 void Model::set_profiling(bool on) {
     Session& session = this->session();
-    const std::lock_guard<std::mutex> lock(session.mutex);
+    const Lock lock(session.mutex);
     session.profiling = on;
     session.pictures = on ? 0 : session.pictures;
     if (!on) return;
@@ -151,7 +158,7 @@ void Model::set_profiling(bool on) {
 
 std::vector<StageReport> Model::profile() const {
     Session& session = this->session();
-    const std::lock_guard<std::mutex> lock(session.mutex);
+    const Lock lock(session.mutex);
     const double pictures = session.pictures;
     const Architecture& a = architecture();
     const double tokens = a.num_tokens(), width = a.embed_dim, hidden = a.mlp_hidden;
@@ -163,7 +170,7 @@ std::vector<StageReport> Model::profile() const {
         for (const Scratch& scratch : session.scratch) stages[i].seconds += scratch.seconds[i];
     }
     const auto at = [&](Stage stage) -> StageReport& { return stages[static_cast<size_t>(stage)]; };
-    at(Stage::patches).byte_macs = pictures * a.num_patches() * width * 3 * a.patch_height * a.patch_width;
+    at(Stage::patches).byte_macs = pictures * a.token_macs();
     at(Stage::qkv).bit_macs = pictures * full * tokens * width * 3 * width;
     at(Stage::scores).bit_macs = pictures * full * tokens * tokens * width;
     at(Stage::attention_value).bit_macs = pictures * rows * tokens * width;

@@ -3,7 +3,6 @@
 
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -29,6 +28,7 @@ class Model {
     const PackedModel& file() const { return *file_; }
     const Architecture& architecture() const { return file_->architecture(); }
     const std::vector<std::string>& class_names() const { return file_->class_names(); }
+    const Decision& decision() const { return file_->decision(); }
     const std::string& header() const { return file_->header(); }
     const Kernels& kernels() const { return kernels_; }
     int threads() const { return threads_; }
@@ -38,9 +38,11 @@ class Model {
 
     // pixels: (count, H, W, 3); logits: (count, K). One call at a time: others wait. In a forked child, too, also where
     // the fork met another thread's call. Throws Error where the model's numbers overflow.
-    void predict(const uint8_t* pixels, size_t count, float* logits) { run(pixels, count, logits, nullptr); }
-    // features: (count, heads, C), the normalised token that each head reads; else as predict.
+    void predict(const uint8_t* pixels, size_t count, float* logits) { run(pixels, count, logits, {}); }
+    // features: (count, heads, C), the normalised token, or mean, that each head reads; else as predict.
     void embed(const uint8_t* pixels, size_t count, float* features);
+    // One picture; masks: (depth, A, heads, N, N).
+    void masks(const uint8_t* pixels, uint8_t* masks);
     size_t feature_count() const { return architecture().heads.size() * architecture().embed_dim; }  // of a picture
 
     void set_profiling(bool on);
@@ -57,7 +59,7 @@ class Model {
         Session(const Shape& shape, const Architecture& architecture, int threads);
 
         const int process;
-        std::mutex mutex;
+        Mutex mutex;
         ThreadPool pool;
         std::vector<Scratch> scratch;                 // one a thread
         Workspace shared;                             // for a picture that all threads work on
@@ -67,8 +69,11 @@ class Model {
     };
 
     Session& session() const;
-    void run(const uint8_t* pixels, size_t count, float* logits, float* features);
-    void run_side_by_side(Session& session, const uint8_t* pixels, size_t count, float* logits, float* features);
+    // `kept` is of the first picture.
+    void run(const uint8_t* pixels, size_t count, float* logits, Kept kept);
+    void run_side_by_side(Session& session, const uint8_t* pixels, size_t count, float* logits, Kept kept);
+    // `kept` of another picture.
+    Kept kept_of(Kept kept, size_t picture) const;
 
     // Throws Error where there is too little for what a forward pass takes.
     size_t checked_forward_bytes() const;

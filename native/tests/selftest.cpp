@@ -134,6 +134,7 @@ int run(int argc, char** argv) {
         test_numbers(*kernels, results);
         test_scores(*kernels, results);
         test_values(*kernels, results);
+        test_resize(*kernels, results);
         for (int i = 1; i < argc; i += 3) test_model(kernels->name, argv + i, results);
         ran.insert(kernels->name);
         std::printf("%s: %d checks\n", kernels->name, results.passed() + results.failed() - before);

@@ -79,6 +79,7 @@ void test_products(const Kernels& kernels, Results& results);
 void test_numbers(const Kernels& kernels, Results& results);  // norms, patches, bytes
 void test_scores(const Kernels& kernels, Results& results);
 void test_values(const Kernels& kernels, Results& results);  // extremes, Value planes, combination
+void test_resize(const Kernels& kernels, Results& results);
 
 // The thread pool, and a forward pass that shares one picture among the pool's threads.
 void test_threads(Results& results);

@@ -101,7 +101,9 @@ def locked(folder: Path, work: str) -> Iterator[None]:
     except ModuleNotFoundError:  # pragma: no cover (no such locks on Windows)
         yield
         return
-    with (folder / LOCK).open("a") as file:
+    path = folder / LOCK
+    path.touch()
+    with path.open() as file:  # not open for writing, so that the disk can still be made read-only
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

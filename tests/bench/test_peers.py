@@ -74,6 +74,35 @@ def test_twin_is_timms_model_on_normalised_pictures():
         torch.testing.assert_close(build(TWIN)(pictures), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_twin_with_a_tokenizer_and_mean_pooling_is_the_trained_one(tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    from gsb_vit.bench.peers.twin import build
+    from gsb_vit.models.build import build_model
+    from gsb_vit.quantization import Quantization
+
+    torch.manual_seed(0)
+    args = {"img_size": (32, 24), "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
+    args |= {"tokenizer_channels": [9, 12], "global_pool": "avg"}
+    model = build_model("gsb_vit_tiny_patch16_224", args, 7, Quantization.full_precision()).eval()
+    for norm in model.patch_embed.proj.norms:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    save_file(model.state_dict(), tmp_path / "twin.safetensors")
+    packed = random_packed(
+        seed=1, image_size=(32, 24), patch_size=8, embed_dim=64, depth=2, num_heads=2, mlp_hidden=256, num_classes=7,
+        prefix_tokens=0, global_pool="avg", tokenizer_channels=(9, 12),
+    )  # fmt: skip
+    twin = Twin.of(packed.architecture, packed.preprocessing, str(tmp_path / "twin.safetensors"))
+    assert Twin.from_json(json.loads(json.dumps(twin.to_json()))) == twin
+    pictures = torch.from_numpy(smooth_pictures(3, (32, 24)))
+    mean, std = torch.tensor(twin.mean), torch.tensor(twin.std)
+    with torch.inference_mode():
+        expected = model(((pictures / 255 - mean) / std).permute(0, 3, 1, 2))
+        torch.testing.assert_close(build(twin)(pictures), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("prefix_tokens", [1, 2])
 def test_twin_has_the_packed_models_shape(prefix_tokens):
     pytest.importorskip("timm")

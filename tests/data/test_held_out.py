@@ -154,6 +154,7 @@ def test_copies_of_training_pictures_test_nothing(pictures: Path) -> None:
     copy.write_bytes(original.read_bytes())
     drawn = draw(pictures)
     assert len(drawn.data.test) == len(first.data.test) - 1 and "1 test pictures are copies" in drawn.lines[0]
+    assert drawn.stored.tested_on_seen == 0
     taught = frozenset(digest(one)[: 2 * SHORT] for one in first.data.test.sources[1:4])
     drawn = draw(pictures, taught=taught)
     assert len(drawn.data.test) == len(first.data.test) - 4 and set(drawn.stored.taught) == taught
@@ -176,6 +177,18 @@ def test_bad_pictures_are_found_before_anything_trains_and_may_be_left_out(pictu
     assert len(drawn.stored.left_out) == 6 and "6 pictures that cannot be used are left out" in drawn.lines[0]
     used = sum(len(part) for part in (drawn.data.train, drawn.data.validation, drawn.data.test))
     assert used == 282 and find_split(str(pictures), read_raw(str(pictures)), drawn.stored).lines == ()
+
+
+def test_a_test_part_of_nothing_but_copies_is_said(tmp_path: Path) -> None:
+    for name in CLASSES:
+        original = fill(tmp_path / name, 1) / "000.png"
+        for i in range(1, 10):
+            shutil.copy(original, tmp_path / name / f"{i:03}.png")
+    drawn = draw(tmp_path)
+    assert len(drawn.data.test) == 9 == drawn.stored.tested_on_seen
+    assert drawn.lines[0].startswith("all 9 test pictures are copies")
+    with pytest.raises(InputError, match="all 30 pictures"):
+        judged_pictures(str(tmp_path), provenance_of(drawn, tmp_path))
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff\xfe", b'{"digest": "md5"}'])

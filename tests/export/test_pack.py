@@ -130,10 +130,22 @@ def test_relu_has_intervals_too():
     assert_intervals(model.blocks[0].mlp, pack(model, preprocessing)["blocks.0.mlp.fc1.zero_interval"])
 
 
-@pytest.mark.parametrize("options", [{}, {"plain": True}, {"plain": True, "no_embed_class": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"plain": True},
+        {"plain": True, "no_embed_class": True},
+        {"global_pool": "avg"},
+        {"tokenizer_channels": (7, 30), "patch_size": 8},
+        {"tokenizer_channels": (12,), "patch_size": 4, "global_pool": "avg"},
+    ],
+)
 @torch.no_grad()
 def test_tokens_before_the_blocks_are_those_of_torch(options):
-    model, preprocessing, pictures = random_trained(img_size=(16, 24), patch_size=(8, 4), **options)
+    """Without ``pixel_scaling`` PyTorch's own convolutions, norms and quantizers give them; packing shares no code."""
+    model, preprocessing, pictures = random_trained(**{"img_size": (16, 24), "patch_size": (8, 4), **options})
+    model.patch_embed.proj.pixel_scaling = None
     tokens = ReferenceModel(pack(model, preprocessing)).trace(pictures[0])["tokens"]
     expected = model._pos_embed(model.patch_embed(normalize(pictures[:1], preprocessing)))[0]
     np.testing.assert_allclose(tokens, expected.numpy(), rtol=1e-4, atol=2e-5)
@@ -186,6 +198,12 @@ def test_fixed_limits_are_the_calibrated_ones(thresholds):
     np.testing.assert_allclose(limits[1], np.outer(thresholds, extremes), rtol=1e-6)
 
 
+def test_a_tokenizer_in_full_precision_is_refused():
+    model, preprocessing, _ = random_trained(tokenizer_channels=(4, 8), switches={"edge_bits": 32})
+    with pytest.raises(InputError, match="edge_bits = 32"):
+        pack(model, preprocessing)
+
+
 def test_the_trained_model_is_left_as_it_was(tmp_path):
     model, preprocessing, _ = random_trained()
     model.train()
@@ -221,8 +239,9 @@ def test_switches_without_a_packed_form_are_refused(switches, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"global_pool": "avg"}, "global_pool = 'avg'"),
-        ({"reg_tokens": 2}, "register tokens"),
+        ({"global_pool": "max"}, "global_pool = 'max'"),
+        ({"global_pool": "avg", "pool_include_prefix": True}, "pool_include_prefix"),
+        ({"reg_tokens": 16}, "17 prefix tokens.*at most 16"),
         ({"pre_norm": True}, "norm before the blocks"),
         ({"init_values": 0.1}, "layer scale"),
         ({"in_chans": 1}, "3 channels"),

@@ -6,6 +6,7 @@ import torch
 from bit_products import mask_dot, popcount, sign_dot, xor_popcount
 from random_trained import random_trained
 
+from gsb_vit.decision import Decision, Unknown, calibrate
 from gsb_vit.errors import InputError
 from gsb_vit.export import parity
 from gsb_vit.export.pack import export_model
@@ -37,6 +38,15 @@ CASES = {
         "embed_dim": 130,
         "num_heads": 2,
     },
+    "mean of the patches": {"global_pool": "avg"},
+    "timm's mean of the patches": {"plain": True, "global_pool": "avg", "img_size": (24, 40)},
+    "mean of norms": {"plain": True, "global_pool": "avg", "fc_norm": False},
+    "registers": {"plain": True, "reg_tokens": 4},
+    "registers, mean": {"global_pool": "avg", "reg_tokens": 2, "switches": {"attention_bias": "full"}},
+    "norm behind the class token": {"plain": True, "fc_norm": True},
+    "convolutions": {"tokenizer_channels": (9, 20), "img_size": (40, 56)},
+    "convolutions, mean": {"tokenizer_channels": (6,), "patch_size": 4, "global_pool": "avg"},
+    "convolutions, plain": {"tokenizer_channels": (180, 8), "plain": True, "switches": {"attention_bias": "full"}},
     "four and one group": {
         "switches": {"attention_thresholds": (0.3, 0.5, 0.8), "value_thresholds": (), "attention_bias": "full"},
         "plain": True,
@@ -173,6 +183,20 @@ def test_export_and_verify_writes_what_agrees(tmp_path):
     written, found = export_and_verify(model, path, pictures, class_names=NAMES, preprocessing=preprocessing)
     assert found.ok and [item.name for item in tmp_path.iterdir()] == ["model.safetensors"]
     assert packed_file.read(path).architecture == written.architecture
+
+
+def test_an_exported_file_is_calibrated_on_the_pictures_of_known_labels(tmp_path):
+    model, preprocessing, pictures = random_trained()
+    path, labels = tmp_path / "model.safetensors", np.arange(len(pictures)) % len(NAMES)
+    options = {"class_names": NAMES, "preprocessing": preprocessing}
+    written, _ = export_and_verify(model, path, pictures, labels=labels, **options)
+    logits = ReferenceModel(written).logits(pictures)
+    assert packed_file.read(path).decision == written.decision == calibrate(logits, labels)
+    given = Decision(3.0, Unknown("energy", 1.0, 0.1))
+    export_and_verify(model, path, pictures, labels=labels, decision=given, **options)
+    assert packed_file.read(path).decision == given
+    export_and_verify(model, path, pictures, **options)
+    assert packed_file.read(path).decision == Decision()
 
 
 def sabotage(monkeypatch):

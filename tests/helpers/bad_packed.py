@@ -24,10 +24,14 @@ BASES = {
     "fixed_full": dict(
         TINY, attention_bias="full", threshold_scope="fixed", embed_dim=40, num_heads=2, prefix_tokens=1
     ),
+    "convolutions": dict(TINY, tokenizer_channels=(3, 5), global_pool="avg", prefix_tokens=0),
     "no_groups": dict(
         TINY, attention_bias="none", threshold_scope="fixed", attention_thresholds=(), value_thresholds=(), mlp_hidden=7
     ),
 }
+
+
+NEWER = ("convolutions",)  # bases that version 1 cannot hold
 
 
 class Row(NamedTuple):
@@ -165,13 +169,13 @@ def set_item(name, index, value):
 
 def table():
     """Every row of the strictness table and of the value rules, at its boundaries."""
-    rows = [*_container(), *_json(), *_metadata(), *_checksums(), *_keys(), *_places(), *_values()]
+    rows = [*_container(), *_json(), *_metadata(), *_checksums(), *_decision(), *_keys(), *_places(), *_values()]
     assert len({(row.name, row.base) for row in rows}) == len(rows)
     return rows
 
 
 def _row(name, change, reason, base="relative"):
-    return Row(name, base, change, reason)
+    return Row(name, base, change, reason, VERSIONS[1:] if base in NEWER else VERSIONS)
 
 
 def _padded(size):
@@ -183,6 +187,8 @@ def _container():
     yield _row("as it is", lambda data: data, None)
     yield _row("as it is", lambda data: data, None, "fixed_full")
     yield _row("as it is", lambda data: data, None, "no_groups")
+    yield _row("as it is", lambda data: data, None, "convolutions")
+    yield Row("in version 1", "convolutions", lambda data: data, "unknown in version 1", VERSIONS[:1])
     for size in (0, 1, 7):
         yield _row(f"{size} bytes", lambda data, size=size: data[:size], f"has {size} bytes")
     yield _row("8 bytes", lambda data: data[:8], "longer than the file")
@@ -316,6 +322,39 @@ def _metadata():
     yield _row("odd names", in_json(lambda h, m: m.update(class_names=["", "a", "a", "\0é😀\n"])), None)
 
 
+def _decision():
+    """The decision, which version 1 does not know."""
+
+    def row(name, decision, reason):
+        change = in_json(lambda header, model: model.__setitem__(schema.DECISION_KEY, decision))
+        yield Row(f"decision: {name}", "relative", change, reason, ("2",))
+        yield Row(f"decision in version 1: {name}", "relative", change, "unknown|decision", ("1",))
+
+    unknown = {"score": "energy", "threshold": -3.5, "false_alarm_rate": 0.05}
+    for name, decision in {
+        "temperature": {"temperature": 1.5},
+        "whole temperature": {"temperature": 1000},
+        "max_logit": {"temperature": 1, "unknown": {**unknown, "score": "max_logit"}},
+        "energy": {"temperature": 1e-9, "unknown": {**unknown, "threshold": 0, "false_alarm_rate": 1}},
+    }.items():
+        yield from row(name, decision, None)
+    for value in (None, 1, [], "x", True):
+        yield from row(f"is {value}", value, "decision")
+        yield from row(f"unknown is {value}", {"temperature": 1, "unknown": value}, "unknown")
+    yield from row("empty", {}, "temperature")
+    yield from row("no temperature", {"unknown": unknown}, "temperature")
+    yield from row("one key more", {"temperature": 1, "bias": 0}, "unknown")
+    for value in (0, -1, 1000.5, "1", None, True, [1]):
+        yield from row(f"temperature {value}", {"temperature": value}, "temperature")
+    for key in unknown:
+        less = {name: value for name, value in unknown.items() if name != key}
+        yield from row(f"no {key}", {"temperature": 1, "unknown": less}, key)
+        yield from row(f"{key} is null", {"temperature": 1, "unknown": {**unknown, key: None}}, key)
+    yield from row("a key more in unknown", {"temperature": 1, "unknown": {**unknown, "x": 1}}, "unknown")
+    for key, value in (("score", "Energy"), ("false_alarm_rate", 1.01), ("false_alarm_rate", -0.01)):
+        yield from row(f"{key} {value}", {"temperature": 1, "unknown": {**unknown, key: value}}, key)
+
+
 def _checksums():
     """What version 2 adds to the metadata."""
 
@@ -387,8 +426,9 @@ def _keys():
         yield _row(f"{part} is a list", in_json(lambda h, m, p=part: m.update({p: []})), "JSON object")
         yield _row(f"more in {part}", put(part, "x", 1), "unknown")
         for key in keys:
-            missing = in_json(lambda h, m, p=part, k=key.name: m[p].pop(k) is None or None)
-            yield _row(f"{part} without {key.name}", missing, f"'{key.name}' is missing")
+            if not key.optional:
+                missing = in_json(lambda h, m, p=part, k=key.name: m[p].pop(k) is None or None)
+                yield _row(f"{part} without {key.name}", missing, f"'{key.name}' is missing")
             for value in _wrong(key):
                 reason = f"{key.name}|no multiple|tokens|pictures of"
                 yield _row(f"{part}.{key.name} {json.dumps(value)[:60]}", put(part, key.name, value), reason)
@@ -413,13 +453,42 @@ def _keys():
         yield _row(f"name {value[:9]!r}", put("architecture", "name", value), None)
     yield _row("another name key", put("architecture", "nam\ne", ""), "unknown")
     yield _row("other picture size", put("preprocessing", "size", [16, 8]), "pictures of")
+    yield _row("a picture of too many pixels", in_json(_huge_pictures), "pixels")
     yield _row("patches do not fit", put("architecture", "patch_size", [8, 7]), "no multiple")
     yield _row("heads do not fit", put("architecture", "num_heads", 3), "no multiple")
-    yield _row("a head less", put("architecture", "num_heads_out", 1), "must equal")
+    less = ("relative", put("architecture", "num_heads_out", 1))
+    yield Row("a head less", *less, "does not belong", VERSIONS[1:])
+    yield Row("a head less in version 1", *less, "must equal", VERSIONS[:1])
+    yield _row("more heads than tokens", put("architecture", "prefix_tokens", 1), "more than prefix_tokens")
+    for key, value, reason in (
+        ("patch_size", [4, 4], "stride of 3 convolutions"),
+        ("patch_size", [8, 16], "stride of 3 convolutions"),
+        ("num_heads_out", 2, "must be 1"),
+        ("global_pool", "token", "more than prefix_tokens"),
+        ("pool_norm", "before", None),
+        ("prefix_tokens", 1, "prefix_tokens|attn.bias"),
+        ("tokenizer_channels", [], "patch_embed.weight"),
+        ("tokenizer_channels", [3], "stride of 2 convolutions"),
+        ("tokenizer_channels", [3, 6], "tokenizer.1.weight"),
+    ):
+        yield _row(f"{key} {value}", put("architecture", key, value), reason, "convolutions")
+    yield Row("a norm before no pool", "relative", put("architecture", "pool_norm", "before"), "avg", VERSIONS[1:])
+    for key in schema.OPTIONAL:
+        default = schema.Architecture.__dataclass_fields__[key].default
+        row = (f"{key} at its default", "relative", put("architecture", key, default))
+        yield Row(*row, None, VERSIONS[1:])
+        yield Row(*(f"{row[0]} in version 1", *row[1:]), "unknown in version 1", VERSIONS[:1])
     big = {"image_size": [1025, 1024], "patch_size": [1, 1]}
     yield _row("too many tokens", in_json(lambda h, m: m["architecture"].update(big)), "tokens")
     yield _row("deep", put("architecture", "depth", 1024), "missing")
     yield _row("fewer blocks", put("architecture", "depth", 2), "missing")
+
+
+def _huge_pictures(_, model):
+    """One pixel more than 64 million, in the patches of a model with few tokens."""
+    size = [8000, 8001]
+    model["architecture"].update(image_size=size, patch_size=[1000, 889])
+    model["preprocessing"]["size"] = size
 
 
 def _wrong(key):
@@ -449,7 +518,7 @@ def _wrong_items(key):
         if key.kind == "choice":
             yield from ("", key.choices[0].upper(), key.choices[0] + " ", key.choices[0] + "\n", "x" * 100_000)
         return
-    yield from ("1", -1 if key.kind == "whole" else "0.5", [1])
+    yield from ("1", -5 if key.kind == "whole" else "0.5", [1])
     if key.kind == "whole":
         yield from (key.least - 1, key.most + 1, 1.5, 2**31, 2**32 + 1, 2**53, 2**64 + 1, 10**300)
     else:

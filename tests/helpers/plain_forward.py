@@ -15,13 +15,59 @@ def plain_logits(model, picture):
         block = model.block(index)
         tokens = [add(x, y) for x, y in zip(tokens, attention(a, block, tokens), strict=True)]
         tokens = [add(x, mlp(a, block, x)) for x in tokens]
-    results = [head(model, j, tokens[j]) for j in range(a.num_heads_out)]
+    if a.global_pool == "avg":
+        patches = tokens[a.prefix_tokens :]
+        share = f(1) / f(len(patches))
+        if a.pool_norm == "before":
+            patches = [norm(x, model["norm.weight"], model["norm.bias"], a) for x in patches]
+        mean = [sum16(channel) * share for channel in zip(*patches, strict=True)]
+        read = [mean if a.pool_norm == "before" else norm(mean, model["norm.weight"], model["norm.bias"], a)]
+    else:
+        read = [norm(tokens[j], model["norm.weight"], model["norm.bias"], a) for j in range(a.num_heads_out)]
+    results = [head(model, j, y) for j, y in enumerate(read)]
     if len(results) == 1:
         return np.array(results[0])
     return np.array([(left + right) * f(0.5) for left, right in zip(*results, strict=True)])
 
 
+def convolve(model, picture):
+    a = model.architecture
+    x, count = [[[int(v) for v in pixel] for pixel in line] for line in picture], len(a.channels)
+    for index, outputs in enumerate(a.channels):
+        weight, scale = model[f"tokenizer.{index}.weight"], model[f"tokenizer.{index}.scale"]
+        inputs, new = len(x[0][0]), []
+        for top in range(0, len(x), 2):
+            line = []
+            for left in range(0, len(x[0]), 2):
+                taps = [
+                    (i, j, c, x[top + i - 1][left + j - 1][c])
+                    for i in range(3)
+                    for j in range(3)
+                    for c in range(inputs)
+                    if top + i > 0 and left + j > 0
+                ]
+                place = []
+                for o in range(outputs):
+                    sums = [0, 0, 0]  # by colour, then by kernel row
+                    for i, j, c, value in taps:
+                        sums[i if index else c] += value * int(weight[o, i, j, c] if index else weight[o, c, i, j])
+                    parts = [f(sums[p]) * (scale[o] if index else scale[o, p]) for p in range(3)]
+                    y = (parts[0] + parts[1]) + parts[2]
+                    if index == 0:
+                        y = y + model["tokenizer.0.offset"][2 * (top == 0) + (left == 0), o]
+                    elif index + 1 < count:
+                        y = y + model[f"tokenizer.{index}.bias"][o]
+                    place.append(y if index + 1 == count else min(max(round(float(y)), 0), 255))
+                line.append(place)
+            new.append(line)
+        x = new
+    tokens = [place for line in x for place in line]
+    return [add(token, position) for token, position in zip(tokens, model["patch_embed.position"], strict=True)]
+
+
 def embed(model, picture):
+    if model.architecture.channels:
+        return convolve(model, picture)
     a, weight, scale = model.architecture, model["patch_embed.weight"], model["patch_embed.scale"]
     (height, width), (_, columns) = a.patch_size, a.grid
     out = []
@@ -133,8 +179,7 @@ def mlp(a, block, x):
     return out
 
 
-def head(model, j, x):
-    y = norm(x, model["norm.weight"], model["norm.bias"], model.architecture)
+def head(model, j, y):
     shift, step = model[f"heads.{j}.shift"], model[f"heads.{j}.input_scale"][0]
     # Python's round is half to even, as rint is.
     levels = [min(max(round(float((v + s) / step)), -128), 127) for v, s in zip(y, shift, strict=True)]

@@ -46,6 +46,38 @@ SHAPES = {
         image_size=16, patch_size=8, embed_dim=256, depth=2, num_heads=1, mlp_hidden=64, num_classes=2,
         prefix_tokens=1, attention_bias="none", attention_thresholds=(0.001, 0.3),
     ),
+    "mean_of_patches": dict(
+        image_size=(32, 24), patch_size=8, embed_dim=40, depth=2, num_heads=2, mlp_hidden=96, num_classes=5,
+        global_pool="avg", prefix_tokens=0,
+    ),
+    "mean_behind_a_prefix": dict(
+        image_size=(20, 36), patch_size=4, embed_dim=48, depth=1, num_heads=1, mlp_hidden=64, num_classes=3,
+        global_pool="avg", prefix_tokens=1, attention_bias="full",
+    ),
+    "registers": dict(
+        image_size=(32, 48), patch_size=8, embed_dim=64, depth=2, num_heads=2, mlp_hidden=96, num_classes=5,
+        prefix_tokens=5, num_heads_out=1,
+    ),
+    "all_prefix_tokens": dict(
+        image_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=1, mlp_hidden=48, num_classes=3,
+        prefix_tokens=16, num_heads_out=2,
+    ),
+    "mean_of_norms": dict(
+        image_size=(40, 24), patch_size=8, embed_dim=60, depth=2, num_heads=2, mlp_hidden=96, num_classes=5,
+        global_pool="avg", pool_norm="before", prefix_tokens=3,
+    ),
+    "two_convolutions": dict(
+        image_size=(12, 20), patch_size=4, embed_dim=36, depth=1, num_heads=1, mlp_hidden=64, num_classes=4,
+        tokenizer_channels=(5,), prefix_tokens=1,
+    ),
+    "three_convolutions_mean": dict(
+        image_size=64, patch_size=8, embed_dim=128, depth=2, num_heads=2, mlp_hidden=256, num_classes=20,
+        tokenizer_channels=(20, 48), global_pool="avg", prefix_tokens=0,
+    ),
+    "four_convolutions": dict(
+        image_size=(48, 80), patch_size=16, embed_dim=52, depth=2, num_heads=2, mlp_hidden=104, num_classes=6,
+        tokenizer_channels=(3, 18, 33), threshold_scope="fixed", attention_bias="none",
+    ),
     "deit_rows": dict(
         image_size=112, patch_size=8, embed_dim=192, depth=2, num_heads=3, mlp_hidden=768, num_classes=10,
     ),
@@ -67,6 +99,10 @@ def random_packed(
     attention_thresholds=(0.7, 0.9),
     value_thresholds=(0.7, 0.9),
     threshold_scope="sample",
+    global_pool="token",
+    pool_norm="after",
+    num_heads_out=None,
+    tokenizer_channels=(),
 ):
     """Return a random PackedModel; sizes are whole numbers or (height, width)."""
     architecture = Architecture(
@@ -78,13 +114,16 @@ def random_packed(
         num_heads=num_heads,
         mlp_hidden=mlp_hidden,
         prefix_tokens=prefix_tokens,
-        num_heads_out=prefix_tokens,
+        num_heads_out=num_heads_out or (1 if global_pool == "avg" else prefix_tokens),
         num_classes=num_classes,
         layer_norm_eps=1e-12,
         attention_thresholds=tuple(attention_thresholds),
         value_thresholds=tuple(value_thresholds),
         threshold_scope=threshold_scope,
         attention_bias=attention_bias,
+        global_pool=global_pool,
+        pool_norm=pool_norm,
+        tokenizer_channels=tuple(tokenizer_channels),
     )
     rng = np.random.default_rng(seed)
     tensors = _outer_tensors(architecture, rng)
@@ -117,12 +156,9 @@ def random_pictures(architecture, count, seed=0):
 
 
 def _outer_tensors(a, rng):
-    width, patch_area = a.embed_dim, a.patch_size[0] * a.patch_size[1]
-    # A weight has deviation 73, a pixel root mean square 147: the sums of a patch come out at order 1.
-    patch_scale = 1 / (73 * 147 * math.sqrt(3 * patch_area))
+    width = a.embed_dim
     tensors = {
-        "patch_embed.weight": rng.integers(-127, 128, (width, 3, *a.patch_size)).astype(np.int8),
-        "patch_embed.scale": _floats(patch_scale * rng.uniform(0.7, 1.4, (width, 3))),
+        **(_tokenizer_tensors(a, rng) if a.channels else _patch_tensors(a, rng)),
         "patch_embed.position": _floats(rng.normal(0, 0.3, (a.num_patches, width))),
         "prefix_tokens": _floats(rng.normal(0, 1, (a.prefix_tokens, width))),
         "norm.weight": _floats(rng.uniform(0.7, 1.3, width)),
@@ -135,6 +171,33 @@ def _outer_tensors(a, rng):
         tensors[f"heads.{head}.weight"] = rng.integers(-128, 128, (a.num_classes, width)).astype(np.int8)
         tensors[f"heads.{head}.scale"] = _floats(rng.uniform(0.5, 2, a.num_classes) / (40 * 73 * math.sqrt(width)))
         tensors[f"heads.{head}.bias"] = _floats(rng.normal(0, 0.1, a.num_classes))
+    return tensors
+
+
+def _patch_tensors(a, rng):
+    width, patch_area = a.embed_dim, a.patch_size[0] * a.patch_size[1]
+    # A weight has deviation 73, a pixel root mean square 147: the sums of a patch come out at order 1.
+    patch_scale = 1 / (73 * 147 * math.sqrt(3 * patch_area))
+    return {
+        "patch_embed.weight": rng.integers(-127, 128, (width, 3, *a.patch_size)).astype(np.int8),
+        "patch_embed.scale": _floats(patch_scale * rng.uniform(0.7, 1.4, (width, 3))),
+    }
+
+
+def _tokenizer_tensors(a, rng):
+    """Levels between convolutions are about half zeros, and some are clamped at 255."""
+    tensors, inputs = {}, 3
+    for index, outputs in enumerate(a.channels):
+        first, last = index == 0, index + 1 == len(a.channels)
+        shape = (outputs, 3, 3, 3) if first else (outputs, 3, 3, inputs)
+        scale = (1 if last else 90) / (73 * (147 if first else 90) * math.sqrt(9 * inputs))
+        name = f"tokenizer.{index}."
+        tensors[name + "weight"] = rng.integers(-128, 128, shape).astype(np.int8)
+        tensors[name + "scale"] = _floats(scale * rng.uniform(0.7, 1.4, (outputs, 3) if first else outputs))
+        if not last:
+            offset = (4, outputs) if first else outputs
+            tensors[name + ("offset" if first else "bias")] = _floats(rng.normal(0, 30, offset))
+        inputs = outputs
     return tensors
 
 

@@ -1,5 +1,7 @@
 """Small binarized models with random but plausible parameters, for tests of the bridge: nothing is trained."""
 
+from functools import partial
+
 import timm
 import torch
 from random_packed import random_pictures
@@ -9,6 +11,7 @@ import gsb_vit.models  # noqa: F401 (registers the models)
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.models.binarize import binarize, calibrate_thresholds, initialize_scales, set_pixel_scaling
 from gsb_vit.models.pixel_inputs import normalize
+from gsb_vit.nn.tokenizer import ConvEmbed
 from gsb_vit.quantization import Quantization
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 72, "depth": 2, "num_heads": 3, "num_classes": 6}
@@ -23,10 +26,13 @@ def random_trained(seed=0, *, plain=False, switches=None, **shape):
     """Return (model in eval mode, preprocessing, pictures uint8 (24, H, W, 3)).
 
     Weights, biases, shifts, norms and attention biases are perturbed; scales start from the pictures and are then
-    perturbed too. ``plain`` takes timm's VisionTransformer with a class token only, else the distilled one.
+    perturbed too, and so are the running statistics of a convolutional tokenizer. ``plain`` takes timm's
+    VisionTransformer with a class token only, else the distilled one.
     """
     torch.manual_seed(seed)
     shape = {**SHAPE, **shape}
+    if channels := shape.pop("tokenizer_channels", ()):
+        shape["embed_layer"] = partial(ConvEmbed, channels)
     quantization = Quantization(**(switches or {}))
     if plain:
         model = binarize(VisionTransformer(**shape), quantization)
@@ -39,6 +45,10 @@ def random_trained(seed=0, *, plain=False, switches=None, **shape):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter += torch.randn_like(parameter) * _spread(name, parameter)
+        for norm in model.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.running_mean.normal_(0, 0.2)
+                norm.running_var.uniform_(0.05, 0.5)
         initialize_scales(model, images)
         for name, parameter in model.named_parameters():
             if name.endswith("scale"):

@@ -14,6 +14,8 @@ from PIL import Image
 from random_packed import random_pictures, write_random_packed
 
 import gsb_vit
+from gsb_vit import _native
+from gsb_vit.decision import Decision, Unknown
 from gsb_vit.runtime.packed_file import write
 from gsb_vit.runtime.reference import NOT_FINITE, ReferenceModel
 
@@ -71,22 +73,78 @@ def test_a_c_program_classifies_a_picture(native, model):
 
 
 def test_a_photo_made_into_a_ppm_is_classified_as_in_python(native, tmp_path):
-    """As docs/runtime.md tells, with its own lines: JPEG → PPM of the model's size → class and logit."""
+    """As docs/runtime.md tells, with its own line: JPEG → PPM → class and logit, with Python's for the JPEG."""
     text = (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8")
-    code = re.search(r'^python -c "(import sys, gsb_vit.*?)" MODEL photo.jpg photo.ppm', text, re.DOTALL | re.MULTILINE)
+    code = re.search(r'^python -c "(import sys; from PIL.*?)" photo.jpg photo.ppm', text, re.MULTILINE)
     write_random_packed(tmp_path / "model.safetensors", seed=7, **MODELS["relative"])
     rng = np.random.default_rng(0)
     photo = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize((90, 70), Image.Resampling.BICUBIC)
     photo.save(tmp_path / "photo.jpg")
     files = [tmp_path / name for name in ("model.safetensors", "photo.jpg", "photo.ppm")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    subprocess.run([sys.executable, "-c", code[1], *map(str, files)], check=True, env=environment)
+    subprocess.run([sys.executable, "-c", code[1], *map(str, files[1:])], check=True, env=environment)
     model = gsb_vit.load(files[0], engine="reference")
     logits = model.logits(model.preprocessing(files[1])[None])[0]
     best = int(np.argmax(logits))
     check_classify(run(native / "classify", files[0], files[2]), model.class_names[best], logits[best])
-    lines = (ROOT / "native" / "examples" / "classify.c").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 30
+    with files[2].open("rb") as picture:
+        done = subprocess.run([native / "classify", files[0]], stdin=picture, capture_output=True, text=True)
+    check_classify(done, model.class_names[best], logits[best])
+
+
+def test_a_grey_picture_with_comments_is_classified(native, tmp_path):
+    write_random_packed(tmp_path / "model.safetensors", seed=7, **MODELS["relative"])
+    grey = np.random.default_rng(1).integers(0, 256, (41, 50), dtype=np.uint8)
+    (tmp_path / "grey.pgm").write_bytes(b"P5 # made by hand\n50 # width\n41\n255\n" + grey.tobytes())
+    model = gsb_vit.load(tmp_path / "model.safetensors", engine="reference")
+    logits = model.logits(model.preprocessing(grey)[None])[0]
+    best = int(np.argmax(logits))
+    done = run(native / "classify", tmp_path / "model.safetensors", tmp_path / "grey.pgm")
+    check_classify(done, model.class_names[best], logits[best])
+
+
+def turned(pixels, orientation):
+    """Pixels (h, w, C) as they are seen, by EXIF's mark, as NumPy turns them."""
+    rows = {1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1]}
+    across = pixels.transpose(1, 0, 2)
+    return {**rows, 5: across, 6: across[:, ::-1], 7: across[::-1, ::-1], 8: across[::-1]}[orientation]
+
+
+def pictures_of_all_kinds():
+    """Lines and bytes as native/tests/images.c reads them, and what Python is to be asked."""
+    rng = np.random.default_rng(4)
+    for number in range(48):
+        orientation, channels = 1 + number % 8, (1, 3, 4)[number % 3]
+        height, width = (int(side) for side in rng.integers(1, (9, 90, 300)[number % 3], 2))
+        stored = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+        row = width * channels
+        stride = row + int(rng.integers(0, 20)) if number % 2 else 0
+        padded = rng.integers(0, 256, (height, stride or row), dtype=np.uint8)
+        padded[:, :row] = stored.reshape(height, row)
+        data = padded.tobytes()[: (height - 1) * (stride or row) + row]
+        yield f"{width} {height} {stride} {channels} {orientation}\n".encode() + data, turned(stored, orientation)
+
+
+def check_images(command, path, backends):
+    """Pixels and logits of pictures of all kinds are Python's: those of Pillow and the reference."""
+    kinds = list(pictures_of_all_kinds())
+    model = gsb_vit.load(path, engine="reference")
+    prepared = np.stack([model.preprocessing(seen) for _, seen in kinds])
+    logits = model.logits(prepared)
+    expected = b"".join(a.tobytes() + b.tobytes() for a, b in zip(prepared, logits, strict=True))
+    for backend in backends:
+        done = subprocess.run([*command, path, backend], input=b"".join(line for line, _ in kinds), capture_output=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == expected, backend
+
+
+def test_pictures_of_any_size_format_and_orientation_give_the_logits_of_python(native, model):
+    check_images([native / "native/tests/images"], model[0] / "model.safetensors", _native.backends())
+
+
+def test_neon_makes_the_same_pixels(emulated, model):
+    command = ["qemu-aarch64", emulated / "native/tests/images"]
+    check_images(command, model[0] / "model.safetensors", ["neon", "portable"])
 
 
 def test_all_backends_agree(native, model):
@@ -147,7 +205,7 @@ int main(int argc, char** argv) {
     static uint8_t pixels[2 * 32 * 32 * 3];
     float logits[14] = {0};
     gsb_vit_stage stages[64];
-    CHECK(argc == 2);
+    CHECK(argc == 3);
     CHECK(gsb_vit_load(NULL, 1, NULL) == NULL && strcmp(gsb_vit_error(), "no path given") == 0);
     CHECK(gsb_vit_load(argv[1], 1, "avx9") == NULL);
     CHECK(strstr(gsb_vit_error(), "'avx9' cannot run on this machine; there is "));
@@ -169,12 +227,57 @@ int main(int argc, char** argv) {
     CHECK(gsb_vit_predict(model, NULL, 0, NULL) == 0);
     CHECK(gsb_vit_predict(model, NULL, 1, logits) == -1 && strstr(gsb_vit_error(), "no pixels"));
     CHECK(gsb_vit_predict(model, pixels, 1, NULL) == -1 && strstr(gsb_vit_error(), "no room"));
+    float one[7];
+    static uint8_t prepared[32 * 32 * 3];
+    for (int i = 0; i < 3072; ++i) pixels[i] = pixels[3072 + i] = (uint8_t)(i * i % 251);
+    CHECK(gsb_vit_predict_image(model, pixels, 32, 32, 0, GSB_VIT_RGB, 1, one) == 0);
+    CHECK(gsb_vit_predict(model, pixels, 1, logits) == 0 && memcmp(logits, one, 28) == 0);
+    CHECK(gsb_vit_prepare_image(model, pixels, 32, 32, 96, GSB_VIT_RGB, 1, prepared) == 0);
+    CHECK(memcmp(pixels, prepared, 3072) == 0);
+    CHECK(gsb_vit_prepare_image(model, pixels, 16, 16, 16, GSB_VIT_GREY, 6, prepared) == 0);
+    CHECK(prepared[0] == prepared[1] && prepared[0] == prepared[2]);
+#define REFUSED(pixels, width, height, stride, format, orientation, why) \
+    CHECK(gsb_vit_predict_image(model, pixels, width, height, stride, format, orientation, one) == -1 && \
+          strstr(gsb_vit_error(), why) && !strchr(gsb_vit_error(), '\n'))
+    REFUSED(NULL, 8, 8, 0, GSB_VIT_RGB, 1, "no pixels");
+    REFUSED(pixels, 0, 8, 0, GSB_VIT_RGB, 1, "0 x 8 pixels are no picture");
+    REFUSED(pixels, 8, -8, 0, GSB_VIT_RGB, 1, "8 x -8 pixels are no picture");
+    REFUSED(pixels, -2147483647 - 1, -2147483647 - 1, 0, GSB_VIT_RGB, 1, "no picture");
+    REFUSED(pixels, 8, 8, 0, 2, 1, "format 2");
+    REFUSED(pixels, 8, 8, 0, -1, 1, "format -1");
+    REFUSED(pixels, 8, 8, 0, GSB_VIT_RGB, 9, "orientation 9");
+    REFUSED(pixels, 8, 8, 0, GSB_VIT_RGB, 0, "orientation 0");
+    REFUSED(pixels, 8, 8, 23, GSB_VIT_RGB, 1, "stride 23");
+    REFUSED(pixels, 8, 8, (size_t)-1 / 8, GSB_VIT_RGB, 1, "stride");
+    REFUSED(pixels, 8000, 8001, 0, GSB_VIT_RGB, 1, "8000 x 8001 pixels are more than 64000000");
+    REFUSED(pixels, 2147483647, 2147483647, 0, GSB_VIT_RGBA, 1, "are more than 64000000");
+    gsb_vit_set_max_pixels(model, 63);
+    REFUSED(pixels, 8, 8, 0, GSB_VIT_RGB, 1, "8 x 8 pixels are more than 63; give a smaller picture");
+    gsb_vit_set_max_pixels(model, 64);
+    CHECK(gsb_vit_predict_image(model, pixels, 8, 8, 0, GSB_VIT_RGB, 1, one) == 0);
+    CHECK(gsb_vit_predict_image(model, pixels, 8, 8, 0, GSB_VIT_RGB, 1, NULL) == -1);
+    CHECK(strstr(gsb_vit_error(), "no room"));
+    CHECK(gsb_vit_prepare_image(model, pixels, 8, 8, 0, GSB_VIT_RGB, 1, NULL) == -1);
     gsb_vit_set_profiling(model, 1);
     CHECK(gsb_vit_predict(model, pixels, 2, logits) == 0 && memcmp(logits, logits + 7, 28) == 0 && logits[0] != 0);
     const size_t count = gsb_vit_profile(model, stages, 64);
     CHECK(count == 10 && gsb_vit_profile(model, NULL, 0) == count);
     CHECK(strcmp(stages[2].name, "qkv") == 0 && stages[2].seconds > 0 && stages[2].bit_macs == 2.0 * 2 * 18 * 64 * 192);
     gsb_vit_set_profiling(model, 0);
+    const gsb_vit_decision decision = gsb_vit_get_decision(model);
+    CHECK(decision.temperature == 2.5 && decision.has_unknown == 1 && decision.false_alarm_rate == 0.25);
+    const float given[14] = {1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0, 0, 0, 0};
+    double probabilities[14];
+    CHECK(gsb_vit_probabilities(model, given, 2, probabilities) == 0);
+    for (int k = 0; k < 14; ++k) printf("%.17g\n", probabilities[k]);
+    CHECK(gsb_vit_probabilities(model, given, 1, NULL) == -1 && strstr(gsb_vit_error(), "no room"));
+    CHECK(gsb_vit_probabilities(model, NULL, 0, NULL) == 0);
+    CHECK(gsb_vit_is_unknown(model, given) == 0 && gsb_vit_is_unknown(model, given + 7) == 1);
+    CHECK(gsb_vit_is_unknown(model, NULL) == -1 && strstr(gsb_vit_error(), "no logits"));
+    gsb_vit_free(model);
+    CHECK((model = gsb_vit_load(argv[2], 1, NULL)));
+    CHECK(gsb_vit_get_decision(model).temperature == 1 && gsb_vit_get_decision(model).has_unknown == 0);
+    CHECK(gsb_vit_is_unknown(model, given) == -1 && strstr(gsb_vit_error(), "no threshold"));
     gsb_vit_free(model);
     gsb_vit_free(NULL);
     return 0;
@@ -183,24 +286,36 @@ int main(int argc, char** argv) {
 
 
 def test_every_function_of_the_header(native, tmp_path):
-    write_random_packed(tmp_path / "model.safetensors", seed=7, **MODELS["relative"])
+    packed = write_random_packed(tmp_path / "plain.safetensors", seed=7, **MODELS["relative"])
+    decision = Decision(2.5, Unknown("energy", 5.0, 0.25))
+    write(tmp_path / "model.safetensors", replace(packed, decision=decision))
     (tmp_path / "every.c").write_text(EVERY_FUNCTION)
     header = (ROOT / "native" / "include" / "gsb_vit.h").read_text(encoding="utf-8")
     functions = set(re.findall(r"(gsb_vit_\w+)\(", re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)))
-    assert len(functions) == 10 and all(f"{name}(" in EVERY_FUNCTION for name in functions)
+    assert len(functions) == 18 and all(f"{name}(" in EVERY_FUNCTION for name in functions)
     strict = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'native/include'}"]
     libraries = [native / "libgsb_vit.a", "-lstdc++", "-lm", "-pthread"]
     done = run(needed("cc"), *strict, tmp_path / "every.c", *libraries, "-o", tmp_path / "every")
     assert done.returncode == 0, done.stderr
-    done = run(tmp_path / "every", tmp_path / "model.safetensors")
+    done = run(tmp_path / "every", tmp_path / "model.safetensors", tmp_path / "plain.safetensors")
     assert done.returncode == 0, done.stdout + done.stderr
+    found = np.array(done.stdout.split(), dtype=np.float64).reshape(2, 7)
+    expected = decision.probabilities(np.array([[1, 2, 3, 4, 5, 6, 7], [0] * 7], dtype=np.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
 
 
 def test_a_picture_that_does_not_fit_is_refused(native, model, tmp_path):
     folder, _, _ = model
     whole = (folder / "picture.ppm").read_bytes()
-    for wrong in (whole[:-1], whole.replace(b"P6", b"P5", 1), b"P6 1 1 255\n123", b""):
+    for wrong in (
+        whole[:-1],
+        whole.replace(b"P6", b"P3", 1),
+        b"P6 0 1 255\n123",
+        b"P6 2 1 255\n12345",
+        b"P6 1 1 65535\n12",
+        b"",
+    ):
         (tmp_path / "wrong.ppm").write_bytes(wrong)
         done = run(native / "classify", folder / "model.safetensors", tmp_path / "wrong.ppm")
         assert done.returncode == 2
-        assert "not a P6 picture of" in done.stderr
+        assert re.search("wrong.ppm: (not a binary PPM or PGM of 8 bits|truncated)", done.stderr)

@@ -30,6 +30,9 @@ LARGE = {
     "no_bias": dict(TINY, image_size=80, patch_size=4, attention_bias="none", attention_thresholds=()),
     "wide": dict(TINY, embed_dim=512, mlp_hidden=2048, num_heads=8, depth=3),
     "large_patches": dict(TINY, image_size=256, patch_size=128, embed_dim=64),
+    "tokenizer": dict(
+        TINY, image_size=256, patch_size=8, tokenizer_channels=(32, 64), global_pool="avg", prefix_tokens=0
+    ),
     "many_classes": dict(TINY, num_classes=5000, embed_dim=64),
 }
 ENGINES = ("native", "reference")

@@ -99,3 +99,19 @@ def test_all_stages_without_epochs_are_refused() -> None:
 
 def test_defaults_equal_an_empty_table() -> None:
     assert build_recipe({}) == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("epochs=3", "did you mean 'stage2.epochs' (on the command line --epochs) or 'teacher.epochs'"),
+        ("img_size=64", "did you mean 'model.img_size' (on the command line --image-size)"),
+        ("stage2.epoch=3", "the nearest valid key is 'stage2.epochs'"),
+        ("stge2.epochs=3", "the nearest valid key is 'stage2'"),
+        ("seeed=3", "the nearest valid key is 'seed'"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_right_one(override: str, words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_recipe(None, [override])
+    assert words in str(caught.value) and "\n" not in str(caught.value)

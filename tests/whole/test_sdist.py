@@ -22,6 +22,7 @@ STRAY = (
 NEEDED = ("pyproject.toml", "CMakeLists.txt", "LICENSE", "README.md")
 BUILT = (
     ("src/gsb_vit/", (".py", ".toml", ".html")),
+    ("src/gsb_vit/app/", (".js", ".css", ".wasm")),
     ("native/", (".cpp", ".c", ".h", ".cmake", ".txt")),
     ("cmake/", (".cmake",)),
 )

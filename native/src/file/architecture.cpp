@@ -1,6 +1,7 @@
 #include "file/architecture.h"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "error.h"
 #include "file/keys.h"
@@ -29,8 +30,12 @@ Choice choice(const Json& object, const char* key, const char* const (&choices)[
     return static_cast<Choice>(std::find(choices, choices + count, object.at(key).text(key)) - choices);
 }
 
-size_t dimension(const Architecture& a, schema::Dimension of) {
+size_t dimension(const Architecture& a, schema::Dimension of, size_t convolution) {
     switch (of) {
+        case schema::Dimension::convolution_inputs:
+            return convolution == 0 ? 3 : a.channels[convolution - 1];
+        case schema::Dimension::convolution_outputs:
+            return a.channels[convolution];
         case schema::Dimension::embed_dim:
             return a.embed_dim;
         case schema::Dimension::patch_height:
@@ -61,6 +66,36 @@ size_t dimension(const Architecture& a, schema::Dimension of) {
     throw Error("a dimension that is none");
 }
 
+void read_tokenizer(const Json& json, Architecture& a) {
+    if (!json.find("tokenizer_channels")) return;
+    for (const Json& item : json.at("tokenizer_channels").array("tokenizer_channels")) {
+        a.channels.push_back(static_cast<int>(item.number("tokenizer_channels")));
+    }
+    if (a.channels.empty()) return;
+    a.channels.push_back(a.embed_dim);
+    const int stride = 1 << a.channels.size();
+    if (a.patch_height != stride || a.patch_width != stride) {
+        throw Error("patch_size is not the stride of " + std::to_string(a.channels.size()) + " convolutions");
+    }
+}
+
+// The first prefix tokens have a head each, or one head reads the mean of all patches.
+void read_heads(const Json& json, Architecture& a) {
+    const int heads = whole(json, "num_heads_out");
+    if (json.find("global_pool")) a.global_pool = choice<Architecture::Pool>(json, "global_pool", schema::kGlobalPool);
+    if (json.find("pool_norm")) {
+        a.norm_before_pool = choice<schema::PoolNorm>(json, "pool_norm", schema::kPoolNorm) == schema::PoolNorm::before;
+    }
+    if (a.global_pool == Architecture::Pool::avg) {
+        if (heads != 1) throw Error("num_heads_out must be 1 where global_pool is avg");
+        a.heads.push_back({{a.prefix_tokens, a.num_patches()}});
+        return;
+    }
+    if (a.norm_before_pool) throw Error("pool_norm before goes with global_pool avg");
+    if (heads > a.prefix_tokens) throw Error("num_heads_out is more than prefix_tokens");
+    for (int token = 0; token < heads; ++token) a.heads.push_back({{token, 1}});
+}
+
 }  // namespace
 
 TokenRange Architecture::tokens_read() const {
@@ -72,8 +107,18 @@ TokenRange Architecture::tokens_read() const {
     return {first, end - first};
 }
 
-size_t Architecture::measure(const schema::Size& size) const {
-    const size_t value = size.times * dimension(*this, size.dimension) + size.plus;
+double Architecture::token_macs() const {
+    if (channels.empty()) return 3.0 * image_height * image_width * embed_dim;
+    double macs = 0, places = 1.0 * image_height * image_width;
+    for (size_t i = 0; i < channels.size(); ++i) {
+        places /= 4;
+        macs += places * 9 * (i == 0 ? 3 : channels[i - 1]) * channels[i];
+    }
+    return macs;
+}
+
+size_t Architecture::measure(const schema::Size& size, size_t convolution) const {
+    const size_t value = size.times * dimension(*this, size.dimension, convolution) + size.plus;
     return size.words ? (value + 63) / 64 : value;
 }
 
@@ -81,6 +126,8 @@ bool Architecture::has(schema::When when) const {
     switch (when) {
         case schema::When::always:
             return true;
+        case schema::When::tokenizer_patches:
+            return channels.empty();
         case schema::When::attention_bias_relative:
             return attention_bias == Bias::relative;
         case schema::When::attention_bias_full:
@@ -91,8 +138,13 @@ bool Architecture::has(schema::When when) const {
     throw Error("a condition that is none");
 }
 
-Architecture read_architecture(const Json& json) {
+Architecture read_architecture(const Json& json, bool optional) {
     check_object("architecture", json, schema::kArchitecture);
+    for (const schema::Key& key : schema::kArchitecture) {
+        if (key.optional && !optional && json.find(key.name)) {
+            throw Error(std::string("architecture: key '") + key.name + "' is unknown in version 1");
+        }
+    }
     Architecture a{};
     a.name = json.at("name").text("name");
     a.image_height = side(json, "image_size", 0);
@@ -105,9 +157,7 @@ Architecture read_architecture(const Json& json) {
     a.mlp_hidden = whole(json, "mlp_hidden");
     a.prefix_tokens = whole(json, "prefix_tokens");
     a.num_classes = whole(json, "num_classes");
-    // So far each prefix token has its head.
-    if (whole(json, "num_heads_out") != a.prefix_tokens) throw Error("num_heads_out must equal prefix_tokens");
-    for (int token = 0; token < a.prefix_tokens; ++token) a.heads.push_back({{token, 1}});
+    read_tokenizer(json, a);
     a.layer_norm_eps = static_cast<float>(json.at("layer_norm_eps").number("layer_norm_eps"));
     a.attention_thresholds = floats(json, "attention_thresholds");
     a.value_thresholds = floats(json, "value_thresholds");
@@ -121,17 +171,26 @@ Architecture read_architecture(const Json& json) {
     if (1LL * a.grid_height() * a.grid_width() + a.prefix_tokens > schema::kMaxTokens) {
         throw Error("there are too many tokens");
     }
+    read_heads(json, a);
+    if (!optional && static_cast<int>(a.heads.size()) != a.prefix_tokens) {
+        throw Error("num_heads_out must equal prefix_tokens");
+    }
     return a;
 }
 
-void check_preprocessing(const Json& json, const Architecture& architecture) {
+Preprocessing read_preprocessing(const Json& json, const Architecture& architecture) {
     check_object("preprocessing", json, schema::kPreprocessing);
     const int height = side(json, "size", 0), width = side(json, "size", 1);
+    if (static_cast<uint64_t>(height) * static_cast<uint64_t>(width) > kMaxPixels) {
+        throw Error("size has more than " + std::to_string(kMaxPixels) + " pixels");
+    }
     if (height != architecture.image_height || width != architecture.image_width) {
         throw Error("preprocessing gives pictures of (" + std::to_string(height) + ", " + std::to_string(width) +
                     "), the model reads (" + std::to_string(architecture.image_height) + ", " +
                     std::to_string(architecture.image_width) + ")");
     }
+    return {height, width, json.at("resize").text("resize") == "crop", json.at("crop_ratio").number("crop_ratio"),
+            filter_named(json.at("interpolation").text("interpolation"))};
 }
 
 }  // namespace gsb

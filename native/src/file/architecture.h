@@ -7,6 +7,7 @@
 #include "file/json.h"
 #include "file/relative_bias.h"
 #include "file/schema.h"
+#include "picture/prepare.h"
 
 namespace gsb {
 
@@ -24,6 +25,7 @@ struct Head {
 
 struct Architecture {
     using Bias = schema::AttentionBias;
+    using Pool = schema::GlobalPool;
 
     std::string name;
     int image_height, image_width, patch_height, patch_width;
@@ -33,6 +35,9 @@ struct Architecture {
     std::vector<float> attention_thresholds, value_thresholds;
     bool fixed_thresholds;
     Bias attention_bias;
+    Pool global_pool;
+    bool norm_before_pool;      // each token is normalised, then their mean is taken
+    std::vector<int> channels;  // outputs of the tokenizer's convolutions; empty: patches
 
     int grid_height() const { return image_height / patch_height; }
     int grid_width() const { return image_width / patch_width; }
@@ -45,15 +50,18 @@ struct Architecture {
     TokenRange tokens_read() const;
     RelativeBias relative_bias() const { return {grid_height(), grid_width(), prefix_tokens}; }
 
+    // Multiply-adds of the patch embedding or the tokenizer.
+    double token_macs() const;
+
     // What the tables of schema.h ask for.
-    size_t measure(const schema::Size& size) const;
+    size_t measure(const schema::Size& size, size_t convolution = 0) const;
     bool has(schema::When when) const;
 };
 
-// Reads the metadata's `architecture`, an object. Throws Error.
-Architecture read_architecture(const Json& json);
+// Reads the metadata's `architecture`, an object. `optional`: may optional keys be there? Throws Error.
+Architecture read_architecture(const Json& json, bool optional);
 
-// Checks the metadata's `preprocessing`, which the engine itself does not use. Throws Error.
-void check_preprocessing(const Json& json, const Architecture& architecture);
+// Reads the metadata's `preprocessing`, whose size has to be the architecture's. Throws Error.
+Preprocessing read_preprocessing(const Json& json, const Architecture& architecture);
 
 }  // namespace gsb

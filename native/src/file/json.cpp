@@ -1,9 +1,14 @@
 #include "file/json.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstdlib>
+#include <string>
+#if !defined(__wasm__)
 #include <locale>
 #include <sstream>
+#endif
 
 #include "error.h"
 #include "file/schema.h"
@@ -172,11 +177,18 @@ class JsonReader {
             for (char c : digits.substr(negative)) number = 10 * number + (c - '0');
             return negative ? -number : number;
         }
+#if defined(__wasm__)
+        // No other locale, and streams would be half of the module.
+        number = std::strtod(std::string(digits).c_str(), nullptr);
+        const bool fits = std::isfinite(number);
+#else
         // A stream with the classic locale: strtod would follow the host program's locale.
         std::istringstream stream{std::string(digits)};
         stream.imbue(std::locale::classic());
         stream >> number;
-        if (stream.fail()) fail("a number out of range");
+        const bool fits = !stream.fail();
+#endif
+        if (!fits) fail("a number out of range");
         return number;
     }
 

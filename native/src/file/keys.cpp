@@ -28,6 +28,8 @@ void check_one(const schema::Key& key, const Json& value) {
     }
 }
 
+}  // namespace
+
 void check_key(const schema::Key& key, const Json& value) {
     if (key.most_items < 0) return check_one(key, value);
     const std::vector<Json>& items = value.array(key.name);
@@ -42,8 +44,6 @@ void check_key(const schema::Key& key, const Json& value) {
         }
     }
 }
-
-}  // namespace
 
 std::string quoted(const std::string& text) {
     constexpr size_t kLongest = 60;
@@ -65,9 +65,13 @@ void check_names(const char* where, const Json& object, const char* const* names
 
 void check_object(const char* where, const Json& object, const schema::Key* keys, size_t count) {
     std::vector<const char*> names;
-    for (size_t i = 0; i < count; ++i) names.push_back(keys[i].name);
-    check_names(where, object, names.data(), count);
-    for (size_t i = 0; i < count; ++i) check_key(keys[i], object.at(keys[i].name));
+    for (size_t i = 0; i < count; ++i) {
+        if (!keys[i].optional || object.find(keys[i].name)) names.push_back(keys[i].name);
+    }
+    check_names(where, object, names.data(), names.size());
+    for (size_t i = 0; i < count; ++i) {
+        if (const Json* value = object.find(keys[i].name)) check_key(keys[i], *value);
+    }
 }
 
 }  // namespace gsb

@@ -19,7 +19,10 @@ void check_names(const char* where, const Json& object, const char* const (&name
     check_names(where, object, names, count);
 }
 
-// Checks that `object` has exactly these keys, with values as they say. Throws Error.
+// Checks the value of one key. Throws Error.
+void check_key(const schema::Key& key, const Json& value);
+
+// Checks that `object` has these keys, but perhaps optional ones, and no other, with values as they say. Throws Error.
 void check_object(const char* where, const Json& object, const schema::Key* keys, size_t count);
 template <size_t count>
 void check_object(const char* where, const Json& object, const schema::Key (&keys)[count]) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 
 #include "error.h"
 #include "file/json.h"
@@ -87,9 +86,17 @@ const schema::Version& known_version(const std::string& name) {
     throw Error("version '" + quoted(name) + "' is unknown to this gsb-vit (it reads " + known + "); update it");
 }
 
+// `decision` may be left out, and is unknown to version 1.
+void check_model_keys(const Json& model, const std::string& version) {
+    std::vector<const char*> names(std::begin(schema::kModelKeys), std::end(schema::kModelKeys));
+    model.object("the metadata");
+    if (version != "1" && model.find(schema::kDecisionKey)) names.push_back(schema::kDecisionKey);
+    check_names("the metadata", model, names.data(), names.size());
+}
+
 std::string hexadecimal(uint64_t sum) {
-    char text[17];
-    std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(sum));
+    std::string text(16, '0');
+    for (size_t i = text.size(); i-- > 0; sum >>= 4) text[i] = "0123456789abcdef"[sum & 15];
     return text;
 }
 
@@ -145,8 +152,8 @@ void PackedModel::read_metadata() {
         if (file_.metadata().size() != version.key_count) throw Error("an unknown key");
         if (file_.metadata().count(schema::kChecksumKeys[0])) check_sums();
         const Json model = Json::parse(value("model"));
-        check_names("the metadata", model, schema::kModelKeys);
-        architecture_ = read_architecture(model.at("architecture"));
+        check_model_keys(model, version.name);
+        architecture_ = read_architecture(model.at("architecture"), file_.metadata().at("version") != "1");
         for (const Json& name : model.at("class_names").array("class_names")) {
             class_names_.push_back(name.text("a class name"));
         }
@@ -154,8 +161,9 @@ void PackedModel::read_metadata() {
             throw Error("class_names has " + std::to_string(class_names_.size()) + " names for " +
                         std::to_string(architecture_.num_classes) + " classes");
         }
-        check_preprocessing(model.at("preprocessing"), architecture_);
+        preprocessing_ = read_preprocessing(model.at("preprocessing"), architecture_);
         model.at("provenance").object("provenance");
+        if (const Json* decision = model.find(schema::kDecisionKey)) decision_ = read_decision(*decision);
     } catch (const Error& error) {
         throw Error("metadata: " + std::string(error.what()) + kAgain);
     }
@@ -182,14 +190,24 @@ void PackedModel::check_sum(const char* key, uint64_t sum) const {
 
 void PackedModel::check_tensors() {
     size_t expected = 0;
-    const auto check_all = [&](const std::string& prefix, const auto& tensors) {
+    const auto check_all = [&](const std::string& prefix, const auto& tensors, size_t convolution = 0) {
         for (const schema::Tensor& wanted : tensors) {
             if (!architecture_.has(wanted.when)) continue;
-            check(prefix + wanted.name, wanted);
+            check(prefix + wanted.name, wanted, convolution);
             ++expected;
         }
     };
     check_all("", schema::kOuterTensors);
+    for (size_t i = 0; i < architecture_.channels.size(); ++i) {
+        const std::string prefix = "tokenizer." + std::to_string(i) + ".";
+        if (i == 0) {
+            check_all(prefix, schema::kFirstConvolutionTensors, i);
+        } else if (i + 1 < architecture_.channels.size()) {
+            check_all(prefix, schema::kMiddleConvolutionTensors, i);
+        } else {
+            check_all(prefix, schema::kLastConvolutionTensors, i);
+        }
+    }
     for (size_t head = 0; head < architecture_.heads.size(); ++head) {
         check_all("heads." + std::to_string(head) + ".", schema::kHeadTensors);
     }
@@ -199,10 +217,10 @@ void PackedModel::check_tensors() {
     }
 }
 
-void PackedModel::check(const std::string& name, const schema::Tensor& wanted) const {
+void PackedModel::check(const std::string& name, const schema::Tensor& wanted, size_t convolution) const {
     const TensorView& view = tensor(name);
     std::vector<size_t> shape;
-    for (int i = 0; i < wanted.rank; ++i) shape.push_back(architecture_.measure(wanted.shape[i]));
+    for (int i = 0; i < wanted.rank; ++i) shape.push_back(architecture_.measure(wanted.shape[i], convolution));
     if (view.dtype != wanted.type || view.shape != shape) {
         throw Error("tensor " + name + " is " + shown(view.dtype, view.shape) + ", not " + shown(wanted.type, shape) +
                     kAgain);

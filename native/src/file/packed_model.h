@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "file/architecture.h"
+#include "file/decision.h"
 #include "file/safetensors_file.h"
 
 namespace gsb {
@@ -24,6 +25,8 @@ class PackedModel {
 
     const Architecture& architecture() const { return architecture_; }
     const std::vector<std::string>& class_names() const { return class_names_; }
+    const Preprocessing& preprocessing() const { return preprocessing_; }
+    const Decision& decision() const { return decision_; }
     // The metadata's `model`, JSON.
     const std::string& header() const { return file_.metadata().at("model"); }
 
@@ -49,14 +52,17 @@ class PackedModel {
     void check_sums() const;
     void check_sum(const char* key, uint64_t sum) const;
     void check_tensors();
-    // Checks the type, shape and values of the tensor `name` against its entry in the table.
-    void check(const std::string& name, const schema::Tensor& wanted) const;
+    // Checks the type, shape and values of the tensor `name` against its entry in the table; `convolution` says whose
+    // inputs and outputs are meant.
+    void check(const std::string& name, const schema::Tensor& wanted, size_t convolution) const;
 
     const std::string name_;
     const size_t max_memory_;
     SafetensorsFile file_;
     Architecture architecture_;
+    Preprocessing preprocessing_;
     std::vector<std::string> class_names_;
+    Decision decision_;
 };
 
 }  // namespace gsb

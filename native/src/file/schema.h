@@ -18,16 +18,24 @@ inline constexpr const char* kMetadataKeys1[] = {"format", "version", "model"};
 inline constexpr const char* kMetadataKeys2[] = {"format", "version", "model", "header_xxh64", "payload_xxh64"};
 inline constexpr const char* kChecksumKeys[] = {"header_xxh64", "payload_xxh64"};
 inline constexpr const char* kModelKeys[] = {"architecture", "class_names", "preprocessing", "provenance"};
+inline constexpr const char* kDecisionKey = "decision";
+inline constexpr const char* kUnknownKey = "unknown";
 inline constexpr const char* kTensorKeys[] = {"dtype", "shape", "data_offsets"};
 
 inline constexpr const char* kThresholdScope[] = {"sample", "fixed"};
 inline constexpr const char* kAttentionBias[] = {"none", "relative", "full"};
+inline constexpr const char* kGlobalPool[] = {"token", "avg"};
+inline constexpr const char* kPoolNorm[] = {"after", "before"};
 inline constexpr const char* kResize[] = {"crop", "squash"};
 inline constexpr const char* kInterpolation[] = {"nearest", "bilinear", "bicubic"};
+inline constexpr const char* kScore[] = {"max_logit", "energy"};
 enum class ThresholdScope { sample, fixed };
 enum class AttentionBias { none, relative, full };
-enum class Dimension { embed_dim, patch_height, patch_width, num_patches, prefix_tokens, num_classes, head_dim, num_heads, relative_bias_size, num_tokens, attention_groups, value_groups, mlp_hidden };
-enum class When { always, attention_bias_relative, attention_bias_full, threshold_scope_fixed };
+enum class GlobalPool { token, avg };
+enum class PoolNorm { after, before };
+enum class Score { max_logit, energy };
+enum class Dimension { embed_dim, patch_height, patch_width, num_patches, prefix_tokens, convolution_outputs, convolution_inputs, num_classes, head_dim, num_heads, relative_bias_size, num_tokens, attention_groups, value_groups, mlp_hidden };
+enum class When { always, tokenizer_patches, attention_bias_relative, attention_bias_full, threshold_scope_fixed };
 enum class Rule { any, positive, bits, range, falling };
 
 // The metadata's keys in a version of the file.
@@ -53,6 +61,7 @@ struct Key {
     bool increasing;
     const char* const* choices;
     size_t choice_count;
+    bool optional;  // since version 2
 };
 
 // times · dimension + plus, or the 64-bit words for so many bits.
@@ -87,35 +96,46 @@ inline constexpr Version kVersions[] = {
     {"2", kMetadataKeys2, 5},
 };
 inline constexpr Key kArchitecture[] = {
-    {"name", Kind::text, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, nullptr, 0},
-    {"image_size", Kind::whole, 1, 65535, -kInfinity, kInfinity, 2, 2, false, nullptr, 0},
-    {"patch_size", Kind::whole, 1, 1024, -kInfinity, kInfinity, 2, 2, false, nullptr, 0},
-    {"embed_dim", Kind::whole, 1, 32767, -kInfinity, kInfinity, -1, -1, false, nullptr, 0},
-    {"depth", Kind::whole, 1, 1024, -kInfinity, kInfinity, -1, -1, false, nullptr, 0},
-    {"num_heads", Kind::whole, 1, 32767, -kInfinity, kInfinity, -1, -1, false, nullptr, 0},
-    {"mlp_hidden", Kind::whole, 1, 1048576, -kInfinity, kInfinity, -1, -1, false, nullptr, 0},
-    {"prefix_tokens", Kind::whole, 1, 2, -kInfinity, kInfinity, -1, -1, false, nullptr, 0},
-    {"num_heads_out", Kind::whole, 1, 2, -kInfinity, kInfinity, -1, -1, false, nullptr, 0},
-    {"num_classes", Kind::whole, 1, 1048576, -kInfinity, kInfinity, -1, -1, false, nullptr, 0},
-    {"layer_norm_eps", Kind::number, 0, 1, -kInfinity, kInfinity, -1, -1, false, nullptr, 0},
-    {"attention_thresholds", Kind::number, -kInfinity, kInfinity, 0, 1, 0, 15, true, nullptr, 0},
-    {"value_thresholds", Kind::number, -kInfinity, kInfinity, 0, 1, 0, 15, true, nullptr, 0},
-    {"threshold_scope", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kThresholdScope, 2},
-    {"attention_bias", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kAttentionBias, 3},
+    {"name", Kind::text, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
+    {"image_size", Kind::whole, 1, 65535, -kInfinity, kInfinity, 2, 2, false, nullptr, 0, false},
+    {"patch_size", Kind::whole, 1, 1024, -kInfinity, kInfinity, 2, 2, false, nullptr, 0, false},
+    {"embed_dim", Kind::whole, 1, 32767, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
+    {"depth", Kind::whole, 1, 1024, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
+    {"num_heads", Kind::whole, 1, 32767, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
+    {"mlp_hidden", Kind::whole, 1, 1048576, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
+    {"prefix_tokens", Kind::whole, 0, 16, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
+    {"num_heads_out", Kind::whole, 1, 2, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
+    {"num_classes", Kind::whole, 1, 1048576, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
+    {"layer_norm_eps", Kind::number, 0, 1, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
+    {"attention_thresholds", Kind::number, -kInfinity, kInfinity, 0, 1, 0, 15, true, nullptr, 0, false},
+    {"value_thresholds", Kind::number, -kInfinity, kInfinity, 0, 1, 0, 15, true, nullptr, 0, false},
+    {"threshold_scope", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kThresholdScope, 2, false},
+    {"attention_bias", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kAttentionBias, 3, false},
+    {"global_pool", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kGlobalPool, 2, true},
+    {"pool_norm", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kPoolNorm, 2, true},
+    {"tokenizer_channels", Kind::whole, 1, 16384, -kInfinity, kInfinity, 0, 5, false, nullptr, 0, true},
 };
 inline constexpr Key kPreprocessing[] = {
-    {"size", Kind::whole, 1, 65535, -kInfinity, kInfinity, 2, 2, false, nullptr, 0},
-    {"resize", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kResize, 2},
-    {"crop_ratio", Kind::number, -kInfinity, 1, 0, kInfinity, -1, -1, false, nullptr, 0},
-    {"interpolation", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kInterpolation, 3},
-    {"mean", Kind::number, -kInfinity, kInfinity, -kInfinity, kInfinity, 3, 3, false, nullptr, 0},
-    {"std", Kind::number, -kInfinity, kInfinity, 0, kInfinity, 3, 3, false, nullptr, 0},
+    {"size", Kind::whole, 1, 65535, -kInfinity, kInfinity, 2, 2, false, nullptr, 0, false},
+    {"resize", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kResize, 2, false},
+    {"crop_ratio", Kind::number, -kInfinity, 1, 0, kInfinity, -1, -1, false, nullptr, 0, false},
+    {"interpolation", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kInterpolation, 3, false},
+    {"mean", Kind::number, -kInfinity, kInfinity, -kInfinity, kInfinity, 3, 3, false, nullptr, 0, false},
+    {"std", Kind::number, -kInfinity, kInfinity, 0, kInfinity, 3, 3, false, nullptr, 0, false},
+};
+inline constexpr Key kDecision[] = {
+    {"temperature", Kind::number, -kInfinity, 1000, 0, kInfinity, -1, -1, false, nullptr, 0, false},
+};
+inline constexpr Key kUnknown[] = {
+    {"score", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kScore, 2, false},
+    {"threshold", Kind::number, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
+    {"false_alarm_rate", Kind::number, 0, 1, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
 };
 inline constexpr Tensor kOuterTensors[] = {
     {"patch_embed.weight", "I8", 4, {{Dimension::embed_dim, 1, 0, false}, {Dimension::embed_dim, 0, 3, false}, {Dimension::patch_height, 1, 0, false}, {Dimension::patch_width, 1, 0, false}},
-     When::always, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
+     When::tokenizer_patches, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
     {"patch_embed.scale", "F32", 2, {{Dimension::embed_dim, 1, 0, false}, {Dimension::embed_dim, 0, 3, false}},
-     When::always, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
+     When::tokenizer_patches, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
     {"patch_embed.position", "F32", 2, {{Dimension::num_patches, 1, 0, false}, {Dimension::embed_dim, 1, 0, false}},
      When::always, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
     {"prefix_tokens", "F32", 2, {{Dimension::prefix_tokens, 1, 0, false}, {Dimension::embed_dim, 1, 0, false}},
@@ -123,6 +143,28 @@ inline constexpr Tensor kOuterTensors[] = {
     {"norm.weight", "F32", 1, {{Dimension::embed_dim, 1, 0, false}},
      When::always, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
     {"norm.bias", "F32", 1, {{Dimension::embed_dim, 1, 0, false}},
+     When::always, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
+};
+inline constexpr Tensor kFirstConvolutionTensors[] = {
+    {"weight", "I8", 4, {{Dimension::convolution_outputs, 1, 0, false}, {Dimension::embed_dim, 0, 3, false}, {Dimension::embed_dim, 0, 3, false}, {Dimension::embed_dim, 0, 3, false}},
+     When::always, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
+    {"scale", "F32", 2, {{Dimension::convolution_outputs, 1, 0, false}, {Dimension::embed_dim, 0, 3, false}},
+     When::always, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
+    {"offset", "F32", 2, {{Dimension::embed_dim, 0, 4, false}, {Dimension::convolution_outputs, 1, 0, false}},
+     When::always, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
+};
+inline constexpr Tensor kMiddleConvolutionTensors[] = {
+    {"weight", "I8", 4, {{Dimension::convolution_outputs, 1, 0, false}, {Dimension::embed_dim, 0, 3, false}, {Dimension::embed_dim, 0, 3, false}, {Dimension::convolution_inputs, 1, 0, false}},
+     When::always, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
+    {"scale", "F32", 1, {{Dimension::convolution_outputs, 1, 0, false}},
+     When::always, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
+    {"bias", "F32", 1, {{Dimension::convolution_outputs, 1, 0, false}},
+     When::always, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
+};
+inline constexpr Tensor kLastConvolutionTensors[] = {
+    {"weight", "I8", 4, {{Dimension::convolution_outputs, 1, 0, false}, {Dimension::embed_dim, 0, 3, false}, {Dimension::embed_dim, 0, 3, false}, {Dimension::convolution_inputs, 1, 0, false}},
+     When::always, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
+    {"scale", "F32", 1, {{Dimension::convolution_outputs, 1, 0, false}},
      When::always, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
 };
 inline constexpr Tensor kHeadTensors[] = {

@@ -164,6 +164,36 @@ void Forward::list_groups(Call& call, Scratch& scratch, int block, int head, int
     }
 }
 
+uint8_t* Forward::kept_row(Call& call, int block, int group, int head, int row) const {
+    const size_t matrix = (static_cast<size_t>(block) * shape_.attention_groups + group) * shape_.heads + head;
+    return call.kept.masks + (matrix * shape_.tokens + row) * shape_.tokens;
+}
+
+void Forward::keep_first_masks(Call& call, int block) const {
+    const size_t matrix = static_cast<size_t>(shape_.tokens) * shape_.tokens;
+    std::fill_n(kept_row(call, block, 0, 0, 0), shape_.attention_groups * shape_.heads * matrix, uint8_t{0});
+    const uint32_t* bits = call.workspace.masks.data();
+    for (int row = 0; row < shape_.tokens; ++row) {
+        for (int head = 0; head < shape_.heads; ++head, bits += shape_.token_words) {
+            uint8_t* out = kept_row(call, block, 0, head, row);
+            for (int j = 0; j < shape_.tokens; ++j) out[j] = bits[j / 32] >> (j % 32) & 1;
+        }
+    }
+}
+
+// As list_groups left them.
+void Forward::keep_upper_masks(Call& call, const Scratch& scratch, int block, int head, int first, int last) const {
+    const int groups = shape_.attention_groups - 1;
+    for (int row = first; row < last; ++row) {
+        for (int group = 0; group < groups; ++group) {
+            const size_t list = static_cast<size_t>(row - first) * groups + group;
+            uint8_t* out = kept_row(call, block, group + 1, head, row);
+            const int32_t* columns = scratch.columns.data() + scratch.list_begin[list];
+            for (int i = 0; i < scratch.list_count[list]; ++i) out[columns[i]] = 1;
+        }
+    }
+}
+
 void Forward::attention_value(Call& call, Scratch& scratch, int block, int first, int last) const {
     StageTimer timer(call.seconds(scratch), Stage::attention_value);
     Workspace& w = call.workspace;
@@ -180,6 +210,7 @@ void Forward::attention_value(Call& call, Scratch& scratch, int block, int first
             const uint32_t* masks = w.masks.data() + step * stride + head * words;
             const uint8_t* active = w.plane_active.data() + head * planes * channels / kPiece;
             if (shape_.attention_groups > 1) list_groups(call, scratch, block, head, step, step + rows);
+            if (call.kept.masks) keep_upper_masks(call, scratch, block, head, step, step + rows);
             Product p{masks, stride, rows, nullptr, depth, shape_.head_channels, shape_.token_format};
             if (kernels_.prepare_rows) {
                 kernels_.prepare_rows(masks, stride, rows, depth, scratch.operand.data(), words);

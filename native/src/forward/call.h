@@ -9,7 +9,7 @@ struct Forward::Call {
     const uint8_t* picture;
     Workspace& workspace;
     bool profiling;
-    float* features;  // (heads, width), or nullptr
+    Kept kept;
 
     StageSeconds* seconds(Scratch& scratch) const { return profiling ? &scratch.seconds : nullptr; }
 };

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "forward/call.h"
+#include "forward/tokenizer.h"
 #include "kernels/float_ops.h"
 
 namespace gsb {
@@ -38,6 +39,22 @@ void gather_patch(const Architecture& a, const uint8_t* picture, int index, int 
     }
 }
 
+// Adds token i (width) to its lane, (16, width), as sum16 does for each channel.
+void add_to_lane(const float* x, int i, int width, float* lanes) {
+    float* lane = lanes + static_cast<size_t>(i % kLanes) * width;
+    for (int c = 0; c < width; ++c) lane[c] = lane[c] + x[c];
+}
+
+// The mean of the `count` tokens that lie in lanes, in the first of them.
+void fold_lanes(int count, int width, float* lanes) {
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+        const size_t size = static_cast<size_t>(half) * width;
+        for (size_t i = 0; i < size; ++i) lanes[i] = lanes[i] + lanes[size + i];
+    }
+    const float share = 1.0f / static_cast<float>(count);
+    for (int c = 0; c < width; ++c) lanes[c] = lanes[c] * share;
+}
+
 }  // namespace
 
 Forward::Forward(const Architecture& architecture, const Shape& shape, const ModelWeights& weights,
@@ -61,8 +78,8 @@ Forward::Forward(const Architecture& architecture, const Shape& shape, const Mod
 }
 
 void Forward::run(const uint8_t* picture, float* logits, Workspace& w, std::vector<Scratch>& scratch, ThreadPool* pool,
-                  int worker, bool profiling, float* features) const {
-    Call call{picture, w, profiling, features};
+                  int worker, bool profiling, Kept kept) const {
+    Call call{picture, w, profiling, kept};
     const auto phase = [&](int tasks, const ThreadPool::Task& task) {
         if (pool) {
             pool->run(tasks, task);
@@ -74,6 +91,10 @@ void Forward::run(const uint8_t* picture, float* logits, Workspace& w, std::vect
         return std::make_pair(chunk * w.row_step, std::min(shape_.tokens, (chunk + 1) * w.row_step));
     };
     w.overflowed.store(false, std::memory_order_relaxed);
+    for (size_t i = 0; i < shape_.maps.size(); ++i) {
+        phase(shape_.maps[i].height,
+              [&](int line, int thread) { convolve(call, scratch[thread], static_cast<int>(i), line); });
+    }
     phase(w.row_chunks, [&](int chunk, int thread) {
         const auto [first, last] = rows(chunk);
         embed(call, scratch[thread], first, last);
@@ -92,9 +113,11 @@ void Forward::run(const uint8_t* picture, float* logits, Workspace& w, std::vect
             }
         });
         attention_limits(call, block);
+        if (kept.masks) keep_first_masks(call, block);
         const bool last_block = block + 1 == architecture_.depth;
         // Behind the last block only some tokens are read.
-        const TokenRange wanted = last_block ? architecture_.tokens_read() : TokenRange{0, shape_.tokens};
+        const TokenRange wanted =
+            last_block && !kept.masks ? architecture_.tokens_read() : TokenRange{0, shape_.tokens};
         const int begin = wanted.first / w.row_step, chunks = (wanted.end() - 1) / w.row_step + 1 - begin;
         phase(chunks, [&](int task, int thread) {
             const int chunk = begin + task;
@@ -120,8 +143,14 @@ void Forward::embed(Call& call, Scratch& scratch, int first, int last) const {
     }
     const int count = last - first, patch = first - shape_.prefix;
     for (int i = 0; i < count; ++i) {
-        gather_patch(architecture_, call.picture, patch + i, shape_.patch_area,
-                     scratch.pixels.data() + static_cast<size_t>(i) * 3 * shape_.patch_area);
+        uint8_t* pixels = scratch.pixels.data() + static_cast<size_t>(i) * 3 * shape_.patch_area;
+        if (shape_.maps.empty()) {
+            gather_patch(architecture_, call.picture, patch + i, shape_.patch_area, pixels);
+        } else {
+            const int columns = architecture_.grid_width();
+            gather_levels(shape_.maps.back(), call.workspace.levels.back().data(), (patch + i) / columns,
+                          (patch + i) % columns, shape_.patch_area, pixels);
+        }
     }
     Patches patches{};
     patches.pixels = scratch.pixels.data();
@@ -216,20 +245,36 @@ void Forward::rest_of_block(Call& call, Scratch& scratch, int block, int first, 
     add_residual(scratch, scratch.hidden_bits.data(), shape_.hidden_words, count, weights.fc2, x);
 }
 
+// What a head reads, normalised: a token, or the mean of several.
+const float* Forward::normed_mean(Call& call, Scratch& scratch, TokenRange reads) const {
+    const float* x = call.workspace.x.data() + static_cast<size_t>(reads.first) * shape_.padded_width;
+    float* lanes = scratch.mean.data();
+    const auto norm = [&](const float* from) {
+        if (!layer_norm(from, shape_.width, weights_.norm_weight.data(), weights_.norm_bias.data(),
+                        architecture_.layer_norm_eps, scratch.normed.data())) {
+            call.workspace.overflowed.store(true, std::memory_order_relaxed);
+        }
+        return scratch.normed.data();
+    };
+    if (reads.count == 1) return norm(x);
+    const bool before = architecture_.norm_before_pool;
+    std::fill(scratch.mean.begin(), scratch.mean.end(), 0.0f);
+    for (int i = 0; i < reads.count; ++i, x += shape_.padded_width) {
+        add_to_lane(before ? norm(x) : x, i, shape_.width, lanes);
+    }
+    fold_lanes(reads.count, shape_.width, lanes);
+    return before ? lanes : norm(lanes);
+}
+
 void Forward::heads(Call& call, Scratch& scratch, float* logits) const {
     StageTimer timer(call.seconds(scratch), Stage::heads);
     const int classes = architecture_.num_classes;
     for (size_t i = 0; i < architecture_.heads.size(); ++i) {
         const HeadWeights& head = weights_.heads[i];
-        const int token = architecture_.heads[i].reads.first;  // the only one so far
-        const float* x = call.workspace.x.data() + static_cast<size_t>(token) * shape_.padded_width;
-        if (!layer_norm(x, shape_.width, weights_.norm_weight.data(), weights_.norm_bias.data(),
-                        architecture_.layer_norm_eps, scratch.normed.data())) {
-            call.workspace.overflowed.store(true, std::memory_order_relaxed);
-        }
-        if (call.features) std::copy_n(scratch.normed.data(), shape_.width, call.features + i * shape_.width);
+        const float* normed = normed_mean(call, scratch, architecture_.heads[i].reads);
+        if (call.kept.features) std::copy_n(normed, shape_.width, call.kept.features + i * shape_.width);
         for (int c = 0; c < shape_.width; ++c) {
-            const float level = std::nearbyintf((scratch.normed[c] + head.shift[c]) / head.input_scale);
+            const float level = std::nearbyintf((normed[c] + head.shift[c]) / head.input_scale);
             scratch.levels[c] = static_cast<int8_t>(level >= 127 ? 127 : level >= -128 ? level : -128);
         }
         kernels_.dot_bytes(scratch.levels.data(), head.weight, shape_.width, classes, scratch.sums.data());

@@ -6,6 +6,7 @@
 //
 // The same path on one page, without threads and packed operands, is src/gsb_vit/runtime/reference.py. Its steps here:
 //   _embed            embed
+//   _convolve         convolve, and embed for the last convolution
 //   _attention        norm, query_key_value
 //   _attention_masks  expand_bias, scores_of, score_task, attention_limits, list_groups
 //   _value_planes     value_limits, limit_counts, value_task
@@ -25,19 +26,25 @@
 
 namespace gsb {
 
+// What a caller wants to know of a picture beside its logits; nullptr: nothing.
+struct Kept {
+    float* features = nullptr;  // (heads, C): the normalised token, or mean, that each head reads
+    uint8_t* masks = nullptr;   // (depth, A, attention heads, N, N): 1 where a token is in a group of another
+};
+
 class Forward {
   public:
     Forward(const Architecture& architecture, const Shape& shape, const ModelWeights& weights, const Kernels& kernels);
 
     // Runs one picture (H, W, 3) to its logits (K), all NaN where a norm does not hold (contract.h). `pool` nullptr: on
     // the calling thread with scratch[worker].
-    // `features` (heads, C), or nullptr: receives the normalised token that each head reads.
     void run(const uint8_t* picture, float* logits, Workspace& workspace, std::vector<Scratch>& scratch,
-             ThreadPool* pool, int worker, bool profiling, float* features = nullptr) const;
+             ThreadPool* pool, int worker, bool profiling, Kept kept = {}) const;
 
   private:
     struct Call;  // one picture's pointers
 
+    void convolve(Call& call, Scratch& scratch, int index, int line) const;
     void embed(Call& call, Scratch& scratch, int first, int last) const;
     void norm(Call& call, Scratch& scratch, const float* x, int count, const NormSigns& signs) const;
     void query_key_value(Call& call, Scratch& scratch, int block, int chunk, int first, int last) const;
@@ -49,9 +56,13 @@ class Forward {
     void score_task(Call& call, Scratch& scratch, int block, int task) const;
     void value_task(Call& call, Scratch& scratch, int block, int head) const;
     void attention_limits(Call& call, int block) const;
+    void keep_first_masks(Call& call, int block) const;
+    void keep_upper_masks(Call& call, const Scratch& scratch, int block, int head, int first, int last) const;
+    uint8_t* kept_row(Call& call, int block, int group, int head, int row) const;
     void attention_value(Call& call, Scratch& scratch, int block, int first, int last) const;
     void list_groups(Call& call, Scratch& scratch, int block, int head, int first, int last) const;
     void rest_of_block(Call& call, Scratch& scratch, int block, int first, int last) const;
+    const float* normed_mean(Call& call, Scratch& scratch, TokenRange reads) const;
     void heads(Call& call, Scratch& scratch, float* logits) const;
     void add_residual(Scratch& scratch, const uint32_t* bits, size_t stride, int count, const ResidualLayer& layer,
                       float* x) const;

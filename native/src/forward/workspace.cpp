@@ -23,6 +23,7 @@ Workspace::Workspace(const Shape& s, int threads) {
         }
     }
     const size_t tokens = s.tokens, heads = s.heads, planes = s.value_groups, tasks = heads * score_chunks;
+    for (const FeatureMap& map : s.maps) levels.emplace_back(map.size());
     x = Buffer<float>(tokens * s.padded_width);
     queries = Buffer<uint32_t>(tokens * s.query_words);
     for (Buffer<uint32_t>& block_keys : keys) block_keys = Buffer<uint32_t>(s.query_words * s.key_stride);
@@ -51,7 +52,15 @@ Workspace::Workspace(const Shape& s, int threads) {
 
 Scratch::Scratch(const Shape& s, const Architecture& a, int row_count) {
     const size_t rows = row_count, tokens = s.tokens, groups = s.attention_groups - 1;
-    pixels = Buffer<uint8_t>(rows * 3 * s.patch_area);
+    size_t windows_size = rows * 3 * s.patch_area, line_size = 0, inputs = 3;
+    for (const FeatureMap& map : s.maps) {
+        windows_size = std::max(windows_size, map.width * 3 * round_up(3 * inputs, 4));
+        line_size = std::max(line_size, map.width * round_up(map.channels, 16));
+        inputs = map.channels;
+    }
+    pixels = Buffer<uint8_t>(windows_size);
+    line = Buffer<float>(line_size);
+    if (a.global_pool == Architecture::Pool::avg) mean.resize(kLanes * s.width);
     width_bits = Buffer<uint32_t>(rows * s.width_words);
     key_bits = Buffer<uint32_t>(rows * s.query_words);
     inner_bits = Buffer<uint32_t>(rows * s.inner_words);

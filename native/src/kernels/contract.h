@@ -167,6 +167,39 @@ struct Combine {
     size_t out_stride;
 };
 
+// Resampling of 8-bit pixels along one axis (docs/numerics.md): output o is the sum of weights[o·stride + i] times
+// pixel first[o] + i for i < taps[o], in fixed point: 2^22 stands for 1.
+struct Taps {
+    int outputs;
+    size_t stride;           // a multiple of 4; weights behind an output's last are 0
+    const int32_t* first;    // (outputs)
+    const int32_t* taps;     // (outputs)
+    const int32_t* weights;  // (outputs, stride)
+    const uint8_t* pieces;   // (outputs, 4·stride): each output's weights as split_weights wrote them, or nullptr
+};
+
+// Along each of some rows.
+struct ResizeRows {
+    const uint8_t* in;  // (rows, in_stride bytes): pixels of `channels` bytes; nothing behind a row is read
+    size_t in_stride;
+    int rows, channels;  // 1 or 3
+    Taps taps;
+    uint8_t* out;  // (rows, out_stride bytes)
+    size_t out_stride;
+};
+
+// Across rows: output row o.
+struct ResizeColumns {
+    const uint8_t* in;  // (rows, in_stride bytes)
+    size_t in_stride;
+    int bytes;  // a row
+    Taps taps;  // that of row `output`
+    int output;
+    uint8_t* out;  // (bytes)
+};
+
+constexpr int kWeightBits = 22;
+
 // The types of a backend's functions: the header of an instruction set declares each by its name (avx2/isa.h).
 namespace kernel {
 
@@ -195,6 +228,10 @@ using CountExtremes = void(const uint16_t* counts, size_t group_stride, int chan
                            uint16_t* smallest, uint16_t* largest);
 using MakeValuePlanes = void(const ValuePlanes&);
 using CombineProducts = void(const Combine&);
+// One output's weights → 4·stride bytes, as resize_rows and resize_columns like them.
+using SplitWeights = void(const int32_t* weights, size_t stride, uint8_t* pieces);
+using ResizePictureRows = void(const ResizeRows&);
+using ResizePictureColumns = void(const ResizeColumns&);
 
 }  // namespace kernel
 
@@ -220,6 +257,11 @@ struct Kernels {
     kernel::CountExtremes* count_extremes;
     kernel::MakeValuePlanes* value_planes;
     kernel::CombineProducts* combine;
+    // resize.cpp
+    int tap_group;                        // outputs get a multiple of so many taps where the picture has them
+    kernel::SplitWeights* split_weights;  // nullptr: no pieces
+    kernel::ResizePictureRows* resize_rows;
+    kernel::ResizePictureColumns* resize_columns;
 };
 
 // Is every entry there that has to be? Takes the table apart, so that an entry added to it does not compile until it is
@@ -227,10 +269,10 @@ struct Kernels {
 constexpr bool complete(const Kernels& table) {
     const auto& [name, weights, patches, prepare_rows, product_threshold, product_interval, product_count,
                  product_integers, product_residual, norm_bits, patches_embed, dot_bytes, scores, count_extremes,
-                 value_planes, combine] = table;
+                 value_planes, combine, tap_group, split_weights, resize_rows, resize_columns] = table;
     return name && weights != WeightLayout{} && patches != PatchLayout{} && product_threshold && product_interval &&
            product_count && product_integers && product_residual && norm_bits && patches_embed && dot_bytes && scores &&
-           count_extremes && value_planes && combine;
+           count_extremes && value_planes && combine && tap_group && resize_rows && resize_columns;
 }
 
 }  // namespace gsb

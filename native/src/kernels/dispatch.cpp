@@ -42,6 +42,9 @@ std::vector<const Kernels*> kernels_for([[maybe_unused]] const Features& f) {
 #if defined(__aarch64__)
     found.push_back(&kNeonKernels);  // part of every AArch64 processor
 #endif
+#if defined(__wasm_simd128__)
+    found.push_back(&kWasmKernels);  // an engine without SIMD128 refuses the whole module
+#endif
     found.push_back(&kPortableKernels);
     return found;
 }

@@ -16,6 +16,9 @@ extern const Kernels kAvx512Kernels;
 #if defined(__aarch64__)
 extern const Kernels kNeonKernels;
 #endif
+#if defined(__wasm_simd128__)
+extern const Kernels kWasmKernels;
+#endif
 
 // What kernels ask of a processor, and the operating system saves.
 struct Features {

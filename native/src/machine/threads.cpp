@@ -1,5 +1,7 @@
 #include "machine/threads.h"
 
+#include <unistd.h>
+
 #include <chrono>
 #include <system_error>
 
@@ -43,6 +45,10 @@ int usable_cores() {
 #endif
     const unsigned count = std::thread::hardware_concurrency();
     return count == 0 ? 1 : static_cast<int>(count);
+}
+
+int this_process() {
+    return static_cast<int>(getpid());
 }
 
 ThreadPool::ThreadPool(int threads) : parts_(threads) {}

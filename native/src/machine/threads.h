@@ -1,5 +1,10 @@
-// A pool of threads that share the tasks of one call. Idle threads sleep.
+// A pool of threads that share the tasks of one call. Idle threads sleep. Where a system has no threads, one_thread.h
+// stands for all of this.
 #pragma once
+
+#if defined(__wasm__)
+#include "machine/one_thread.h"
+#else
 
 #include <atomic>
 #include <condition_variable>
@@ -11,8 +16,14 @@
 
 namespace gsb {
 
+using Mutex = std::mutex;
+using Lock = std::lock_guard<Mutex>;
+
 // Cores that this process may run on.
 int usable_cores();
+
+// A number that a forked child does not share with its parent.
+int this_process();
 
 class ThreadPool {
   public:
@@ -56,3 +67,5 @@ class ThreadPool {
 };
 
 }  // namespace gsb
+
+#endif

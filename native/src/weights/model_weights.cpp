@@ -2,20 +2,78 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 namespace gsb {
 
-ModelWeights::ModelWeights(const PackedModel& model, const Shape& shape, const Kernels& kernels) {
+namespace {
+
+// A factor for each of an output's three sums, (width, 3), or one for all three, (width): → (3, padded).
+Buffer<float> scale_rows(const std::vector<float>& scale, size_t width) {
+    const size_t padded = round_up(width, 16), each = scale.size() / width;
+    Buffer<float> rows(3 * padded);
+    for (size_t c = 0; c < width; ++c) {
+        for (size_t part = 0; part < 3; ++part) rows[part * padded + c] = scale[each == 3 ? 3 * c + part : c];
+    }
+    return rows;
+}
+
+// What is added to each output of a line, (width, padded): the channels' bias, or, of the picture's convolution, its
+// offsets (4, channels): a first line, then the others.
+Buffer<float> line_offsets(const std::vector<float>& values, int width, int channels, bool of_picture) {
+    const size_t padded = round_up(channels, 16);
+    const int lines = of_picture ? 2 : 1;
+    Buffer<float> offsets(lines * width * padded);
+    for (int line = 0; line < lines; ++line) {
+        for (int column = 0; column < width; ++column) {
+            const int edge = of_picture ? 2 * (line == 0) + (column == 0) : 0;
+            std::copy_n(values.begin() + static_cast<size_t>(edge) * channels, channels,
+                        offsets.begin() + (static_cast<size_t>(line) * width + column) * padded);
+        }
+    }
+    return offsets;
+}
+
+}  // namespace
+
+void ModelWeights::pack_patches(const PackedModel& model, const Shape& shape, const Kernels& kernels) {
     const Architecture& a = model.architecture();
     patch_weight = pack_patch_weights(kernels.patches, model.bytes(-1, "patch_embed.weight"), shape.width,
                                       a.patch_height * a.patch_width);
-    const std::vector<float> scale = model.copy<float>(-1, "patch_embed.scale");
+    patch_scale = scale_rows(model.copy<float>(-1, "patch_embed.scale"), shape.width);
+}
+
+void ModelWeights::pack_tokenizer(const PackedModel& model, const Shape& shape, const Kernels& kernels) {
+    int inputs = 3;  // 9 pixels a colour: as many as 3 channels of a kernel row
+    for (size_t i = 0; i <= shape.maps.size(); ++i) {
+        const bool last = i == shape.maps.size();
+        const int outputs = last ? shape.width : shape.maps[i].channels;
+        const std::string name = "tokenizer." + std::to_string(i) + ".";
+        const auto floats = [&](const char* part) { return model.copy<float>(-1, (name + part).c_str()); };
+        Buffer<uint8_t> weight =
+            pack_patch_weights(kernels.patches, model.bytes(-1, (name + "weight").c_str()), outputs, 3 * inputs);
+        Buffer<float> scale = scale_rows(floats("scale"), outputs);
+        if (last) {
+            patch_weight = std::move(weight);
+            patch_scale = std::move(scale);
+            return;
+        }
+        convolutions.push_back(
+            {static_cast<int>(round_up(3 * inputs, 4)), static_cast<int>(round_up(outputs, 16)), std::move(weight),
+             std::move(scale), line_offsets(floats(i == 0 ? "offset" : "bias"), shape.maps[i].width, outputs, i == 0)});
+        inputs = outputs;
+    }
+}
+
+ModelWeights::ModelWeights(const PackedModel& model, const Shape& shape, const Kernels& kernels) {
+    const Architecture& a = model.architecture();
+    if (a.channels.empty()) {
+        pack_patches(model, shape, kernels);
+    } else {
+        pack_tokenizer(model, shape, kernels);
+    }
     const std::vector<float> flat = model.copy<float>(-1, "patch_embed.position");
     const size_t padded = shape.padded_width, width = shape.width;
-    patch_scale = Buffer<float>(3 * padded);
-    for (size_t c = 0; c < width; ++c) {
-        for (size_t colour = 0; colour < 3; ++colour) patch_scale[colour * padded + c] = scale[3 * c + colour];
-    }
     position = Buffer<float>(shape.patches * padded);
     for (int row = 0; row < shape.patches; ++row) {
         std::copy_n(flat.begin() + row * width, width, position.begin() + row * padded);

@@ -14,15 +14,30 @@ struct HeadWeights {
     const int8_t* weight;  // (K, C), in the file
 };
 
+// A convolution of the tokenizer but the last: its three sums are those of the picture's colours, or of kernel rows.
+struct Convolution {
+    int area;    // numbers a sum is over, rounded up to 4
+    int padded;  // output channels, rounded up to 16
+    Buffer<uint8_t> weight;
+    Buffer<float> scale;  // (3, padded)
+    Buffer<float>
+        offset;  // (width, padded) of a line; of the picture's convolution twice, the first line's and others'
+};
+
 struct ModelWeights {
     ModelWeights(const PackedModel& model, const Shape& shape, const Kernels& kernels);
 
-    Buffer<uint8_t> patch_weight;
-    Buffer<float> patch_scale;  // (3, padded_width)
-    Buffer<float> position;     // (Np, padded_width)
+    std::vector<Convolution> convolutions;
+    Buffer<uint8_t> patch_weight;  // of the patch embedding or the last convolution
+    Buffer<float> patch_scale;     // (3, padded_width)
+    Buffer<float> position;        // (Np, padded_width)
     std::vector<float> prefix_tokens, norm_weight, norm_bias;
     std::vector<HeadWeights> heads;
     std::vector<BlockWeights> blocks;
+
+  private:
+    void pack_patches(const PackedModel& model, const Shape& shape, const Kernels& kernels);
+    void pack_tokenizer(const PackedModel& model, const Shape& shape, const Kernels& kernels);
 };
 
 }  // namespace gsb

@@ -4,6 +4,26 @@
 
 namespace gsb {
 
+namespace {
+
+std::vector<FeatureMap> maps_of(const Architecture& a) {
+    std::vector<FeatureMap> maps;
+    int height = a.image_height, width = a.image_width;
+    for (size_t i = 0; i + 1 < a.channels.size(); ++i) {
+        height /= 2;
+        width /= 2;
+        maps.push_back({height, width, a.channels[i]});
+    }
+    return maps;
+}
+
+// Numbers that one of the three sums of a token is over.
+int token_area(const Architecture& a) {
+    return a.channels.empty() ? a.patch_height * a.patch_width : 3 * a.channels[a.channels.size() - 2];
+}
+
+}  // namespace
+
 Shape::Shape(const Architecture& a)
     : tokens(a.num_tokens()),
       patches(a.num_patches()),
@@ -17,7 +37,8 @@ Shape::Shape(const Architecture& a)
       head_channels(static_cast<int>(round_up(a.head_dim(), 32))),
       head_words(head_channels / 32),
       inner(heads * head_channels),
-      patch_area(static_cast<int>(round_up(a.patch_height * a.patch_width, 4))),
+      patch_area(static_cast<int>(round_up(token_area(a), 4))),
+      maps(maps_of(a)),
       attention_groups(a.attention_groups()),
       value_groups(a.value_groups()),
       key_stride(round_up(tokens, 64)),

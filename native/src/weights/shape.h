@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <vector>
 
 #include "file/packed_model.h"
 #include "kernels/contract.h"
@@ -13,6 +14,16 @@ namespace gsb {
 constexpr int words_for(int bits) {
     return (bits + 31) / 32;
 }
+
+// Levels that a convolution of the tokenizer gives: (height + 1, width + 1, channels), zeros in the first line and the
+// first column, which the next one's windows reach over the edge.
+struct FeatureMap {
+    int height, width, channels;
+
+    size_t size() const { return static_cast<size_t>(height + 1) * (width + 1) * channels; }
+    // Where (y, x) lies; both begin at −1.
+    size_t place(int y, int x) const { return (static_cast<size_t>(y + 1) * (width + 1) + (x + 1)) * channels; }
+};
 
 // Sizes that follow from the architecture.
 struct Shape {
@@ -26,7 +37,8 @@ struct Shape {
     int hidden, padded_hidden;  // M, rounded up to 16
     int heads, head_dim, head_channels, head_words;
     int inner;       // heads · head_channels
-    int patch_area;  // pixels a colour of a patch, rounded up to 4
+    int patch_area;  // pixels a colour of a patch, or levels a row of the last convolution's window, rounded up to 4
+    std::vector<FeatureMap> maps;  // of the tokenizer's convolutions but the last
     int attention_groups, value_groups;
     size_t key_stride;  // tokens rounded up to 64
     // How activations are kept: behind a norm, queries and keys, what attention gives, behind GELU, attention masks.

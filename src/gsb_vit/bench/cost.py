@@ -10,6 +10,7 @@ too, since a device pays for them; norms, softmax, GELU and residual sums are co
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from gsb_vit.runtime.schema import ActivationFormat, Architecture, expected_tens
 _LAYER_OF_TENSOR = {
     "patch_embed.position": "tokens",
     "patch_embed": "patch_embed",
+    "tokenizer": "tokenizer",
     "prefix_tokens": "tokens",
     "norm1": "norm1",
     "attn.qkv": "attn.qkv",
@@ -83,12 +85,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class Summary:
-    """The layers of a model in order; ``bytes_by_kind`` splits the tensors' bytes by what they hold."""
+    """The layers of a model in order; ``bytes_by_kind`` splits the tensors' bytes by what they hold.
+
+    ``class_names`` is None for an architecture, which has none.
+    """
 
     architecture: Architecture
     layers: list[Layer]
     bytes_by_kind: dict[str, int]
     file_bytes: int | None = None
+    class_names: tuple[str, ...] | None = None
 
     @property
     def packed(self) -> Cost:
@@ -108,6 +114,7 @@ class Summary:
         ]
         return {
             "name": self.architecture.name,
+            "classes": self.class_names if self.class_names is None else list(self.class_names),
             "file_bytes": self.file_bytes,
             "bytes_by_kind": self.bytes_by_kind,
             "total": self.packed.to_json(),
@@ -116,7 +123,9 @@ class Summary:
         }
 
 
-def summarize(architecture: Architecture, file_bytes: int | None = None) -> Summary:
+def summarize(
+    architecture: Architecture, file_bytes: int | None = None, class_names: tuple[str, ...] | None = None
+) -> Summary:
     """Sum up a packed model of this shape.
 
     ``parameters`` are the learned numbers of the trained model (latent weights, biases, shifts, scales) as PyTorch
@@ -133,7 +142,7 @@ def summarize(architecture: Architecture, file_bytes: int | None = None) -> Summ
         Layer(name, Cost(parameters, sizes[name], flops, bops), Cost(plain, 4 * plain, plain_flops, 0))
         for name, parameters, flops, bops, plain, plain_flops in _rows(architecture)
     ]
-    return Summary(architecture, layers, {kind: size for kind, size in kinds.items() if size}, file_bytes)
+    return Summary(architecture, layers, {kind: size for kind, size in kinds.items() if size}, file_bytes, class_names)
 
 
 def layer_of_tensor(name: str) -> str:
@@ -148,8 +157,11 @@ def layer_of_tensor(name: str) -> str:
 
 def _rows(a: Architecture) -> Iterator[Row]:
     width, tokens, classes = a.embed_dim, a.num_tokens, a.num_classes
-    patch = 3 * a.patch_size[0] * a.patch_size[1] * width
-    yield "patch_embed", patch + 2 * width, patch * a.num_patches, 0, patch + width, patch * a.num_patches
+    if a.channels:
+        yield _tokenizer_row(a)
+    else:
+        patch = 3 * a.patch_size[0] * a.patch_size[1] * width
+        yield "patch_embed", patch + 2 * width, patch * a.num_patches, 0, patch + width, patch * a.num_patches
     yield "tokens", (a.prefix_tokens + tokens) * width, 0, 0, (a.prefix_tokens + tokens) * width, 0
     for index in range(a.depth):
         for row in _block_rows(a):
@@ -159,6 +171,20 @@ def _rows(a: Architecture) -> Iterator[Row]:
         weights, product = classes * width + classes, classes * width
         # Shift, weight scale and input scale come on top; one multiply-add a class applies the scale and the bias.
         yield f"heads.{head}", weights + width + 2, product + classes, 0, weights, product
+
+
+def _tokenizer_row(a: Architecture) -> Row:
+    """All convolutions together; a norm is gain and bias, and, as in all others, no FLOPs."""
+    weights = product = 0
+    places = a.image_size[0] * a.image_size[1]
+    for inputs, outputs in pairwise((3, *a.channels)):
+        places //= 4
+        weights += 9 * inputs * outputs
+        product += 9 * inputs * outputs * places
+    norms = 2 * sum(a.channels)
+    # Weight scales, and input scales of all but the first.
+    scales = sum(a.channels) + len(a.channels) - 1
+    return "tokenizer", weights + norms + scales, product, 0, weights + norms, product
 
 
 def _block_rows(a: Architecture) -> Iterator[Row]:

@@ -74,7 +74,7 @@ def open_picture(picture: Picture, *, max_pixels: int | None = None) -> Image.Im
         InputError: for a missing, truncated or unreadable file, what is no regular file, a URL, a format that is not
             one of ``FORMATS``, too many pixels, pixels whose range is unknown, and an array of another shape or type.
     """
-    limit = limits.limit(max_pixels, "max_pixels", MAX_PIXELS_VARIABLE, MAX_PIXELS)
+    limit = pixel_limit(max_pixels)
     if isinstance(picture, np.ndarray):
         return from_array(picture)
     if isinstance(picture, Image.Image):
@@ -119,6 +119,11 @@ def _from_file(file: BinaryIO, size: int, name: str, limit: int) -> Image.Image:
 
 
 _HINT = f"give a smaller picture, or raise max_pixels (--max-megapixels, {MAX_PIXELS_VARIABLE})"
+
+
+def pixel_limit(max_pixels: int | None) -> int:
+    """The most pixels of a picture. Raises InputError for what is no whole number above 0."""
+    return limits.limit(max_pixels, "max_pixels", MAX_PIXELS_VARIABLE, MAX_PIXELS)
 
 
 @contextlib.contextmanager

@@ -7,17 +7,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from gsb_vit.errors import InputError, shown
 
-from .pictures import MAX_PIXELS, Picture, open_picture
+from .pictures import MAX_PIXELS, Picture, open_picture, pixel_limit
+from .resample import FILTERS, Box, resize
 
-FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
 RESIZES = ("crop", "squash")
 
 
@@ -67,25 +62,24 @@ class Preprocessing:
             raise InputError(f"preprocessing: std {self.std} must be above 0 in every channel")
 
     def __call__(self, picture: Picture, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
-        """Open, orient, resize and crop ``picture``: → uint8 (H, W, 3). Arguments and errors: :func:`open_picture`."""
-        image = open_picture(picture, max_pixels=max_pixels)
-        height, width = self.size
-        filter_ = FILTERS[self.interpolation]
-        if self.resize == "squash":
-            if image.size != (width, height):
-                image = image.resize((width, height), filter_)
-            return np.array(image, dtype=np.uint8)
-        # Only the part that is kept is resized: a picture of any proportions costs no more than its own pixels.
-        return np.array(
-            image.resize((width, height), filter_, box=self._kept(image.width, image.height)), dtype=np.uint8
-        )
+        """Open, orient, resize and crop ``picture``: → uint8 (H, W, 3), with Pillow.
 
-    def _kept(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The part of a picture that ``crop`` keeps: left, top, right, bottom in its own pixels."""
+        The native engine makes the same pixels (``runtime/pictures.py``). Arguments and errors: :func:`open_picture`,
+        and a picture so long that one of its width would have too many pixels.
+        """
+        image = open_picture(picture, max_pixels=max_pixels)
+        # Only the part that is kept is resized: a picture of any proportions costs no more than its own pixels.
+        limit = max(pixel_limit(max_pixels), image.width * image.height)
+        return np.array(resize(image, self.size, self.interpolation, self._kept(image.width, image.height), limit))
+
+    def _kept(self, width: int, height: int) -> Box:
+        """The part of a picture that is kept: left, top, right, bottom in its own pixels."""
+        if self.resize == "squash":
+            return 0, 0, width, height
         factor = max(self.size[0] / height, self.size[1] / width) / self.crop_ratio
         kept_height, kept_width = min(self.size[0] / factor, height), min(self.size[1] / factor, width)
         left, top = (width - kept_width) / 2, (height - kept_height) / 2
-        return left, top, left + kept_width, top + kept_height
+        return left, top, min(left + kept_width, width), min(top + kept_height, height)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, as stored in model files."""

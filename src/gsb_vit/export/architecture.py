@@ -17,6 +17,8 @@ NUM_CLASSES = 1000  # of an architecture that is only named
 
 def architecture_of(model: Any) -> Architecture:
     """Return the shape of a binarized model as a packed file states it. Raises InputError for values out of range."""
+    from gsb_vit.models.packable import final_norm
+
     attention, mlp = model.blocks[0].attn, model.blocks[0].mlp
     q = model.quantization
     return Architecture(
@@ -30,11 +32,14 @@ def architecture_of(model: Any) -> Architecture:
         prefix_tokens=model.num_prefix_tokens,
         num_heads_out=len(heads_of(model)),
         num_classes=model.head.out_features,
-        layer_norm_eps=float(model.norm.eps),
+        layer_norm_eps=float(final_norm(model).eps),
         attention_thresholds=q.attention_thresholds,
         value_thresholds=q.value_thresholds,
         threshold_scope=q.threshold_scope,
         attention_bias=q.attention_bias,
+        global_pool=model.global_pool,
+        pool_norm="before" if model.global_pool == "avg" and final_norm(model) is model.norm else "after",
+        tokenizer_channels=tuple(getattr(model.patch_embed.proj, "channels", ())[:-1]),
     )
 
 
@@ -43,8 +48,11 @@ def heads_of(model: Any) -> list[Any]:
     return [model.head, model.head_dist] if hasattr(model, "head_dist") else [model.head]
 
 
-def find_architecture(target: str) -> tuple[Architecture, int | None]:
-    """Return the architecture of a packed file, with the file's bytes, of a run or trained model file, or of a name.
+def find_architecture(target: str) -> tuple[Architecture, int | None, tuple[str, ...] | None]:
+    """Return the architecture, the packed file's bytes and the class names of a model, or of an architecture's name.
+
+    ``target`` is a packed file, a run, a trained model file, or a name. Only packed files have bytes, and names have no
+    classes.
 
     A name is that of a timm vision transformer, built with the default quantization; that, and a trained model, need
     PyTorch.
@@ -54,7 +62,8 @@ def find_architecture(target: str) -> tuple[Architecture, int | None]:
     """
     path = as_path(target, "a model file, a run or the name of an architecture")
     if path.is_file() and not is_trained_model(path):
-        return read(path).architecture, path.stat().st_size
+        packed = read(path)
+        return packed.architecture, path.stat().st_size, packed.class_names
     if not path.exists() and (path.suffix == ".safetensors" or len(path.parts) > 1):
         raise InputError(f"{target}: no such file; give a packed model, or the name of an architecture")
     if find_spec("timm") is None:
@@ -67,11 +76,10 @@ def find_architecture(target: str) -> tuple[Architecture, int | None]:
     from .checks import check_exportable
 
     if path.exists():
-        model = load_model(path).model
-        check_exportable(model)
-    else:
-        model = build_model(target, {}, NUM_CLASSES, Quantization())
-    return architecture_of(model), None
+        trained = load_model(path)
+        check_exportable(trained.model)
+        return architecture_of(trained.model), None, tuple(trained.class_names)
+    return architecture_of(build_model(target, {}, NUM_CLASSES, Quantization())), None, None
 
 
 def is_trained_model(path: Path) -> bool:

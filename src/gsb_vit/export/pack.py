@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
+from gsb_vit.models.packable import final_norm
 from gsb_vit.models.pixel_inputs import stored_tokens
 from gsb_vit.nn import exact
 from gsb_vit.nn.binary_linear import BinaryLinear
 from gsb_vit.nn.edges import QuantizedConv2d
 from gsb_vit.nn.input_quantizers import Quantizer
 from gsb_vit.nn.quantize import SCALE_MIN
+from gsb_vit.nn.tokenizer import FoldedConv, QuantizedTokenizer
 from gsb_vit.runtime import packed_file
 from gsb_vit.runtime.bits import pack
 from gsb_vit.runtime.packed_file import PackedModel
@@ -58,19 +60,21 @@ def pack_model(
     preprocessing: Preprocessing,
     provenance: Mapping[str, Any],
 ) -> PackedModel:
-    """Pack a binarized timm VisionTransformer, class token with or without distillation token; it is not changed.
+    """Pack a binarized timm VisionTransformer: class token with or without distillation token, or mean pooling.
+
+    The model is not changed.
 
     ``preprocessing`` must give the size the model reads; its mean and std are folded into the patch embedding.
 
     Raises:
         InputError: for a model the packed format cannot hold (batch thresholds, full-precision activations, weights
-            or edges, average pooling, register tokens, layer scale, scales never set, numbers that are not finite),
+            or edges, layer scale, scales never set, numbers that are not finite),
             saying how to train one that it can; and for class names or a picture size that do not fit.
     """
     check_exportable(trained_model)
     model: Any = copy.deepcopy(trained_model).cpu().float().eval()
     tensors = _embedding(model, preprocessing)
-    tensors["norm.weight"], tensors["norm.bias"] = _norm(model.norm)
+    tensors["norm.weight"], tensors["norm.bias"] = _norm(final_norm(model))
     for index, head in enumerate(heads_of(model)):
         tensors.update({f"heads.{index}.{name}": array for name, array in _head(head).items()})
     for index, block in enumerate(model.blocks):
@@ -81,16 +85,30 @@ def pack_model(
 
 
 def _embedding(model: Any, preprocessing: Preprocessing) -> Arrays:
-    """Patch embedding with the normalisation of the pixels folded in, in float64, rounded once."""
-    conv: QuantizedConv2d = model.patch_embed.proj
+    """Patch embedding or tokenizer with the normalisation of the pixels folded in, in float64, rounded once."""
+    conv: QuantizedConv2d | QuantizedTokenizer = model.patch_embed.proj
+    scaling = (tuple(preprocessing.mean), tuple(preprocessing.std))
+    prefixes, position = stored_tokens(model, scaling)
+    tokens = {"patch_embed.position": _array(position), "prefix_tokens": _array(prefixes)}
+    if isinstance(conv, QuantizedTokenizer):
+        return tokens | _tokenizer(conv.folded(scaling))
     weight, scale = conv.quantized_weight()
-    prefixes, position = stored_tokens(model, (preprocessing.mean, preprocessing.std))
-    return {
+    return tokens | {
         "patch_embed.weight": weight.numpy().astype(np.int8),
         "patch_embed.scale": _array(exact.pixel_scale(scale, preprocessing.std)),
-        "patch_embed.position": _array(position),
-        "prefix_tokens": _array(prefixes),
     }
+
+
+def _tokenizer(convs: Sequence[FoldedConv]) -> Arrays:
+    """Weights of the first convolution colour by colour, of the others tap by tap, channels last."""
+    arrays: Arrays = {}
+    for index, conv in enumerate(convs):
+        weight = conv.weight if index == 0 else conv.weight.permute(0, 2, 3, 1)
+        arrays[f"tokenizer.{index}.weight"] = np.ascontiguousarray(weight.numpy().astype(np.int8))
+        arrays[f"tokenizer.{index}.scale"] = _array(conv.scale)
+        if index + 1 < len(convs):
+            arrays[f"tokenizer.{index}.{'bias' if index else 'offset'}"] = _array(conv.offset)
+    return arrays
 
 
 def _head(head: Any) -> Arrays:

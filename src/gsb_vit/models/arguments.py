@@ -11,12 +11,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import timm
 
 from gsb_vit.errors import InputError, shown
 from gsb_vit.limits import RAISE_MEMORY, memory_limit, shown_bytes
+from gsb_vit.nn.tokenizer import MOST_CONVOLUTIONS
 
 from . import zoo  # noqa: F401  (registers the models with timm)
 
@@ -46,7 +48,34 @@ class _Range:
         return f"a {kind} from {self.low:,g} to {self.high:,g}" + ", or two of them" * self.pair
 
 
-ARGUMENTS: dict[str, _Range] = {
+@dataclass(frozen=True)
+class _Choice:
+    """One of some texts."""
+
+    choices: tuple[str, ...]
+
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, str) and value in self.choices
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join(map(repr, self.choices))
+
+
+@dataclass(frozen=True)
+class _List:
+    """A list of at most ``most`` values of a range."""
+
+    item: _Range
+    most: int
+
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, (list, tuple)) and len(value) <= self.most and all(map(self.item.holds, value))
+
+    def __str__(self) -> str:
+        return f"a list of at most {self.most}, each {self.item}"
+
+
+ARGUMENTS: dict[str, _Range | _Choice | _List] = {
     "img_size": _Range(1, 8192, pair=True),
     "patch_size": _Range(1, 8192, pair=True),
     "embed_dim": _Range(1, 16384),
@@ -57,6 +86,9 @@ ARGUMENTS: dict[str, _Range] = {
     "proj_drop_rate": _Range(0, 1, whole=False),
     "attn_drop_rate": _Range(0, 1, whole=False),
     "drop_path_rate": _Range(0, 1, whole=False),
+    "global_pool": _Choice(("token", "avg")),
+    "reg_tokens": _Range(0, 1024),
+    "tokenizer_channels": _List(_Range(1, 16384), MOST_CONVOLUTIONS - 1),
 }
 
 
@@ -103,7 +135,11 @@ def least_bytes(args: Mapping[str, Any], num_classes: int) -> float:
         patch = _pair(args.get("patch_size", 32))
         tokens = math.prod(max(size // side, 1) for size, side in zip(_pair(args["img_size"]), patch, strict=True))
     weights = depth * (4 + 2 * ratio) * width**2 + (tokens + num_classes) * width
-    weights += 3 * math.prod(_pair(args.get("patch_size", 1))) * width
+    channels = [3, *args.get("tokenizer_channels", ()), width]
+    if len(channels) > 2:
+        weights += 9 * sum(inputs * outputs for inputs, outputs in pairwise(channels))
+    else:
+        weights += 3 * math.prod(_pair(args.get("patch_size", 1))) * width
     return 4 * weights + 8 * depth * tokens**2
 
 

@@ -20,9 +20,10 @@ from gsb_vit.nn.input_quantizers import InitializedOnce
 from gsb_vit.nn.mlp import BinaryMlp
 from gsb_vit.nn.schemes import Scheme, scheme_of
 from gsb_vit.nn.superposition_quantizers import Superposition
+from gsb_vit.nn.tokenizer import ConvTokenizer, QuantizedTokenizer
 from gsb_vit.quantization import Quantization
 
-from .packable import packable
+from .packable import final_norm, packable
 from .pixel_inputs import PIXEL_MODELS
 
 MLP_CLIP = 10.0
@@ -53,10 +54,12 @@ def binarize(vit: VisionTransformer, quantization: Quantization | dict[str, Any]
             block.attn = _gsb_attention(vit, cast(Attention, block.attn), quantization, scheme)
             _binarize_mlp(cast(Mlp, block.mlp), quantization, scheme)
     if quantization.edge_bits == 8:
-        vit.patch_embed.proj = QuantizedConv2d.from_conv(vit.patch_embed.proj)
+        proj = vit.patch_embed.proj
+        tokenizer = isinstance(proj, ConvTokenizer)
+        vit.patch_embed.proj = QuantizedTokenizer.from_tokenizer(proj) if tokenizer else QuantizedConv2d.from_conv(proj)
         quantize_heads(vit)
     if quantization.patch_norm:
-        vit.patch_embed.norm = TokenBatchNorm(vit.embed_dim).to(vit.patch_embed.proj.weight.device)
+        vit.patch_embed.norm = TokenBatchNorm(vit.embed_dim).to(next(vit.patch_embed.parameters()).device)
     setattr(vit, "quantization", quantization)  # noqa: B010 (timm's class declares no such attribute)
     _order(vit)
     return vit
@@ -70,7 +73,7 @@ def _order(vit: Any) -> None:
         block.attn.ordered = True
         order_norm(block.norm1, block.attn.qkv)
         order_norm(block.norm2, block.mlp.fc1)
-    order_norm(vit.norm, *_quantized_heads(vit))
+    order_norm(final_norm(vit), *_quantized_heads(vit))
     vit.__class__ = PIXEL_MODELS.get(type(vit), type(vit))
 
 
@@ -81,7 +84,7 @@ def set_pixel_scaling(model: nn.Module, preprocessing: Preprocessing) -> None:
     pictures that are not of whole pixels, are treated as ever.
     """
     if packable(model):
-        conv = cast(QuantizedConv2d, cast(VisionTransformer, model).patch_embed.proj)
+        conv = cast(QuantizedConv2d | QuantizedTokenizer, cast(VisionTransformer, model).patch_embed.proj)
         conv.pixel_scaling = (tuple(preprocessing.mean), tuple(preprocessing.std))
 
 
@@ -109,7 +112,7 @@ def _check_model(vit: nn.Module, quantization: Quantization) -> None:
         raise InputError("this model is binarized already; build a fresh one and load the weights into it")
     if quantization.edge_bits == 8 or quantization.patch_norm:
         embed = vit.patch_embed
-        if not isinstance(embed, PatchEmbed) or type(embed.proj) is not nn.Conv2d:
+        if not isinstance(embed, PatchEmbed) or type(embed.proj) not in (nn.Conv2d, ConvTokenizer):
             raise InputError(f"the patch embedding {type(embed).__name__} has no 8-bit form; pass edge_bits=32")
     if quantization.patch_norm and (vit.dynamic_img_size or not isinstance(vit.patch_embed.norm, nn.Identity)):
         raise InputError("patch_norm needs a fixed image size and a patch embedding without a norm of its own")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import timm
@@ -9,6 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from gsb_vit.errors import InputError
+from gsb_vit.nn.tokenizer import ConvEmbed
 from gsb_vit.quantization import Quantization
 
 from .arguments import check_arguments, require_architecture
@@ -25,7 +27,9 @@ def build_model(
     """
     require_architecture(architecture)
     check_arguments(architecture, args, num_classes)
-    given = {**args, "quantization": quantization} if architecture.startswith("gsb_vit") else args
+    given = {**args, "quantization": quantization} if architecture.startswith("gsb_vit") else dict(args)
+    if channels := given.pop("tokenizer_channels", ()):
+        given["embed_layer"] = partial(ConvEmbed, channels)
     try:
         model = timm.create_model(architecture, pretrained=pretrained, num_classes=num_classes, **given)
     except InputError:

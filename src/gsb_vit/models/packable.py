@@ -12,10 +12,12 @@ from gsb_vit.errors import InputError
 from gsb_vit.nn.attention import GSBAttention
 from gsb_vit.nn.binary_linear import BinaryLinear
 from gsb_vit.nn.edges import QuantizedConv2d, QuantizedLinear
+from gsb_vit.nn.tokenizer import MOST_CONVOLUTIONS, ConvEmbed, ConvTokenizer, QuantizedTokenizer
 from gsb_vit.quantization import PACKED_VALUES
 
 from .pixel_inputs import PIXEL_MODELS, PixelInputs
 
+MOST_PREFIX_TOKENS = 16
 # Switch → the way out of a value that a packed file cannot hold.
 _WAYS_OUT = {
     "scheme": "the runtime runs scheme = gsb or bit; this one is for comparison only",
@@ -61,18 +63,22 @@ def _misfits(model: VisionTransformer) -> Iterator[tuple[str, str]]:
     """Yield the modules and options that the format has no place for, and the way out."""
     if type(model) not in PIXEL_MODELS and not isinstance(model, PixelInputs):
         yield f"the forward pass of {type(model).__name__}", "train timm's VisionTransformer or a gsb_vit model"
-    if model.global_pool != "token":
-        yield f"global_pool = {model.global_pool!r}", "train with global_pool = 'token'"
-    if not model.has_class_token:
-        yield "class_token = False", "train with a class token"
-    if model.num_reg_tokens or model.num_prefix_tokens > 1 + isinstance(model, VisionTransformerDistilled):
-        yield "register tokens", "train with reg_tokens = 0"
+    pooled = model.global_pool == "avg"
+    if model.global_pool not in ("token", "avg") or (pooled and isinstance(model, VisionTransformerDistilled)):
+        yield f"global_pool = {model.global_pool!r}", "train with global_pool = 'token' or, on one head, 'avg'"
+    if pooled and model.pool_include_prefix:
+        yield "pool_include_prefix = True", "train with pool_include_prefix = False"
+    if not model.has_class_token and not pooled:
+        yield "class_token = False", "train with a class token, or with global_pool = 'avg'"
+    if model.num_prefix_tokens > MOST_PREFIX_TOKENS:
+        yield f"{model.num_prefix_tokens} prefix tokens", f"train with at most {MOST_PREFIX_TOKENS}"
     if getattr(model, "pos_embed", None) is not None and model.dynamic_img_size:
         yield "dynamic_img_size = True", "train with one image size"
-    norms_of_its_own = {"norm_pre": "pre_norm = False", "fc_norm": "fc_norm = False"}
-    for name, way_out in norms_of_its_own.items():
-        if not isinstance(getattr(model, name, nn.Identity()), nn.Identity):
-            yield f"a norm before the blocks or behind the pooling ({name})", f"train with {way_out}"
+    if not isinstance(model.norm_pre, nn.Identity):
+        yield "a norm before the blocks (norm_pre)", "train with pre_norm = False"
+    has_fc_norm = not isinstance(model.fc_norm, nn.Identity)
+    if has_fc_norm and (not isinstance(model.norm, nn.Identity) or isinstance(model, VisionTransformerDistilled)):
+        yield "two norms before the head (norm, fc_norm)", "train with fc_norm = False"
     if not isinstance(model.patch_drop, nn.Identity):
         yield "patch dropout", "train with patch_drop_rate = 0"
     yield from _patch_misfits(model)
@@ -83,7 +89,7 @@ def _misfits(model: VisionTransformer) -> Iterator[tuple[str, str]]:
         yield "no blocks", "train with depth above 0"
     for index, block in enumerate(model.blocks):
         yield from _block_misfits(index, block, model.embed_dim)
-    norms: list[Any] = [model.norm, *(getattr(b, n, None) for b in model.blocks for n in ("norm1", "norm2"))]
+    norms: list[Any] = [final_norm(model), *(getattr(b, n, None) for b in model.blocks for n in ("norm1", "norm2"))]
     odd = [norm for norm in norms if not isinstance(norm, nn.LayerNorm)]
     if odd:
         yield f"the norm {type(odd[0]).__name__}", "train with LayerNorm"
@@ -91,13 +97,23 @@ def _misfits(model: VisionTransformer) -> Iterator[tuple[str, str]]:
         yield "LayerNorms with different eps", "train with one eps"
 
 
+def final_norm(model: Any) -> Any:
+    """The norm before the heads: timm's ``fc_norm``, behind the pooling, or ``norm``, before it."""
+    return model.norm if isinstance(model.fc_norm, nn.Identity) else model.fc_norm
+
+
 def _patch_misfits(model: VisionTransformer) -> Iterator[tuple[str, str]]:
     embed = model.patch_embed
-    if type(embed) is not PatchEmbed or not isinstance(embed.norm, nn.Identity) or embed.img_size is None:
+    if type(embed) not in (PatchEmbed, ConvEmbed) or not isinstance(embed.norm, nn.Identity) or embed.img_size is None:
         yield (
             f"the patch embedding {type(embed).__name__} with a norm or without a size",
             "train with timm's PatchEmbed",
         )
+    elif isinstance(embed.proj, ConvTokenizer):
+        if not isinstance(embed.proj, QuantizedTokenizer) or embed.proj.convs[0].in_channels != 3:
+            yield "a convolutional tokenizer in full precision", "train on 3 channels with edge_bits = 8"
+        elif len(embed.proj.convs) > MOST_CONVOLUTIONS:
+            yield f"{len(embed.proj.convs)} convolutions", f"train with at most {MOST_CONVOLUTIONS}"
     elif not isinstance(embed.proj, QuantizedConv2d) or embed.proj.in_channels != 3:
         yield f"the patch projection {embed.proj}", "train on 3 channels with edge_bits = 8"
     elif embed.proj.stride != embed.proj.kernel_size or any(

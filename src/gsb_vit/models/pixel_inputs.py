@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from gsb_vit.data.preprocess import Preprocessing
-from gsb_vit.nn.exact import Scaling, in_order
+from gsb_vit.nn.exact import OrderedNorm, Scaling, in_order, mean_tokens
 
 
 def normalize(pictures: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
@@ -24,16 +24,13 @@ def normalize(pictures: NDArray[np.uint8], preprocessing: Preprocessing) -> Tens
 def stored_tokens(vit: Any, scaling: Scaling) -> tuple[Tensor, Tensor]:
     """Return the prefix tokens (P, C) with their position added, and ``position`` (Np, C), each rounded once.
 
-    position[n,o] = pos_embed[n,o] + bias[o] − s_w[o]·Σ_c (mean_c/std_c)·Σ w[o,c,·]
+    position[n,o] = pos_embed[n,o] + what the patch embedding or the tokenizer says (``position_offset``).
     """
-    conv, pos_embed = vit.patch_embed.proj, vit.pos_embed
-    weight, scale = (part.double() for part in conv.quantized_weight())
-    mean, std = scaling
-    sums = weight.sum(dim=(2, 3))
-    offset = -scale * sum(sums[:, c] * (mean[c] / std[c]) for c in range(3))
-    offset = offset if conv.bias is None else conv.bias.double() + offset
-    tokens = [vit.cls_token[0], *([vit.dist_token[0]] if isinstance(vit, VisionTransformerDistilled) else [])]
-    prefixes = torch.cat(tokens).double()
+    pos_embed, offset = vit.pos_embed, vit.patch_embed.proj.position_offset(scaling)
+    tokens = [vit.cls_token] if vit.has_class_token else []
+    tokens += [vit.dist_token] if isinstance(vit, VisionTransformerDistilled) else []
+    tokens += [vit.reg_token] if vit.num_reg_tokens else []
+    prefixes = torch.cat([token[0] for token in tokens] or [offset.new_zeros(0, len(offset))]).double()
     position = offset.new_zeros(vit.patch_embed.num_patches, len(offset))
     if pos_embed is not None:
         position = pos_embed[0].double()
@@ -51,11 +48,20 @@ class PixelInputs:
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         vit: Any = self
-        if x.dtype != torch.float64 or vit.patch_embed.proj.weight.dtype == torch.float64:
+        if x.dtype != torch.float64 or next(vit.patch_embed.parameters()).dtype == torch.float64:
             return super()._pos_embed(x)  # type: ignore[misc]
         prefixes, position = stored_tokens(vit, vit.patch_embed.proj.pixel_scaling)
         value = torch.cat([prefixes.expand(len(x), -1, -1), x.float() + position], dim=1)
         return in_order(value, lambda: super(PixelInputs, self)._pos_embed(x.float()))  # type: ignore[misc]
+
+    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        vit: Any = self
+        kind = vit.global_pool if pool_type is None else pool_type
+        plain = super().pool  # type: ignore[misc]
+        norm = vit.norm if isinstance(vit.fc_norm, nn.Identity) else vit.fc_norm
+        if kind != "avg" or not (isinstance(norm, OrderedNorm) and norm.is_ordered(x)):
+            return plain(x, pool_type)
+        return in_order(mean_tokens(x[:, vit.num_prefix_tokens :]), lambda: plain(x, pool_type))
 
 
 class PixelVisionTransformer(PixelInputs, VisionTransformer):

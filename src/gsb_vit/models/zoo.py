@@ -4,12 +4,13 @@ Importing this module registers them, so that ``timm.create_model("gsb_vit_small
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import LayerNorm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
 
 from gsb_vit.errors import InputError
 from gsb_vit.quantization import Quantization
@@ -20,14 +21,10 @@ from .pixel_inputs import PixelInputs
 LAYER_NORM_EPS = 1e-12
 
 
-class GSBVisionTransformer(PixelInputs, VisionTransformerDistilled):
-    """timm's distilled vision transformer, binarized as ``quantization`` says.
+class _Binarized(PixelInputs):
+    """Mixin for a timm vision transformer that is binarized when it is built."""
 
-    ``quantization`` is a Quantization, a dict of its switches, a preset's name (``"stage1"``, ``"full_precision"``
-    for the twin without any quantization, ...) or None for ``stage2``; all else goes to timm's VisionTransformer.
-    LayerNorm's eps is 1e-12 unless ``norm_layer`` is given. In train mode after ``set_distilled_training(True)`` the
-    forward pass returns the logits (B, K) of both heads, else their mean.
-    """
+    quantization: Quantization | None
 
     def __init__(
         self, *args: Any, quantization: Quantization | dict[str, Any] | str | None = None, **kwargs: Any
@@ -35,14 +32,14 @@ class GSBVisionTransformer(PixelInputs, VisionTransformerDistilled):
         if kwargs.get("norm_layer") is None:
             kwargs["norm_layer"] = partial(LayerNorm, eps=LAYER_NORM_EPS)
         super().__init__(*args, **kwargs)
-        self.quantization: Quantization | None = None
-        binarize(self, quantization)
+        self.quantization = None
+        binarize(cast(VisionTransformer, self), quantization)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give the model fresh heads for num_classes classes, 8-bit ones where it had them."""
-        super().reset_classifier(num_classes, global_pool)
+        super().reset_classifier(num_classes, global_pool)  # type: ignore[misc]
         if self.quantization is not None and self.quantization.edge_bits == 8:
-            quantize_heads(self)
+            quantize_heads(cast(VisionTransformer, self))
 
     def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
         """Change the input size of an unquantized model.
@@ -51,7 +48,24 @@ class GSBVisionTransformer(PixelInputs, VisionTransformerDistilled):
         """
         if self.quantization != Quantization.full_precision():
             raise InputError("a quantized model keeps its input size; build a new one with img_size=... instead")
-        super().set_input_size(img_size=img_size, patch_size=patch_size)
+        super().set_input_size(img_size=img_size, patch_size=patch_size)  # type: ignore[misc]
+
+
+class GSBVisionTransformer(_Binarized, VisionTransformerDistilled):
+    """timm's distilled vision transformer, binarized as ``quantization`` says.
+
+    ``quantization`` is a Quantization, a dict of its switches, a preset's name (``"stage1"``, ``"full_precision"``
+    for the twin without any quantization, ...) or None for ``stage2``; all else goes to timm's VisionTransformer.
+    LayerNorm's eps is 1e-12 unless ``norm_layer`` is given. In train mode after ``set_distilled_training(True)`` the
+    forward pass returns the logits (B, K) of both heads, else their mean.
+    """
+
+
+class GSBPooledVisionTransformer(_Binarized, VisionTransformer):
+    """The same with the mean of all patch tokens in place of class and distillation token, and one head.
+
+    ``global_pool="avg"`` of the registered models builds it: y = norm(1/N·Σ_n x_n), as timm has it.
+    """
 
 
 def _cfg() -> dict[str, Any]:
@@ -78,28 +92,33 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> GSBVisionTransformer:
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> VisionTransformer:
     out_indices = kwargs.pop("out_indices", 3)
     feature_cfg = {"out_indices": out_indices, "feature_cls": "getter"}
-    return build_model_with_cfg(GSBVisionTransformer, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    kind: type[VisionTransformer] = GSBVisionTransformer
+    if kwargs.get("global_pool") == "avg":
+        kind, kwargs = GSBPooledVisionTransformer, {"class_token": False, **kwargs}
+    elif kwargs.get("reg_tokens"):
+        raise InputError(f"{variant} takes reg_tokens with global_pool = 'avg' only; set both, or neither")
+    return build_model_with_cfg(kind, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
 
 
 @register_model
-def gsb_vit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> GSBVisionTransformer:
+def gsb_vit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """Return DeiT-Tiny's shape: width 192, 3 heads, depth 12."""
     shape = {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3}
     return _create("gsb_vit_tiny_patch16_224", pretrained, **{**shape, **kwargs})
 
 
 @register_model
-def gsb_vit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> GSBVisionTransformer:
+def gsb_vit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """Return DeiT-Small's shape: width 384, 6 heads, depth 12."""
     shape = {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
     return _create("gsb_vit_small_patch16_224", pretrained, **{**shape, **kwargs})
 
 
 @register_model
-def gsb_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> GSBVisionTransformer:
+def gsb_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """Return DeiT-Base's shape: width 768, 12 heads, depth 12."""
     shape = {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12}
     return _create("gsb_vit_base_patch16_224", pretrained, **{**shape, **kwargs})

@@ -97,6 +97,18 @@ class QuantizedConv2d(QuantizedWeight, nn.Conv2d):
                 return exact.in_order(sums.double(), lambda: self._convolve(x).double())
         return self._convolve(x)
 
+    @torch.no_grad()
+    def position_offset(self, scaling: exact.Scaling) -> Tensor:
+        """What ``position`` holds besides the position embedding, (C), float64.
+
+        bias[o] − s_w[o]·Σ_c (mean_c/std_c)·Σ w[o,c,·]: the normalisation of the pixels.
+        """
+        weight, scale = (part.double() for part in self.quantized_weight())
+        mean, std = scaling
+        sums = weight.sum(dim=(2, 3))
+        offset = -scale * sum(sums[:, c] * (mean[c] / std[c]) for c in range(3))
+        return offset if self.bias is None else self.bias.double() + offset
+
     def _convolve(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.dequantized_weight(), self.bias, self.stride)
 

@@ -104,8 +104,12 @@ class OrderedNorm(nn.LayerNorm):
 
     follows: tuple[Any, ...] = ()  # a tuple, so that they do not become its children
 
+    def is_ordered(self, x: Tensor) -> bool:
+        """Whether x is normalised in that order now."""
+        return not self.training and applies(x) and all(layer.input_quantizer.is_ready for layer in self.follows)
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.training or not (applies(x) and all(layer.input_quantizer.is_ready for layer in self.follows)):
+        if not self.is_ordered(x):
             return super().forward(x)
         return in_order(layer_norm(x, self.weight, self.bias, self.eps), lambda: super(OrderedNorm, self).forward(x))
 
@@ -153,3 +157,68 @@ def patch_sums(pixels: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     parts = [(patches[c].to(kind) @ planes[:, c].T).float().mul_(scale[:, c]) for c in range(3)]
     sums = parts[0].add_(parts[1]).add_(parts[2])
     return sums.view(batch, height // h, width // w, channels).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def levels(y: Tensor) -> Tensor:
+    """Return clamp(rint(y), 0, 255), round half to even; NaN becomes 0."""
+    return torch.where(y > 0, y, 0.0).clamp_(max=255).round_()
+
+
+def _row_sums(x: Tensor, weight: Tensor) -> list[Tensor]:
+    """Σ over columns and channels, for each of the three kernel rows: x (B, I, H, W), weight (O, I, 3, 3), both whole.
+
+    3 × 3, stride 2, padding 1. The sums (B·H/2·W/2, O) are exact in float32 below 2^24, else in float64; rounded once.
+    """
+    channels, inputs, size, _ = weight.shape
+    height, width = x.shape[2:]
+    x = F.pad(x, (1, 0, 1, 0))
+    kind = torch.float32 if size * inputs * 128 * 255 < EXACT_FLOAT32 else torch.float64
+    sums = []
+    for row in range(size):
+        lines = x[:, :, row : row + height - 1 : 2]
+        taps = torch.cat([lines[..., column : column + width - 1 : 2] for column in range(size)], dim=1)
+        taps = taps.permute(0, 2, 3, 1).reshape(-1, size * inputs).to(kind)
+        kernel = weight[:, :, row].permute(0, 2, 1).reshape(channels, size * inputs).to(kind)
+        sums.append((taps @ kernel.T).float())
+    return sums
+
+
+@torch.no_grad()
+def convolution(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """Return (f(S_0)·scale + f(S_1)·scale) + f(S_2)·scale, S_r the sum of kernel row r, as (B, O, H/2, W/2).
+
+    x (B, I, H, W) whole levels 0 … 255, weight (O, I, 3, 3) in whole numbers of eight bits, scale (O).
+    """
+    batch, _, height, width = x.shape
+    parts = [part.mul_(scale) for part in _row_sums(x, weight)]
+    return parts[0].add_(parts[1]).add_(parts[2]).view(batch, height // 2, width // 2, -1).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def first_convolution(pixels: Tensor, weight: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """Return ((f(S_0)·a[o,0] + f(S_1)·a[o,1]) + f(S_2)·a[o,2]) + offset[e,o], S_c the sum of colour c.
+
+    pixels (B, 3, H, W) → (B, O, H/2, W/2); weight (O, 3, 3, 3), scale a (O, 3), offset (4, O) for the place
+    e = 2·(first line) + (first column).
+    """
+    height, width = pixels.shape[2:]
+    x, shape = F.pad(pixels, (1, 0, 1, 0)), (height // 2, width // 2)
+    parts = []
+    for colour in range(3):
+        one = x[:, colour]
+        taps = [one[:, r : r + height - 1 : 2, c : c + width - 1 : 2] for r in range(3) for c in range(3)]
+        sums = torch.stack(taps, dim=-1).float() @ weight[:, colour].reshape(-1, 9).T.float()
+        parts.append(sums.mul_(scale[:, colour]))
+    place = torch.zeros(shape, dtype=torch.int64)
+    place[0] += 2
+    place[:, 0] += 1
+    return parts[0].add_(parts[1]).add_(parts[2]).add_(offset[place]).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def mean_tokens(x: Tensor) -> Tensor:
+    """Mean of tokens (B, N, C) → (B, C): ``sum16`` over them, times f32(1/N); one token is itself."""
+    if x.shape[1] == 1:
+        return x[:, 0]
+    return sum16(x.transpose(1, 2)).squeeze(-1) * (1 / x.shape[1])

@@ -15,7 +15,7 @@ class Key:
     """What a key holds: a value of a kind (``text``, ``choice``, ``whole``, ``number``), or a list of such values.
 
     Numbers lie in ``least`` … ``most``, both inclusive, and between ``above`` and ``below``, both exclusive. ``items``
-    is the least and the largest number of items. Booleans are not numbers.
+    is the least and the largest number of items. Booleans are not numbers. A key with a ``default`` may be left out.
     """
 
     name: str
@@ -27,6 +27,12 @@ class Key:
     items: tuple[int, int] | None = None
     increasing: bool = False
     choices: tuple[str, ...] = ()
+    default: Any = None
+
+    @property
+    def optional(self) -> bool:
+        """Whether it may be left out."""
+        return self.default is not None
 
     def check(self, where: str, value: Any) -> Any:
         """Return ``value``, a list as a tuple and a number as a float. Raises InputError for what is not allowed."""
@@ -66,20 +72,24 @@ class Key:
         return " ".join(["a finite number", " and ".join(said)]).rstrip()
 
 
-def check_names(where: str, values: Any, names: Sequence[str]) -> None:
-    """Check that ``values`` is an object with exactly these keys. Raises InputError naming the first that is wrong."""
+def check_names(where: str, values: Any, names: Sequence[str], optional: Sequence[str] = ()) -> None:
+    """Check that ``values`` is an object with these keys, and no other than these and the ``optional`` ones.
+
+    Raises InputError naming the first that is wrong.
+    """
     if not isinstance(values, Mapping):
         raise InputError(f"{where} must be a JSON object")
     for name in names:
         if name not in values:
             raise InputError(f"{where}: key {name!r} is missing")
     for name in values:
-        if name not in names:
+        if name not in names and name not in optional:
             raise InputError(f"{where}: key {reprlib.repr(name)} is unknown")
 
 
 def check_object(where: str, values: Any, keys: Iterable[Key]) -> dict[str, Any]:
-    """Check an object against ``keys``, all of them and no other, and return its values as they come out."""
+    """Check an object against ``keys``, no other, and return its values as they come out, defaults where left out."""
     keys = tuple(keys)
-    check_names(where, values, [key.name for key in keys])
-    return {key.name: key.check(where, values[key.name]) for key in keys}
+    required = [key.name for key in keys if not key.optional]
+    check_names(where, values, required, [key.name for key in keys if key.optional])
+    return {key.name: key.check(where, values.get(key.name, key.default)) for key in keys}

@@ -1,7 +1,7 @@
-"""One picture or many: what a classifier is asked about, in batches."""
+"""One picture or many: what a classifier is asked about, as the pixels it reads, in batches."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gsb_vit.data.held_out import BATCH
-from gsb_vit.data.pictures import Picture
+from gsb_vit.data.pictures import Picture, open_picture, pixel_limit
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
+
+_MOST = 2**62  # pixels, in numbers that C has
 
 
 def is_many(pictures: Any) -> bool:
@@ -28,8 +30,43 @@ def is_stored(pictures: Any) -> bool:
     return isinstance(pictures, (list, tuple, np.ndarray))
 
 
+def prepare(
+    picture: Picture, preprocessing: Preprocessing, backend: str, max_pixels: int | None = None
+) -> NDArray[np.uint8]:
+    """Open, orient, resize and crop a picture: → uint8 (H, W, 3), the same bits as ``preprocessing`` makes with Pillow.
+
+    ``backend`` is ``"reference"``, which asks ``preprocessing`` itself, or an instruction set of the native extension.
+
+    Raises:
+        InputError: as ``preprocessing``.
+    """
+    if backend == "reference":
+        return preprocessing(picture, max_pixels=max_pixels)
+    from gsb_vit import _native
+
+    if _is_plain(picture):
+        pixels = np.ascontiguousarray(picture)
+    else:
+        pixels = np.asarray(open_picture(picture, max_pixels=max_pixels))
+    how = preprocessing
+    limit = min(max(pixel_limit(max_pixels), pixels.shape[0] * pixels.shape[1]), _MOST)
+    try:
+        prepared: NDArray[np.uint8] = _native.prepare(
+            pixels, how.size, how.resize, how.crop_ratio, how.interpolation, backend, limit
+        )
+    except _native.NativeError as error:
+        raise InputError(str(error)) from error
+    return prepared
+
+
+def _is_plain(picture: Any) -> bool:
+    """Whether a picture is an array that the extension reads as it is: uint8 of 1, 3 or 4 channels."""
+    is_bytes = isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.size > 0
+    return is_bytes and picture.ndim == 3 and picture.shape[2] in (1, 3, 4)
+
+
 def batches(
-    pictures: Iterable[Picture], preprocessing: Preprocessing, max_pixels: int | None = None
+    pictures: Iterable[Picture], prepare_one: Callable[[Picture], NDArray[np.uint8]]
 ) -> Iterator[NDArray[np.uint8]]:
     """Read pictures as they come: → uint8 (at most ``BATCH``, H, W, 3) each.
 
@@ -42,7 +79,7 @@ def batches(
         problem: InputError | None = None
         for index, picture in islice(numbered, BATCH):
             try:
-                batch.append(preprocessing(picture, max_pixels=max_pixels))
+                batch.append(prepare_one(picture))
             except InputError as error:
                 named = isinstance(picture, (str, os.PathLike))
                 problem = error if named else InputError(f"picture {index}, counted from 0: {error}")

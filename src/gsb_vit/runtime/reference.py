@@ -18,7 +18,7 @@ from gsb_vit.limits import RAISE_MEMORY, memory_limit, shown_bytes
 from .bits import unpack
 from .packed_file import PackedModel
 from .relative_bias import relative_bias_index
-from .schema import BLOCK_TENSORS, MAX_MEMORY, SIGNS, Architecture, Size, tensors_of
+from .schema import BLOCK_TENSORS, MAX_MEMORY, SIGNS, Architecture, expected_tensors, tensors_of
 
 F32 = np.float32
 _LANES = 16
@@ -80,13 +80,19 @@ def reference_bytes(a: Architecture) -> int:
     tokens, width, pairs = a.num_tokens, a.embed_dim, a.attention_groups * a.value_groups
     area = 3 * a.patch_height * a.patch_width
     stored = unpacked = 0
-    for _, tensor in tensors_of(a):
-        sides = [side.of(a) if isinstance(side, Size) else side for side in tensor.shape]
-        stored += math.prod(sides) * np.dtype(tensor.dtype).itemsize
+    shapes = expected_tensors(a)
+    for name, tensor in tensors_of(a):
+        dtype, sides = shapes[name]
+        stored += math.prod(sides) * np.dtype(dtype).itemsize
         if tensor.rule.kind == "bits":
             unpacked += 4 * sides[0] * tensor.rule.high.of(a)
     # float64 patches and weights, then sums as float64, int32 and twice float32
     patches = 8 * area * (a.num_patches + width) + 3 * width * a.num_patches * 32
+    cells, inputs = a.num_patches << 2 * len(a.channels), 3
+    for outputs in a.channels:  # windows twice as int32, then sums of three rows as int32 and float32
+        cells >>= 2
+        patches = max(patches, cells * (72 * inputs + 48 * outputs))
+        inputs = outputs
     scores = tokens**2 * (a.num_heads * (28 + 5 * a.attention_groups) + 8 * (a.attention_bias == "relative"))
     rows = tokens * width * (16 * pairs + 5 * a.value_groups + 64) + tokens * a.mlp_hidden * 16
     heads = a.num_classes * (8 * width + 300)  # float64 weights; class names
@@ -166,6 +172,7 @@ class ReferenceModel:
 
         ============================================ ======================================================
         ``patch_embed.sum``                          int32 (Np, C, 3), S_c
+        ``tokenizer.i.levels``                       uint8 (H/2^(i+1), W/2^(i+1), C_i), but of the last convolution
         ``tokens``                                   float32 (N, C) before the first block
         ``blocks.i.attn.qkv.input``                  bits (N, C)
         ``blocks.i.attn.qkv.popcount``               int32 (N, 3C)
@@ -181,7 +188,7 @@ class ReferenceModel:
         ``blocks.i.mlp.fc1.input``, ``.popcount``    bits (N, C), int32 (N, M)
         ``blocks.i.mlp.fc2.input``, ``.dot``         bits (N, M), int32 (N, C)
         ``blocks.i.output``                          float32 (N, C), the residual stream behind the block
-        ``heads.j.norm``                             float32 (C), the normalised token the head reads
+        ``heads.j.norm``                             float32 (C), the normalised token, or mean, the head reads
         ``heads.j.input``, ``heads.j.sum``           int8 (C), int32 (K)
         ``logits``                                   float32 (K)
         ============================================ ======================================================
@@ -213,6 +220,9 @@ class ReferenceModel:
 
     def _embed(self, picture: NDArray[np.uint8], trace: Trace) -> FloatArray:
         a, packed = self.packed.architecture, self.packed
+        if a.channels:
+            embedded = self._convolve(picture, trace) + packed["patch_embed.position"]
+            return np.concatenate([packed["prefix_tokens"], embedded])
         (rows, columns), (height, width) = a.grid, a.patch_size
         patches = picture.reshape(rows, height, columns, width, 3).transpose(0, 2, 4, 1, 3)
         patches = patches.reshape(a.num_patches, 3, height * width).astype(np.float64)
@@ -223,6 +233,26 @@ class ReferenceModel:
         scaled = sums.astype(F32) * packed["patch_embed.scale"]
         embedded = ((scaled[..., 0] + scaled[..., 1]) + scaled[..., 2]) + packed["patch_embed.position"]
         return np.concatenate([packed["prefix_tokens"], embedded])
+
+    def _convolve(self, picture: NDArray[np.uint8], trace: Trace) -> FloatArray:
+        """Return what the tokenizer's last convolution gives (Np, C), without the position."""
+        packed, last = self.packed, len(self.packed.architecture.channels) - 1
+        windows = _windows(picture)  # (H/2, W/2, 3 lines, 3 columns, 3 colours)
+        sums = np.einsum("yxijc,ocij->yxoc", windows, packed["tokenizer.0.weight"].astype(np.int32))
+        scaled = sums.astype(F32) * packed["tokenizer.0.scale"]
+        first_line, first_column = (np.arange(side) == 0 for side in windows.shape[:2])
+        offset = packed["tokenizer.0.offset"][2 * first_line[:, None] + first_column]
+        y = ((scaled[..., 0] + scaled[..., 1]) + scaled[..., 2]) + offset
+        for index in range(1, last + 1):
+            levels = np.rint(np.minimum(np.where(y > 0, y, F32(0)), F32(255))).astype(np.uint8)
+            trace[f"tokenizer.{index - 1}.levels"] = levels
+            weight = packed[f"tokenizer.{index}.weight"].astype(np.int32)
+            sums = np.einsum("yxijc,oijc->yxoi", _windows(levels), weight, optimize=True)
+            scaled = sums.astype(F32) * packed[f"tokenizer.{index}.scale"][:, None]
+            y = (scaled[..., 0] + scaled[..., 1]) + scaled[..., 2]
+            if index < last:
+                y = y + packed[f"tokenizer.{index}.bias"]
+        return y.reshape(-1, y.shape[-1])
 
     def _attention(self, x: FloatArray, block: dict[str, NDArray[Any]], steps: Trace) -> FloatArray:
         a = self.packed.architecture
@@ -318,8 +348,11 @@ class ReferenceModel:
         a, packed = self.packed.architecture, self.packed
         results = []
         for index, head in enumerate(a.heads):
-            read = x[head.reads.first : head.reads.end]
-            (y,) = _held(layer_norm(read, packed["norm.weight"], packed["norm.bias"], a.layer_norm_eps))
+            y = x[head.reads.first : head.reads.end]
+            if a.pool_norm == "after":
+                y = _mean(y)
+            y = _held(layer_norm(y, packed["norm.weight"], packed["norm.bias"], a.layer_norm_eps))
+            (y,) = _mean(y)
             name = f"heads.{index}"
             levels = np.rint((y + packed[f"{name}.shift"]) / packed[f"{name}.input_scale"])
             levels = np.clip(levels, -128, 127)
@@ -329,6 +362,18 @@ class ReferenceModel:
             trace[f"{name}.input"], trace[f"{name}.sum"] = levels.astype(np.int8), sums
             results.append(sums.astype(F32) * packed[f"{name}.scale"] + packed[f"{name}.bias"])
         return results[0] if len(results) == 1 else (results[0] + results[1]) * F32(0.5)
+
+
+def _mean(x: FloatArray) -> FloatArray:
+    """The mean of rows (N, C) → (1, C): ``sum16`` of each column, times f32(1/N); one row is itself."""
+    return x if len(x) == 1 else sum16(np.ascontiguousarray(x.T)).T * (F32(1) / F32(len(x)))
+
+
+def _windows(x: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Windows of 3 × 3, two apart, of x (H, W, I), zeros before the first line and column: (H/2, W/2, 3, 3, I)."""
+    padded = np.pad(x, ((1, 0), (1, 0), (0, 0))).astype(np.int32)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(0, 1))[::2, ::2]
+    return np.moveaxis(windows, 2, -1)
 
 
 def _held(y: FloatArray) -> FloatArray:

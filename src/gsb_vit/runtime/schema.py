@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gsb_vit.data.preprocess import FILTERS, RESIZES
+from gsb_vit.data.preprocess import RESIZES
+from gsb_vit.data.resample import FILTERS
+from gsb_vit.decision import SCORES, Decision, Unknown
 from gsb_vit.errors import InputError
 
 from .bits import pad_is_zero, words_for
@@ -23,6 +25,7 @@ VERSION = "2"  # that is written
 CHECKSUM_KEYS = ("header_xxh64", "payload_xxh64")
 METADATA_KEYS = {"1": ("format", "version", "model"), "2": ("format", "version", "model", *CHECKSUM_KEYS)}
 MODEL_KEYS = ("architecture", "class_names", "preprocessing", "provenance")
+DECISION_KEY = "decision"  # may be left out, and is unknown to version 1
 TENSOR_KEYS = ("dtype", "shape", "data_offsets")
 
 # Bytes of a loaded model, its file included, unless the caller or MAX_MEMORY_VARIABLE says otherwise. A billion one-bit
@@ -39,6 +42,8 @@ TYPES = {"U64": "uint64", "I8": "int8", "I16": "int16", "F16": "float16", "F32":
 
 THRESHOLD_SCOPES = ("sample", "fixed")
 ATTENTION_BIASES = ("none", "relative", "full")
+GLOBAL_POOLS = ("token", "avg")
+POOL_NORMS = ("after", "before")
 
 # Popcounts of width C are stored as int16; the other limits only keep a hostile header from asking for absurd work.
 ARCHITECTURE = (
@@ -49,7 +54,7 @@ ARCHITECTURE = (
     Key("depth", "whole", least=1, most=1024),
     Key("num_heads", "whole", least=1, most=32767),
     Key("mlp_hidden", "whole", least=1, most=1 << 20),
-    Key("prefix_tokens", "whole", least=1, most=2),
+    Key("prefix_tokens", "whole", least=0, most=16),
     Key("num_heads_out", "whole", least=1, most=2),
     Key("num_classes", "whole", least=1, most=1 << 20),
     Key("layer_norm_eps", "number", least=0, most=1),
@@ -57,7 +62,11 @@ ARCHITECTURE = (
     Key("value_thresholds", "number", above=0, below=1, items=(0, 15), increasing=True),
     Key("threshold_scope", "choice", choices=THRESHOLD_SCOPES),
     Key("attention_bias", "choice", choices=ATTENTION_BIASES),
+    Key("global_pool", "choice", choices=GLOBAL_POOLS, default="token"),
+    Key("pool_norm", "choice", choices=POOL_NORMS, default="after"),
+    Key("tokenizer_channels", "whole", least=1, most=16384, items=(0, 5), default=()),
 )
+OPTIONAL = tuple(key.name for key in ARCHITECTURE if key.optional)  # since version 2
 PREPROCESSING = (
     Key("size", "whole", least=1, most=65535, items=(2, 2)),
     Key("resize", "choice", choices=RESIZES),
@@ -65,6 +74,13 @@ PREPROCESSING = (
     Key("interpolation", "choice", choices=tuple(FILTERS)),
     Key("mean", "number", items=(3, 3)),
     Key("std", "number", above=0, items=(3, 3)),
+)
+DECISION = (Key("temperature", "number", above=0, most=1000),)
+UNKNOWN_KEY = "unknown"  # in the decision; may be left out
+UNKNOWN = (
+    Key("score", "choice", choices=SCORES),
+    Key("threshold", "number"),
+    Key("false_alarm_rate", "number", least=0, most=1),
 )
 
 
@@ -139,13 +155,24 @@ class Architecture:
     value_thresholds: tuple[float, ...]
     threshold_scope: str
     attention_bias: str
+    global_pool: str = "token"
+    pool_norm: str = "after"
+    tokenizer_channels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for key in ARCHITECTURE:
             object.__setattr__(self, key.name, key.check("architecture", getattr(self, key.name)))
-        # So far each prefix token has its head.
-        if self.num_heads_out != self.prefix_tokens:
-            raise InputError(f"architecture: num_heads_out {self.num_heads_out} must equal prefix_tokens")
+        # The first prefix tokens have a head each, or one head reads the mean of all patches.
+        if self.global_pool == "token" and self.num_heads_out > self.prefix_tokens:
+            raise InputError(f"architecture: num_heads_out {self.num_heads_out} is more than prefix_tokens")
+        if self.global_pool == "token" and self.pool_norm != "after":
+            raise InputError(f"architecture: pool_norm {self.pool_norm} goes with global_pool avg")
+        if self.global_pool == "avg" and self.num_heads_out != 1:
+            raise InputError(f"architecture: num_heads_out {self.num_heads_out} must be 1 where global_pool is avg")
+        if self.tokenizer_channels and self.patch_size != (2 ** len(self.channels),) * 2:
+            raise InputError(
+                f"architecture: patch_size {self.patch_size} is not the stride of {len(self.channels)} convolutions"
+            )
         if any(side % patch for side, patch in zip(self.image_size, self.patch_size, strict=True)):
             raise InputError(
                 f"architecture: image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
@@ -171,6 +198,16 @@ class Architecture:
         return self.patch_size[1]
 
     @property
+    def channels(self) -> tuple[int, ...]:
+        """Output channels of the tokenizer's convolutions; the last gives the tokens. Empty: patches."""
+        return (*self.tokenizer_channels, self.embed_dim) if self.tokenizer_channels else ()
+
+    @property
+    def tokenizer(self) -> str:
+        """What makes tokens of a picture: ``patches`` or ``convolutions``."""
+        return "convolutions" if self.tokenizer_channels else "patches"
+
+    @property
     def num_patches(self) -> int:
         """Np."""
         return self.grid[0] * self.grid[1]
@@ -182,7 +219,9 @@ class Architecture:
 
     @property
     def heads(self) -> tuple[Head, ...]:
-        """The classifiers, whose logits are averaged."""
+        """The classifiers, whose logits are averaged; of several tokens one reads the mean."""
+        if self.global_pool == "avg":
+            return (Head(TokenRange(first=self.prefix_tokens, count=self.num_patches)),)
         return tuple(Head(TokenRange(first=token, count=1)) for token in range(self.num_heads_out))
 
     @property
@@ -211,14 +250,36 @@ class Architecture:
         return relative_bias_size(self.grid, self.prefix_tokens)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values: numbers, text and lists."""
+        """Return plain JSON values: numbers, text and lists; without optional keys at their default."""
+        defaults = {key.name: key.default for key in ARCHITECTURE if key.optional}
         values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values = {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_json(cls, values: Any) -> "Architecture":
         """Read what :meth:`to_json` wrote. Raises InputError for a missing or unknown key or a value out of range."""
         return cls(**check_object("architecture", values, ARCHITECTURE))
+
+
+def read_decision(values: Any) -> Decision:
+    """Read a model's ``decision``. Raises InputError for a missing or unknown key or a value out of range."""
+    if not isinstance(values, Mapping):
+        raise InputError("decision must be a JSON object")
+    unknown = None
+    if UNKNOWN_KEY in values:
+        unknown = Unknown(**check_object(UNKNOWN_KEY, values[UNKNOWN_KEY], UNKNOWN))
+    own = {name: value for name, value in values.items() if name != UNKNOWN_KEY}
+    return Decision(**check_object("decision", own, DECISION), unknown=unknown)
+
+
+def model_keys(version: str, model: Any) -> tuple[str, ...]:
+    """Return the keys that ``model``, the metadata's, must have in a version of the file, and no other."""
+    has_decision = version != "1" and isinstance(model, Mapping) and DECISION_KEY in model
+    return (*MODEL_KEYS, DECISION_KEY) if has_decision else MODEL_KEYS
+
+
+CONVOLUTION_SIDES = ("convolution_inputs", "convolution_outputs")
 
 
 @dataclass(frozen=True)
@@ -236,9 +297,14 @@ class Size:
     def __add__(self, plus: int) -> "Size":
         return replace(self, plus=self.plus + plus)
 
-    def of(self, architecture: Architecture) -> int:
-        """Return the number."""
-        size: int = self.times * getattr(architecture, self.dimension) + self.plus
+    def of(self, architecture: Architecture, convolution: int = 0) -> int:
+        """Return the number; ``convolution`` says whose inputs and outputs are meant."""
+        if self.dimension in CONVOLUTION_SIDES:
+            sides = (3, *architecture.channels)
+            value = sides[convolution + CONVOLUTION_SIDES.index(self.dimension)]
+        else:
+            value = getattr(architecture, self.dimension)
+        size: int = self.times * value + self.plus
         return words_for(size) if self.words else size
 
 
@@ -257,7 +323,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the file: name, NumPy type and shape, when it is there (a key and its value), and its values."""
+    """A tensor of the file: name, NumPy type and shape, when it is there (a field and its value), and its values."""
 
     name: str
     dtype: str
@@ -278,13 +344,23 @@ def _floats(*names: str, shape: tuple[Size | int, ...] = (C,)) -> tuple[Tensor, 
     return tuple(Tensor(name, "float32", shape) for name in names)
 
 
+PATCHES = ("tokenizer", "patches")
 OUTER_TENSORS = (
-    Tensor("patch_embed.weight", "int8", (C, 3, Size("patch_height"), Size("patch_width"))),
-    Tensor("patch_embed.scale", "float32", (C, 3)),
+    Tensor("patch_embed.weight", "int8", (C, 3, Size("patch_height"), Size("patch_width")), when=PATCHES),
+    Tensor("patch_embed.scale", "float32", (C, 3), when=PATCHES),
     Tensor("patch_embed.position", "float32", (Size("num_patches"), C)),
     Tensor("prefix_tokens", "float32", (Size("prefix_tokens"), C)),
     *_floats("norm.weight", "norm.bias"),
 )
+# Behind ``tokenizer.0.``, ``tokenizer.i.`` and, of the last convolution, ``tokenizer.(n−1).``
+I, O = (Size(name) for name in CONVOLUTION_SIDES)  # noqa: E741
+FIRST_CONVOLUTION_TENSORS = (
+    Tensor("weight", "int8", (O, 3, 3, 3)),
+    Tensor("scale", "float32", (O, 3)),
+    Tensor("offset", "float32", (4, O)),
+)
+LAST_CONVOLUTION_TENSORS = (Tensor("weight", "int8", (O, 3, 3, I)), Tensor("scale", "float32", (O,)))
+MIDDLE_CONVOLUTION_TENSORS = (*LAST_CONVOLUTION_TENSORS, Tensor("bias", "float32", (O,)))
 # Behind ``heads.j.``
 HEAD_TENSORS = (
     *_floats("shift"),
@@ -315,9 +391,17 @@ BLOCK_TENSORS = (
 )
 
 
+def convolution_tensors(architecture: Architecture, index: int) -> tuple[Tensor, ...]:
+    """Return the table of one of the tokenizer's convolutions."""
+    last = index + 1 == len(architecture.channels)
+    return LAST_CONVOLUTION_TENSORS if last else MIDDLE_CONVOLUTION_TENSORS if index else FIRST_CONVOLUTION_TENSORS
+
+
 def tensors_of(architecture: Architecture) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor of a packed file: its full name and its entry in the tables."""
     prefixes = [("", OUTER_TENSORS)]
+    for index in range(len(architecture.channels)):
+        prefixes.append((f"tokenizer.{index}.", convolution_tensors(architecture, index)))
     prefixes += [(f"heads.{head}.", HEAD_TENSORS) for head in range(len(architecture.heads))]
     prefixes += [(f"blocks.{index}.", BLOCK_TENSORS) for index in range(architecture.depth)]
     for prefix, tensors in prefixes:
@@ -331,10 +415,18 @@ def expected_tensors(architecture: Architecture) -> dict[str, tuple[str, tuple[i
     return {
         name: (
             tensor.dtype,
-            tuple(side.of(architecture) if isinstance(side, Size) else side for side in tensor.shape),
+            tuple(
+                side.of(architecture, _convolution(name)) if isinstance(side, Size) else side for side in tensor.shape
+            ),
         )
         for name, tensor in tensors_of(architecture)
     }
+
+
+def _convolution(name: str) -> int:
+    """Which convolution a tensor belongs to; 0 for those that belong to none."""
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "tokenizer" else 0
 
 
 def check_specs(

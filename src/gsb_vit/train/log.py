@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -51,7 +52,8 @@ class RunLog:
             folder = self.folder / "tensorboard" / name
             self._writer = SummaryWriter(str(folder), purge_step=progress.epoch + 1)
         try:
-            with StageBar(self.console, name, epochs, steps, progress.epoch, self.active) as bar:
+            bar = StageBar(self.console, name, epochs, steps, progress.epoch, self.active)
+            with _without_a_traceback_of_the_writer(), bar:
                 yield bar
         finally:
             if self._writer is not None:
@@ -71,6 +73,22 @@ class RunLog:
             for key, value in line.items():
                 if isinstance(value, float):
                     self._writer.add_scalar(key, value, line["epoch"])
+
+
+@contextmanager
+def _without_a_traceback_of_the_writer() -> Iterator[None]:
+    """TensorBoard's thread hands an error on to the next write here; it need not print it, too."""
+    before = threading.excepthook
+
+    def show(details: Any) -> None:
+        if not type(details.thread).__module__.startswith("tensorboard."):
+            before(details)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 class StageBar:

@@ -18,6 +18,7 @@ from gsb_vit.models.trained import BEST, LAST, ModelInfo, find_model, save_model
 from .augment import Mixing
 from .batches import EvaluationPictures, TrainingPictures
 from .checkpoint import STATE, keep_previous, optimizer_tensors, read_stage_file, read_state, restore_optimizer
+from .confidence import Confidence
 from .distill import DistillationTask
 from .evaluate import model_logits, validation_score
 from .guards import check_loss, check_parameters
@@ -27,7 +28,7 @@ from .precision import fast_attention, fast_products
 from .recipe import SEED_NUMBERS, DistillationRecipe, StageRecipe
 from .seeds import seed_everything
 from .teacher import HeadFirst, Teacher
-from .views import CachedViews, LiveViews
+from .views import CachedViews, LiveViews, views_key
 
 Views = LiveViews | CachedViews
 
@@ -50,6 +51,7 @@ class StageSetting:
     validation: EvaluationPictures
     validation_labels: Tensor
     cache_views: int = 0
+    shared_views: str | None = None
 
     @property
     def index(self) -> int:
@@ -63,13 +65,16 @@ class StageSetting:
     def views(self, task: DistillationTask, teacher: Teacher | None, accelerator: Accelerator) -> Views:
         """Where the stage's batches come from: new views in every epoch, or those drawn once.
 
-        Stages that mix alike under one teacher share what it said of their views.
+        Stages that mix alike under one teacher share what it said of their views; runs do where all that decides it is
+        equal and the recipe names a folder for it.
         """
         mixing = Mixing(self.recipe.mixup, self.recipe.cutmix, len(self.info.class_names))
         if not (self.cache_views and teacher is not None and task.has_teacher):
             return LiveViews(self.training, mixing, task)
-        stem = self.folder.parent / "views" / f"{teacher.name}-{self.recipe.mixup:g}-{self.recipe.cutmix:g}"
-        seed = (self.seed, SEED_NUMBERS["views"])
+        mixes, seed = (self.recipe.mixup, self.recipe.cutmix), (self.seed, SEED_NUMBERS["views"])
+        stem = self.folder.parent / "views" / f"{teacher.name}-{mixes[0]:g}-{mixes[1]:g}"
+        if self.shared_views is not None:
+            stem = Path(self.shared_views) / views_key(self.training, mixes, teacher.model, seed)
         shared = accelerator.wait_for_everyone
         return CachedViews(self.training, mixing, task, self.cache_views, seed, stem, accelerator.autocast, shared)
 
@@ -112,6 +117,7 @@ class StageRun:
         self.views = setting.views(self.task, teacher, accelerator)
         self.head_first = HeadFirst(model, recipe)
         self.steps = setting.training.steps(recipe.batch_size)
+        self.confidence = Confidence(len(setting.training.pictures), len(setting.info.class_names))
         self.best: tuple[float, float] | None = None
         self.saved_at, self.save_seconds = float("-inf"), 0.0
 
@@ -148,6 +154,7 @@ class StageRun:
             self.model.load_state_dict(_named(tensors, "model."))
             self._make_optimizer(state.pop("scale_factors"))
             restore_optimizer(self.optimizer, tensors)
+            self.confidence.restore(tensors)
         except (RuntimeError, KeyError, ValueError) as error:
             raise InputError(
                 f"{path} is the state of another model than the recipe's; resume with the run's own recipe"
@@ -216,9 +223,12 @@ class StageRun:
             if self.average is not None:
                 self.average.update(self.model)
             hits = (out["output"].argmax(1) == labels).sum()
+            if batch.targets is labels:  # a mixed picture shows two classes
+                self.confidence.add(batch.indices, out["output"])
             total += torch.stack([out["loss"].detach() * len(labels), hits, torch.tensor(len(labels)).to(hits)])
             bar.step(total)
         loss, hits, count = accelerator.reduce(total, "sum").tolist()
+        self.confidence.finish_epoch(accelerator)
         elapsed = time.perf_counter() - started
         record = {
             "learning_rate": self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["lr_scale"],
@@ -275,10 +285,12 @@ class StageRun:
             tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
             if self.average is not None:
                 tensors |= {f"average.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
-            tensors |= optimizer_tensors(self.optimizer)
+            tensors |= {**optimizer_tensors(self.optimizer), **self.confidence.tensors()}
             state = {**vars(self.progress), "scale_factors": self.factors}
             keep_previous(self.setting.folder)
             write_tensors(self.setting.folder / STATE, tensors, state)
+            if epoch + 1 == self.setting.recipe.epochs:
+                self.confidence.write(self.setting.folder)
 
     def _save_model(self, name: str, epoch: int, **extra: float) -> None:
         if self.accelerator.is_main_process:

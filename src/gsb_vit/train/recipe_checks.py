@@ -57,6 +57,8 @@ def _check_teacher(recipe: Recipe) -> None:
     rate = teacher.head_learning_rate
     require(rate > 0, "teacher.head_learning_rate", rate, "above 0")
     require(teacher.cache_views >= 0, "teacher.cache_views", teacher.cache_views, "0 (off) or larger")
+    if teacher.views is not None and not teacher.cache_views:
+        raise InputError(f"teacher.views = {teacher.views!r} needs teacher.cache_views above 0; set it, or drop views")
     if teacher.cache_views and recipe.augment.policy != "batch":
         raise InputError(
             f'teacher.cache_views = {teacher.cache_views} needs augment.policy = "batch", not {recipe.augment.policy!r}'

@@ -177,8 +177,7 @@ def _build(default: Any, values: Mapping[str, Any], prefix: str) -> Any:
     changes: dict[str, Any] = {}
     for key, value in values.items():
         if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)
-            raise InputError(f"unknown recipe key {prefix + key!r}; the nearest valid key is {prefix + near[0]!r}")
+            raise InputError(_unknown_key(prefix + key))
         current = getattr(default, key)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
@@ -190,6 +189,30 @@ def _build(default: Any, values: Mapping[str, Any], prefix: str) -> Any:
         return dataclasses.replace(default, **changes)
     except InputError as error:
         raise InputError(f"recipe table {prefix.rstrip('.') or 'top level'!r}: {error}") from error
+
+
+def _unknown_key(key: str) -> str:
+    """What to say of a key that no recipe has: those that end as it does, the student's first, or the nearest one."""
+    known = _keys(Recipe())
+    *_, last = key.split(".")
+    same = sorted((one for one in known if one.split(".")[-1] == last), key=lambda one: not one.startswith("stage2."))
+    if same and key not in same:
+        listed = [f"{one!r} (on the command line {_FLAGS[one]})" if one in _FLAGS else f"{one!r}" for one in same[:4]]
+        return f"unknown recipe key {key!r}; did you mean {' or '.join(listed)}?"
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f"unknown recipe key {key!r}; the nearest valid key is {near[0]!r}"
+
+
+_FLAGS = {"stage2.epochs": "--epochs", "model.img_size": "--image-size", "data.shots": "--shots"}
+
+
+def _keys(table: Any, prefix: str = "") -> list[str]:
+    found = []
+    for field in dataclasses.fields(table):
+        value = getattr(table, field.name)
+        name = prefix + field.name
+        found += [name, *(_keys(value, f"{name}.") if dataclasses.is_dataclass(value) else [])]
+    return found
 
 
 def _preset(name: Any, prefix: str) -> Quantization:

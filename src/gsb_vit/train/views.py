@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gsb_vit.errors import InputError
 from gsb_vit.models.trained import read_tensors, write_tensors
@@ -27,12 +28,16 @@ _LARGEST = 60000.0  # logits beyond it are cut, so that float16 holds them
 
 
 class Taught(NamedTuple):
-    """A batch: the student's pictures, labels, and labels as the loss takes them; the teacher's pictures or logits."""
+    """A batch: the student's pictures, labels, and labels as the loss takes them; the teacher's pictures or logits.
+
+    ``indices`` (B,) are those of the training pictures.
+    """
 
     images: Tensor
     labels: Tensor
     targets: Tensor
     taught: Tensor
+    indices: Tensor
 
 
 class LiveViews:
@@ -51,14 +56,14 @@ class LiveViews:
         views = self.training.views(seed, batch_size, rank, world)
         for _ in range(self.training.steps(batch_size)):
             asked = time.perf_counter()
-            images, labels, taught = next(views)
+            images, labels, taught, indices = next(views)
             self.fetched += time.perf_counter() - asked
             if taught is images:
                 (images,), targets = self.mixing.together([images], labels)
                 taught = images
             else:
                 (images, taught), targets = self.mixing.together([images, taught], labels)
-            yield Taught(images, labels, targets, taught)
+            yield Taught(images, labels, targets, taught, indices)
 
     def lesson(self, batch: Taught) -> Lesson | None:
         """What the teacher says of a batch; within the autocast that it is to have."""
@@ -195,11 +200,29 @@ class CachedViews:
             images, labels, targets = self.pictures(plan, part)
             said = logits[torch.from_numpy(part)].float().to(self.training.device)
             self.fetched += time.perf_counter() - asked
-            yield Taught(images[0], labels, targets, said)
+            yield Taught(images[0], labels, targets, said, torch.from_numpy(plan.order[part]))
 
     def lesson(self, batch: Taught) -> Lesson:
         """What the teacher said of a batch's views."""
         return Lesson(batch.taught, [])
+
+
+def views_key(training: TrainingPictures, mixes: Sequence[float], teacher: nn.Module, seed: tuple[int, ...]) -> str:
+    """Name what the teacher says of the views: 16 digits of SHA-256 over all that decides it.
+
+    That is the pictures and their labels, how both models read them, how they vary and mix (``mixes``: the strengths of
+    mixup and cutmix), the teacher's tensors, and the seed.
+    """
+    digest = hashlib.sha256()
+    for source in training.pictures.sources:
+        digest.update(source.tobytes() if isinstance(source, np.ndarray) else Path(source).read_bytes())
+        digest.update(b"\n")
+    digest.update(training.pictures.labels.tobytes())
+    digest.update(repr([training.preprocessing, training.teacher, training.recipe, list(mixes), seed]).encode())
+    for name, tensor in teacher.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _padded(mixes: Mixes, count: int) -> Mixes:

@@ -5,6 +5,7 @@
 // saving one of three counts pays. Cost of three words: three xors, three operations for the carry, two counts.
 #include "kernels/avx2/isa.h"
 #include "kernels/contract.h"
+#include "kernels/triples.h"
 
 namespace gsb::avx2 {
 
@@ -194,17 +195,7 @@ GSB_AVX2 void product_residual(const Product& p, const int32_t* base, const floa
 }
 
 void prepare_rows(const uint32_t* bits, size_t bit_stride, int count, int depth, uint32_t* rows, size_t stride) {
-    for (int row = 0; row < count; ++row) {
-        const uint32_t* from = bits + row * bit_stride;
-        uint32_t* to = rows + row * stride;
-        int k = 0;
-        for (; k + 3 <= depth; k += 3) {
-            to[k] = from[k];
-            to[k + 1] = from[k] ^ from[k + 1];
-            to[k + 2] = to[k + 1] ^ from[k + 2];
-        }
-        for (; k < depth; ++k) to[k] = from[k];
-    }
+    for (int row = 0; row < count; ++row) prepare_triples(bits + row * bit_stride, depth, rows + row * stride);
 }
 
 }  // namespace gsb::avx2

@@ -22,6 +22,10 @@ constexpr Kernels kAvx2Kernels = [] {
     table.count_extremes = avx2::count_extremes;
     table.value_planes = avx2::value_planes;
     table.combine = avx2::combine;
+    table.tap_group = 4;
+    table.split_weights = avx2::split_weights;
+    table.resize_rows = avx2::resize_rows;
+    table.resize_columns = avx2::resize_columns;
     return table;
 }();
 static_assert(complete(kAvx2Kernels));

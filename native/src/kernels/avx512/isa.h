@@ -60,4 +60,9 @@ kernel::CountExtremes count_extremes;
 kernel::MakeValuePlanes value_planes;
 kernel::CombineProducts combine;
 
+// resize.cpp
+kernel::SplitWeights split_weights;
+kernel::ResizePictureRows resize_rows;
+kernel::ResizePictureColumns resize_columns;
+
 }  // namespace gsb::avx512

@@ -22,6 +22,10 @@ constexpr Kernels kAvx512Kernels = [] {
     table.count_extremes = avx512::count_extremes;
     table.value_planes = avx512::value_planes;
     table.combine = avx512::combine;
+    table.tap_group = 4;
+    table.split_weights = avx512::split_weights;
+    table.resize_rows = avx512::resize_rows;
+    table.resize_columns = avx512::resize_columns;
     return table;
 }();
 static_assert(complete(kAvx512Kernels));

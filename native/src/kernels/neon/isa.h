@@ -95,4 +95,8 @@ kernel::CountExtremes count_extremes;
 kernel::MakeValuePlanes value_planes;
 kernel::CombineProducts combine;
 
+// resize.cpp
+kernel::ResizePictureRows resize_rows;
+kernel::ResizePictureColumns resize_columns;
+
 }  // namespace gsb::neon

@@ -21,6 +21,9 @@ constexpr Kernels kNeonKernels = [] {
     table.count_extremes = neon::count_extremes;
     table.value_planes = neon::value_planes;
     table.combine = neon::combine;
+    table.tap_group = 1;
+    table.resize_rows = neon::resize_rows;
+    table.resize_columns = neon::resize_columns;
     return table;
 }();
 static_assert(complete(kNeonKernels));

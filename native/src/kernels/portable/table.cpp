@@ -21,6 +21,9 @@ constexpr Kernels kPortableKernels = [] {
     table.count_extremes = portable::count_extremes;
     table.value_planes = portable::value_planes;
     table.combine = portable::combine;
+    table.tap_group = 1;
+    table.resize_rows = portable::resize_rows;
+    table.resize_columns = portable::resize_columns;
     return table;
 }();
 static_assert(complete(kPortableKernels));

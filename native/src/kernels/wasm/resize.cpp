@@ -1,0 +1,17 @@
+// WebAssembly kernels: resampling of pictures.
+//
+// Contract: kernels/contract.h.
+#include "kernels/plain_resize.h"
+#include "kernels/wasm/isa.h"
+
+namespace gsb::wasm {
+
+void resize_rows(const ResizeRows& r) {
+    r.channels == 1 ? plain_resize_rows<1>(r) : plain_resize_rows<3>(r);
+}
+
+void resize_columns(const ResizeColumns& r) {
+    plain_resize_columns(r, 0);
+}
+
+}  // namespace gsb::wasm

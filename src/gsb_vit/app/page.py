@@ -1,0 +1,91 @@
+"""One HTML file that holds runtime, models and everything else, opens from disk and asks for nothing."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from gsb_vit.errors import InputError
+from gsb_vit.files import open_regular, write_atomically
+from gsb_vit.runtime.packed_file import read
+
+_SCRIPTS = ("engine.js", "picture.js", "masks.js", "page.js")
+_LINKS = re.compile(r"^import .*\n", re.MULTILINE)  # between the scripts, which become one
+_PLACE = re.compile(r"\{\{(\w+)\}\}")
+
+
+def write_app(models: Sequence[Path], out: Path) -> int:
+    """Write the page for these packed files and return its bytes.
+
+    The page carries the runtime in WebAssembly and every model as it is. Its Content-Security-Policy names its own
+    script and style by hash and allows no request. Where there are several models, it offers a choice.
+
+    Raises:
+        InputError: for a file that is no packed model, and for an output that is one of them.
+    """
+    for path in models:
+        if out.exists() and path.exists() and out.samefile(path):
+            raise InputError(f"{out} is one of the models; name another file, as in -o app.html")
+    page = _page([(name, _read(path)) for name, path in _named(models).items()])
+    write_atomically(out, page)
+    return len(page)
+
+
+def _read(path: Path) -> bytes:
+    read(path)  # refuses what the page could not load
+    with open_regular(path, "a packed model file") as file:
+        return file.read()
+
+
+def _named(models: Sequence[Path]) -> Mapping[str, Path]:
+    """Names for people: the file's, or its folder's where it is called "model" as most are; numbered where equal."""
+    found: dict[str, Path] = {}
+    for path in models:
+        name = path.stem if path.stem != "model" else path.absolute().parent.name or path.stem
+        name = name.encode("utf-8", "replace").decode()
+        number = 2
+        while name in found:
+            name, number = f"{name.removesuffix(f' ({number - 1})')} ({number})", number + 1
+        found[name] = path
+    return found
+
+
+def _page(models: Sequence[tuple[str, bytes]]) -> bytes:
+    style = _text("page.css")
+    script = "\n".join(_LINKS.sub("", _text(name)) for name in _SCRIPTS)
+    policy = [
+        "default-src 'none'",
+        f"script-src {_hash(script)} 'wasm-unsafe-eval'",
+        f"style-src {_hash(style)}",
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    places = {
+        "policy": "; ".join(policy),
+        "title": escape(models[0][0] if len(models) == 1 else "What is in this picture?"),
+        "style": style,
+        "runtime": _base64(files(__package__).joinpath("gsb_vit.wasm").read_bytes()),
+        "models": "\n".join(
+            f'<script type="text/plain" class="model" data-name="{escape(name)}">{_base64(data)}</script>'
+            for name, data in models
+        ),
+        "script": script,
+    }
+    return _PLACE.sub(lambda place: places[place[1]], _text("page.html")).encode()
+
+
+def _text(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _hash(text: str) -> str:
+    """A source expression of CSP for an inline script or style."""
+    return f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'"

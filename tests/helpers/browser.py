@@ -1,0 +1,40 @@
+"""Chromium, where this machine has it and Playwright, for tests of the offline page."""
+
+import contextlib
+
+import pytest
+from native_build import found
+from needs import skip_without
+
+PART = "the offline page in a browser"
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+WAIT_MS = 120_000  # a busy machine
+
+
+@contextlib.contextmanager
+def chromium(*flags):
+    """Give a browser that Playwright drives; skip where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason=f"{PART}: without playwright")
+    program = next(filter(None, map(found, NAMES)), None)
+    if program is None:
+        skip_without(PART, "chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", *flags])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def open_app(browser, path, **options):
+    """Open the page from disk, offline, and wait until it is ready: → the page and the addresses it asked for."""
+    context = browser.new_context(offline=True, **options)
+    context.set_default_timeout(WAIT_MS)
+    page = context.new_page()
+    asked, wrong = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(path.as_uri())
+    page.wait_for_selector("html[data-ready]", state="attached")
+    assert not wrong
+    return page, asked

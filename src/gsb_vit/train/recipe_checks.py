@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gsb_vit.errors import InputError
+from gsb_vit.errors import InputError, shown
 
 from .recipe import DistillationRecipe, Recipe
 
@@ -12,7 +12,7 @@ from .recipe import DistillationRecipe, Recipe
 def require(holds: bool, key: str, value: Any, allowed: str) -> None:
     """Raise InputError, naming the recipe key and what is allowed, unless ``holds``."""
     if not holds:
-        raise InputError(f"recipe key {key} = {value!r} is out of range; it must be {allowed}")
+        raise InputError(f"recipe key {key} = {shown(value)} is out of range; it must be {allowed}")
 
 
 def check_teaching(recipe: Recipe) -> None:

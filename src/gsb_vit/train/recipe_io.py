@@ -95,11 +95,16 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise InputError for a number outside its range or settings that contradict each other."""
+    for key, number in flatten(dataclasses.asdict(recipe)).items():
+        if isinstance(number, (int, float)):
+            require(abs(number) < 2**63, key, number, "finite and within 64 bits")
+    require(recipe.seed >= 0, "seed", recipe.seed, "at least 0")
+    require(recipe.data.split_seed >= 0, "data.split_seed", recipe.data.split_seed, "at least 0")
     for name in ("validation_fraction", "test_fraction", "label_noise"):
         require(0 <= getattr(recipe.data, name) < 1, f"data.{name}", getattr(recipe.data, name), "from 0 to below 1")
     require(recipe.data.shots is None or recipe.data.shots > 0, "data.shots", recipe.data.shots, "at least 1")
     require(recipe.validate_every > 0, "validate_every", recipe.validate_every, "at least 1")
-    require(recipe.threads is None or recipe.threads > 0, "threads", recipe.threads, "at least 1")
+    require(recipe.threads is None or 0 < recipe.threads <= 1024, "threads", recipe.threads, "from 1 to 1024")
     for name in ("img_size", "patch_size"):
         require(getattr(recipe.model, name) > 0, f"model.{name}", getattr(recipe.model, name), "at least 1")
     if recipe.model.img_size % recipe.model.patch_size:

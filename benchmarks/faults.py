@@ -194,7 +194,7 @@ class Faults:
         row.said = row.said or next((one.error for one in answers if one.error), "")
         for one in (*answers, ended):
             if not one.is_plain:
-                print(one.error, flush=True)
+                print(f"exit status {one.status}: {one.error}", flush=True)
         if out.is_dir() and not out.is_mount():
             shutil.rmtree(out)
 

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from gsb_vit.errors import InputError
-from gsb_vit.metrics import classification_metrics, confusion_matrix, top_k_accuracy
+from gsb_vit.metrics import (
+    class_figures,
+    classification_metrics,
+    confusion_matrix,
+    top_k_accuracy,
+    wilson_interval,
+)
 
 
 def test_hand_counted_table():
@@ -53,3 +59,24 @@ def test_foreign_labels_and_no_pictures_are_errors():
         classification_metrics(np.zeros((1, 2)), np.array([-1]))
     with pytest.raises(InputError, match="no pictures"):
         classification_metrics(np.zeros((0, 2)), np.array([], int))
+
+
+def test_figures_of_classes_are_scikit_learns():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(3)
+    labels, answers = rng.integers(0, 5, 60), rng.integers(0, 4, 60)
+    found = class_figures(confusion_matrix(answers, labels, 6))
+    precision, recall, f1, n = metrics.precision_recall_fscore_support(
+        labels, answers, labels=range(6), zero_division=0
+    )
+    assert [one.n for one in found] == n.tolist()
+    for name, expected in (("precision", precision), ("recall", recall), ("f1", f1)):
+        assert [getattr(one, name) for one in found] == pytest.approx(expected.tolist())
+
+
+def test_wilson_interval_is_scipys():
+    stats = pytest.importorskip("scipy.stats")
+    for hits, n in ((0, 10), (10, 10), (3, 7), (1579, 2661)):
+        expected = stats.binomtest(hits, n).proportion_ci(method="wilson")
+        assert wilson_interval(hits, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert wilson_interval(0, 0) == (0.0, 1.0)

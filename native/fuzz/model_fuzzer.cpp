@@ -116,7 +116,7 @@ void put_sum(Bytes& file, const std::string& key, uint64_t sum) {
 // Gives a version 2 file the checksums that fit it, or it would never be read further.
 void seal(Bytes& file) {
     try {
-        const gsb::SafetensorsFile parts("input", file.data(), file.size());
+        const gsb::SafetensorsFile parts("input", file.data(), file.size(), file.size());
         const auto model = parts.metadata().find("model");
         if (model == parts.metadata().end() || !parts.metadata().count("payload_xxh64")) return;
         std::string header = model->second;

@@ -26,6 +26,13 @@ typedef struct gsb_vit_info {
     int attention_groups; /* A, binary masks of an attention head */
 } gsb_vit_info;
 
+/* How logits become an answer: from the packed file, fitted on pictures that were not trained on. */
+typedef struct gsb_vit_decision {
+    double temperature;      /* that logits are divided by before the softmax; 1 where the file holds none */
+    int has_unknown;         /* 1 where the file holds a threshold for pictures of no class, else 0 */
+    double false_alarm_rate; /* the share of known pictures that the threshold was set to call unknown */
+} gsb_vit_decision;
+
 /* One stage of the forward pass, summed over the calls since profiling was switched on. */
 typedef struct gsb_vit_stage {
     const char* name;
@@ -84,6 +91,15 @@ int gsb_vit_prepare_image(const gsb_vit_model* model, const uint8_t* pixels, int
 
 /* The most pixels of a picture that the two functions above take; 64 million unless this says otherwise. */
 void gsb_vit_set_max_pixels(gsb_vit_model* model, size_t pixels);
+
+gsb_vit_decision gsb_vit_get_decision(const gsb_vit_model* model);
+
+/* Probabilities of count pictures from their logits (count, classes): softmax(logits / temperature), in double; each
+ * row of probabilities (count, classes) sums to 1. Returns 0, or −1 where it fails. */
+int gsb_vit_probabilities(const gsb_vit_model* model, const float* logits, size_t count, double* probabilities);
+
+/* Is the picture with these logits (classes) none of the classes? 1: yes, 0: no, −1: the file holds no threshold. */
+int gsb_vit_is_unknown(const gsb_vit_model* model, const float* logits);
 
 /* Switch profiling on (and the sums to zero) or off. */
 void gsb_vit_set_profiling(gsb_vit_model* model, int on);

@@ -28,6 +28,7 @@ class Model {
     const PackedModel& file() const { return *file_; }
     const Architecture& architecture() const { return file_->architecture(); }
     const std::vector<std::string>& class_names() const { return file_->class_names(); }
+    const Decision& decision() const { return file_->decision(); }
     const std::string& header() const { return file_->header(); }
     const Kernels& kernels() const { return kernels_; }
     int threads() const { return threads_; }

@@ -1,17 +1,16 @@
 """The command line: thin commands. Importing this module imports neither PyTorch nor anything built on it."""
 
 import contextlib
-import json
 import os
 import shlex
 import sys
 import tempfile
-import textwrap
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -19,10 +18,7 @@ from gsb_vit import __version__
 from gsb_vit.data.datasets import SPECS
 from gsb_vit.errors import InputError, ModelError
 from gsb_vit.limits import MAX_MEMORY_VARIABLE
-from gsb_vit.terminal import json_text, printable
-
-if TYPE_CHECKING:
-    from gsb_vit.runtime.classifier import Prediction
+from gsb_vit.terminal import as_json, printable
 
 app = typer.Typer(
     name="gsb-vit",
@@ -85,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         status, message = _outcome(words)
-        if message and not _write_refusal(message, "--json" in words):
+        if message and not _write_refusal(message, _wants_json(words)):
             status = 2
     if not _flush(sys.stdout):
         status = status or 1
@@ -128,15 +124,22 @@ def _outcome(words: list[str]) -> tuple[int, str]:
         return 2, f"{error.format_message()} (gsb-vit --help lists what there is)"
 
 
-def _write_refusal(message: str, as_json: bool) -> bool:
+def _write_refusal(message: str, to_json: bool) -> bool:
     """Say why a command was refused; → whether anyone could be told."""
     try:
         print(f"gsb-vit: {printable(message)}", file=sys.stderr, flush=True)
-        if as_json:
+        if to_json:
             _print_json({"error": message})
     except OSError:
         return False
     return True
+
+
+def _wants_json(words: Sequence[str]) -> bool:
+    """Whether programs read the output, as JSON or JSON Lines."""
+    formats = [second for first, second in pairwise(words) if first == "--format"]
+    formats += [word.partition("=")[2] for word in words if word.startswith("--format=")]
+    return "--json" in words or any(one in ("json", "jsonl") for one in formats)
 
 
 def _flush(stream: Any) -> bool:
@@ -166,20 +169,8 @@ def _require_training(what: str) -> None:
         raise InputError(f"{what} needs {', '.join(missing)}: pip install 'gsb-vit[train]'")
 
 
-def _json(values: Any) -> str:
-    """JSON without NaN or infinity and without anything that a terminal obeys; Unicode where the output can show it."""
-    is_unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
-    try:
-        text = json.dumps(values, indent=2, ensure_ascii=not is_unicode, allow_nan=False)
-    except ValueError as error:
-        raise ModelError(
-            "the result holds numbers that are not finite, which JSON has not; export the model again"
-        ) from error
-    return json_text(text)
-
-
 def _print_json(values: Any) -> None:
-    print(_json(values))
+    print(as_json(values))
 
 
 def _version(wanted: bool) -> None:
@@ -273,11 +264,29 @@ def train(
     settings = [*(settings or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
     chosen = load_recipe(recipe, settings)
     try:
-        train_run(chosen, data, out, resume=resume, skip_bad=skip_bad, allow_missing=allow_missing)
+        found = train_run(chosen, data, out, resume=resume, skip_bad=skip_bad, allow_missing=allow_missing)
     except KeyboardInterrupt:
         if (out / RECIPE_FILE).is_file():
             _tell(f"stopped; go on with: gsb-vit train --resume {shlex.quote(str(out))}")
         raise
+    _say_next(out, data, found.packable)
+
+
+def _say_next(run: Path, data: str, packable: bool) -> None:
+    """Print what to do with a finished run."""
+    if os.environ.get("RANK", "0") != "0":  # another process of torchrun says it
+        return
+    folder, packed = shlex.quote(str(run)), shlex.quote(f"{run.resolve().name}.safetensors")
+    commands = [f"gsb-vit report {folder}"]
+    if packable:
+        commands = [
+            f"gsb-vit export {folder} -o {packed}",
+            *commands,
+            f"gsb-vit predict {packed} PHOTO.jpg --unknown",
+        ]
+    else:
+        commands.append(f"gsb-vit evaluate {folder} --data {shlex.quote(data)}")
+    print("\nNext:", *(f"  {printable(command)}" for command in commands), sep="\n")
 
 
 @app.command()
@@ -363,13 +372,20 @@ def export(
     _require_training("export")
     from gsb_vit.export.run import export_run
 
-    _, parity = export_run(run, output, data_spec=data, engine=engine, most=most, keep_digests=digests)
+    packed, parity = export_run(run, output, data_spec=data, engine=engine, most=most, keep_digests=digests)
     flipped = ", ".join(f"{kind} {share:.1e}" for kind, share in parity.flipped.items() if share) or "none"
     print(f"{printable(str(output))}: {output.stat().st_size / 1e6:.3f} MB")
     print(
         f"same answer as the trained model on {parity.top1_agreement:.2%} of {parity.n} pictures, "
         f"{parity.logits_line}; share of flipped bits on {parity.traced} of them: {flipped}"
     )
+    if (unknown := packed.decision.unknown) is not None:
+        print(
+            f"temperature {packed.decision.temperature:.3g} for probabilities, and a threshold that calls "
+            f"{unknown.false_alarm_rate:.1%} of known pictures unknown, fitted on validation pictures"
+        )
+    else:
+        print("there are no validation pictures: probabilities are not calibrated, and no picture is called unknown")
 
 
 @app.command()
@@ -379,7 +395,8 @@ def evaluate(
     everything: Annotated[
         bool, typer.Option("--all", help="Judge on all pictures given, those seen in training, too.")
     ] = False,
-    as_json: Json = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be decoded.")] = False,
+    to_json: Json = False,
     engine: Engine = "native",
     threads: Threads = 0,
     max_gigabytes: MaxGigabytes = None,
@@ -391,7 +408,7 @@ def evaluate(
         _require_training("evaluating a run")
         from gsb_vit.train.evaluate import evaluate_run
 
-        found = evaluate_run(model, data, everything=everything, say=_tell)
+        found = evaluate_run(model, data, everything=everything, skip_bad=skip_bad, say=_tell)
     else:
         import gsb_vit
         from gsb_vit.runtime.evaluate import evaluate_packed
@@ -399,14 +416,51 @@ def evaluate(
 
         provenance = read(model).provenance
         classifier = gsb_vit.load(model, threads=threads, engine=engine)
-        found = evaluate_packed(classifier, data, provenance, everything=everything, say=_tell)
-    if as_json:
+        found = evaluate_packed(classifier, data, provenance, everything=everything, skip_bad=skip_bad, say=_tell)
+    if to_json:
         _print_json(found)
         return
-    from gsb_vit.report.tables import metrics_table
+    from gsb_vit.report.tables import classes_table, metrics_table
     from gsb_vit.terminal import show
 
-    show(metrics_table(found, data))
+    show(metrics_table(found, data), classes_table(found["classes"]))
+
+
+@app.command()
+def report(
+    model: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run's folder, or a packed model.")],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="SPEC", help="The pictures, as for evaluate (default: those of the run)."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.html", help="Default: RUN/report.html, or MODEL with .html."),
+    ] = None,
+    engine: Engine = "native",
+) -> None:
+    """Write one HTML file: how good, every mistake, class by class, training pictures that may have a wrong label."""
+    if find_spec("jinja2") is None:
+        raise InputError("a report needs jinja2: pip install 'gsb-vit[train]'")
+    if model.is_dir():
+        _require_training("the report of a run")
+        from gsb_vit.runs import Run
+
+        path = Run(model).report(engine=engine, data=data, out=output)
+    else:
+        if data is None:
+            raise InputError("a packed model holds no pictures; say where they are with --data SPEC, or give a run")
+        from gsb_vit.data.held_out import judged_pictures, require_same_classes
+        from gsb_vit.report.page import write_report
+        from gsb_vit.runtime.packed_file import read
+
+        packed = read(model)
+        judged = judged_pictures(data, packed.provenance, packed.class_names)
+        require_same_classes(packed.class_names, judged.class_names, data)
+        _tell(judged.line)
+        out = output or model.with_suffix(".html")
+        path = write_report(None, packed=model, test=judged.pictures, out=out, engine=engine)
+    print(f"report: {printable(path.resolve().as_uri())}")
 
 
 @app.command()
@@ -418,26 +472,39 @@ def predict(
         float | None,
         typer.Option("--max-megapixels", metavar="N", help="Refuse pictures with more (default: 64)."),
     ] = None,
-    as_json: Json = False,
+    unknown: Annotated[
+        bool, typer.Option("--unknown", help="Give no class to a picture that looks like none of them.")
+    ] = False,
+    format_: Annotated[
+        str,
+        typer.Option("--format", metavar="text|json|jsonl|csv", help="How answers are printed (default: text)."),
+    ] = "text",
+    to_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     engine: Engine = "native",
     threads: Threads = 0,
     max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Name what is in pictures; answers come one by one, and pictures that cannot be read do not stop the others."""
     import gsb_vit
+    from gsb_vit.report.answers import FORMATS, answer_writer
 
     if max_megapixels is not None and not 0 < max_megapixels <= 1e6:
         raise InputError(f"--max-megapixels {max_megapixels} must be above 0 and at most 1,000,000")
+    if format_ not in FORMATS:
+        raise InputError(f"--format {format_} is unknown; use one of {', '.join(FORMATS)}")
     classifier = gsb_vit.load(model, threads=threads, engine=engine)
+    if unknown:
+        classifier.decision.require_unknown()
     pictures, failed = _find_each(paths), 0
-    write = _json_answers() if as_json else _text_answers([picture for picture, _ in pictures], classifier.class_names)
+    kind = "json" if to_json else format_
+    write = answer_writer(kind, [picture for picture, _ in pictures], classifier.class_names, unknown)
     max_pixels = None if max_megapixels is None else max(int(max_megapixels * 1e6), 1)
     try:
         next(write)
         for picture, problem in pictures:
             if problem is None:
                 try:
-                    write.send((picture, classifier.predict(picture, top=top, max_pixels=max_pixels)))
+                    write.send((picture, classifier.predict(picture, top, unknown=unknown, max_pixels=max_pixels)))
                     continue
                 except ModelError as error:
                     _write_refusal(f"{model}: {error}", False)
@@ -469,41 +536,6 @@ def _find_each(paths: Sequence[Path]) -> list[tuple[Path, str | None]]:
     return found
 
 
-_Answers = Generator[None, tuple[Path, "Sequence[Prediction] | str"], None]
-
-
-def _json_answers() -> _Answers:
-    """Print one JSON array, an element whenever a picture is sent with its predictions or what is wrong with it."""
-    separator = ""
-    try:
-        print("[", end="", flush=True)
-        while True:
-            picture, answer = yield
-            values: dict[str, Any] = {"path": str(picture)}
-            if isinstance(answer, str):
-                values["error"] = answer
-            else:
-                values["predictions"] = [{"class": one.name, "probability": one.probability} for one in answer]
-            text, separator = f"{separator}\n{textwrap.indent(_json(values), '  ')}", ","
-            print(text, end="", flush=True)
-    finally:  # an array that is cut short is still JSON
-        print("\n]", flush=True)
-
-
-def _text_answers(pictures: Sequence[Path], class_names: Sequence[str]) -> _Answers:
-    """Print lines for people whenever a picture is sent with its predictions or what is wrong with it."""
-    from gsb_vit.report.tables import AnswerLines
-    from gsb_vit.terminal import terminal_width
-
-    lines = AnswerLines(pictures, class_names, terminal_width())
-    if (heading := lines.heading()) is not None:
-        print(heading)
-    while True:
-        picture, answer = yield
-        said = lines.problem(picture, answer) if isinstance(answer, str) else lines.answers(picture, answer)
-        print(*said, sep="\n", flush=True)
-
-
 @app.command(name="app")
 def offline_page(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Packed models; the page offers a choice.")],
@@ -519,7 +551,7 @@ def offline_page(
 @app.command()
 def summary(
     model: Annotated[str, typer.Argument(metavar="MODEL|ARCH", help="A model file, a run, or an architecture's name.")],
-    as_json: Json = False,
+    to_json: Json = False,
     max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Count parameters, bytes, FLOPs, BOPs and OPs, layer by layer, against the full-precision model."""
@@ -527,7 +559,7 @@ def summary(
     from gsb_vit.export.architecture import find_architecture
 
     found = summarize(*find_architecture(model))
-    if as_json:
+    if to_json:
         _print_json(found.to_json())
         return
     from gsb_vit.report.tables import summary_tables
@@ -570,7 +602,7 @@ def bench(
         bool, typer.Option("--profile", help="Show where the packed model's time goes, and compare with nothing.")
     ] = False,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the rows: PNG, SVG or PDF.")] = None,
-    as_json: Json = False,
+    to_json: Json = False,
     max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Time a packed model beside its full-precision twin."""
@@ -591,24 +623,24 @@ def bench(
 
             options["pictures"] = choose_pictures(read(path), data)
         if profile:
-            _profile(path, options, as_json)
+            _profile(path, options, to_json)
         else:
-            _compare(path, against, options, plot, as_json)
+            _compare(path, against, options, plot, to_json)
 
 
-def _profile(model: Path, options: dict[str, Any], as_json: bool) -> None:
+def _profile(model: Path, options: dict[str, Any], to_json: bool) -> None:
     from gsb_vit.bench.profile import profile
     from gsb_vit.report.tables import profile_tables
     from gsb_vit.terminal import show
 
     found = profile(model, **options)
-    if as_json:
+    if to_json:
         _print_json(found.to_json())
     else:
         show(*profile_tables(found))
 
 
-def _compare(model: Path, against: str | None, options: dict[str, Any], plot: Path | None, as_json: bool) -> None:
+def _compare(model: Path, against: str | None, options: dict[str, Any], plot: Path | None, to_json: bool) -> None:
     from gsb_vit.bench.compare import benchmark
     from gsb_vit.bench.peers import plot as plots
     from gsb_vit.report.tables import bench_table, densities_table
@@ -617,7 +649,7 @@ def _compare(model: Path, against: str | None, options: dict[str, Any], plot: Pa
     if plot is not None:
         plots.check_plot(plot)
     rows = benchmark(model, against=against, **options)
-    if as_json:
+    if to_json:
         _print_json([row.row() for row in rows])
     else:
         densities = [row.densities for row in rows if row.densities is not None]

@@ -1,5 +1,7 @@
 """Classification metrics from logits, in NumPy, so that a device without PyTorch can evaluate a packed model."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from gsb_vit.errors import InputError
@@ -25,6 +27,64 @@ def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, num_classes: int
     """Count pictures by true class (row) and predicted class (column): (K, K) int64."""
     cells = labels.astype(np.int64) * num_classes + predicted.astype(np.int64)
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """How a class fares: its pictures, and the shares found (recall) and rightly answered (precision), and F1."""
+
+    n: int
+    recall: float
+    precision: float
+    f1: float
+
+
+def class_figures(confusion: np.ndarray) -> list[ClassFigures]:
+    """Return the figures of every class of a confusion matrix (K, K), rows true. A quotient without a denominator is 0.
+
+    ``recall_k = M_kk / Σ_j M_kj``, ``precision_k = M_kk / Σ_j M_jk``, ``F1_k = 2·M_kk / (Σ_j M_jk + Σ_j M_kj)``.
+    """
+    counts = np.asarray(confusion)
+    actual, predicted = counts.sum(axis=1), counts.sum(axis=0)
+
+    def quotient(hits: int, of: int) -> float:
+        return float(hits / of) if of else 0.0
+
+    return [
+        ClassFigures(int(n), quotient(hit, n), quotient(hit, given), quotient(2 * hit, n + given))
+        for hit, n, given in zip(np.diag(counts), actual, predicted, strict=True)
+    ]
+
+
+def worst_classes(figures: list[ClassFigures]) -> list[int]:
+    """Return the classes that have pictures, the smallest recall first; then by precision, then in their order."""
+    present = [k for k, one in enumerate(figures) if one.n]
+    return sorted(present, key=lambda k: (figures[k].recall, figures[k].precision, k))
+
+
+def frequent_confusions(confusion: np.ndarray, most: int) -> list[tuple[int, int, int]]:
+    """Return up to ``most`` pairs (true class, answer, pictures) that were confused, the most frequent first.
+
+    Of equally frequent ones, that with the larger share of its true class comes first.
+    """
+    counts = np.asarray(confusion)
+    actual = counts.sum(axis=1)
+    pairs = [(int(i), int(j), int(counts[i, j])) for i, j in zip(*np.nonzero(counts), strict=True) if i != j]
+    return sorted(pairs, key=lambda pair: (-pair[2], -pair[2] / actual[pair[0]], pair[0], pair[1]))[:most]
+
+
+def wilson_interval(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return Wilson's score interval of a share: ``hits`` of ``n``; by default the one of 95 %.
+
+    ``(p + z²/2n ± z·√(p(1 − p)/n + z²/4n²)) / (1 + z²/n)`` with p = hits/n (E. B. Wilson, 1927); 0 … 1 for n = 0.
+    It holds for pictures drawn one by one from what the model will meet.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    share, square = hits / n, z * z / n
+    middle = (share + square / 2) / (1 + square)
+    reach = z * np.sqrt(share * (1 - share) / n + square / (4 * n)) / (1 + square)
+    return float(max(middle - reach, 0.0)), float(min(middle + reach, 1.0))
 
 
 def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int) -> float:

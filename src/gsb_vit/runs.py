@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.safetensors"
 _RUNS = Path("runs")
+_TRAINED = ("best.safetensors", "last.safetensors")
 _SUMMARY_KEYS: dict[str, Any] = {
     "data": str,
     "final_stage": str,
@@ -84,24 +85,63 @@ class Run:
         """
         from gsb_vit.runtime.classifier import load
 
-        if not self._packed.is_file() or self._packed.stat().st_mtime_ns < self._results.stat().st_mtime_ns:
-            self.export(engine=engine)
+        self._pack(engine)
         return load(self._packed, threads=threads, engine=engine)
 
-    def report(self, *, engine: str = "native") -> Path:
+    def _pack(self, engine: str, data: str | None = None) -> None:
+        """Export where that has not been done since the run ended."""
+        if self._is_packed():
+            return
+        from gsb_vit.export.run import export_run
+
+        export_run(self.out, self._packed, engine=engine, data_spec=data)
+
+    def _is_packed(self) -> bool:
+        """Whether the packed file is of the run's model, by digest: clocks jump. Without its stages it is taken so."""
+        from gsb_vit.data.digests import digest
+        from gsb_vit.runtime.packed_file import read
+
+        if not self._packed.is_file():
+            return False
+        stage = self.out / self._summary()["final_stage"]
+        trained = next((path for name in _TRAINED if (path := stage / name).is_file()), None)
+        try:
+            return trained is None or read(self._packed).provenance.get("trained") == digest(trained)
+        except InputError:  # damaged
+            return False
+
+    def report(self, *, engine: str = "native", data: str | None = None, out: Path | None = None) -> Path:
         """Write ``OUT/report.html``, one file that needs nothing else, and return its path.
+
+        It has every mistake on the test pictures, class by class figures, and training pictures whose label is probably
+        wrong. A run whose last stage cannot be packed is judged by its trained model; masks and costs are then left
+        out. ``data`` says where the pictures lie now, if they have moved; ``out`` is another file than that.
 
         Raises:
             InputError: as :meth:`model`, and where the run's data has moved.
         """
         with _training_libraries("the report"):
             from gsb_vit.data.stored_split import run_data
-            from gsb_vit.report.page import write_report
-            from gsb_vit.train.evaluate import run_data_options
+            from gsb_vit.decision import Decision
+            from gsb_vit.models.packable import obstacles
+            from gsb_vit.models.trained import load_model
+            from gsb_vit.report.page import Judged, Trained, write_report
+            from gsb_vit.train.batches import EvaluationPictures
+            from gsb_vit.train.confidence import read_confidence
+            from gsb_vit.train.evaluate import model_logits, run_data_options, run_decision
 
-            self.model(engine=engine)
-            test = run_data(self.out, self._summary()["data"], run_data_options(self.out)).test
-            return write_report(self.out, packed=self._packed, test=test, engine=engine)
+            splits = run_data(self.out, data or self._summary()["data"], run_data_options(self.out))
+            said = next((one for stage in self.stages if (one := read_confidence(self.out / stage)) is not None), None)
+            trained = None if said is None or len(said) != len(splits.train) else Trained(splits.train, said)
+            shared: dict[str, Any] = {"test": splits.test, "trained": trained, "out": out, "engine": engine}
+            model = load_model(self.out)
+            if next(obstacles(model.model), None) is None:
+                self._pack(engine, data)
+                return write_report(self.out, packed=self._packed, **shared)
+            logits = model_logits(model.model, EvaluationPictures(splits.test, model.preprocessing))
+            decision = run_decision(self.out) or Decision()
+            judged = Judged(model.class_names, model.preprocessing, decision, logits)
+            return write_report(self.out, packed=None, judged=judged, **shared)
 
     def __repr__(self) -> str:
         return f"<Run {self.out}: {'; '.join(text for _, text in self._facts())}>"

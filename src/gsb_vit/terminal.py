@@ -1,5 +1,6 @@
 """Text on its way to a terminal or a pipe: names are shown as they are, nothing is obeyed, no column is lost."""
 
+import json
 import re
 import sys
 import unicodedata
@@ -10,6 +11,8 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
+
+from .errors import ModelError
 
 # Control and format characters, line and paragraph separators, and bytes of a path that are not UTF-8 (surrogates).
 _OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -53,6 +56,24 @@ def json_text(text: str) -> str:
         return f"\\u{0xD800 + (code - 0x10000 >> 10):04x}\\u{0xDC00 + (code - 0x10000 & 0x3FF):04x}"
 
     return re.sub(r"[^ -~]", escape, text)
+
+
+def as_json(values: Any, indent: int | None = 2) -> str:
+    """Return JSON text for the standard output: no NaN, no infinity, nothing that a terminal obeys.
+
+    Unicode stands as it is where the output can show it. Without ``indent`` it is one line.
+
+    Raises:
+        ModelError: a number is not finite.
+    """
+    is_unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+    try:
+        text = json.dumps(values, indent=indent, ensure_ascii=not is_unicode, allow_nan=False)
+    except ValueError as error:
+        raise ModelError(
+            "the result holds numbers that are not finite, which JSON has not; export the model again"
+        ) from error
+    return json_text(text)
 
 
 def shortened(text: str, width: int) -> str:

@@ -6,6 +6,7 @@ import torch
 from bit_products import mask_dot, popcount, sign_dot, xor_popcount
 from random_trained import random_trained
 
+from gsb_vit.decision import Decision, Unknown, calibrate
 from gsb_vit.errors import InputError
 from gsb_vit.export import parity
 from gsb_vit.export.pack import export_model
@@ -182,6 +183,20 @@ def test_export_and_verify_writes_what_agrees(tmp_path):
     written, found = export_and_verify(model, path, pictures, class_names=NAMES, preprocessing=preprocessing)
     assert found.ok and [item.name for item in tmp_path.iterdir()] == ["model.safetensors"]
     assert packed_file.read(path).architecture == written.architecture
+
+
+def test_an_exported_file_is_calibrated_on_the_pictures_of_known_labels(tmp_path):
+    model, preprocessing, pictures = random_trained()
+    path, labels = tmp_path / "model.safetensors", np.arange(len(pictures)) % len(NAMES)
+    options = {"class_names": NAMES, "preprocessing": preprocessing}
+    written, _ = export_and_verify(model, path, pictures, labels=labels, **options)
+    logits = ReferenceModel(written).logits(pictures)
+    assert packed_file.read(path).decision == written.decision == calibrate(logits, labels)
+    given = Decision(3.0, Unknown("energy", 1.0, 0.1))
+    export_and_verify(model, path, pictures, labels=labels, decision=given, **options)
+    assert packed_file.read(path).decision == given
+    export_and_verify(model, path, pictures, **options)
+    assert packed_file.read(path).decision == Decision()
 
 
 def sabotage(monkeypatch):

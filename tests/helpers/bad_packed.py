@@ -169,7 +169,7 @@ def set_item(name, index, value):
 
 def table():
     """Every row of the strictness table and of the value rules, at its boundaries."""
-    rows = [*_container(), *_json(), *_metadata(), *_checksums(), *_keys(), *_places(), *_values()]
+    rows = [*_container(), *_json(), *_metadata(), *_checksums(), *_decision(), *_keys(), *_places(), *_values()]
     assert len({(row.name, row.base) for row in rows}) == len(rows)
     return rows
 
@@ -322,6 +322,39 @@ def _metadata():
     yield _row("odd names", in_json(lambda h, m: m.update(class_names=["", "a", "a", "\0é😀\n"])), None)
 
 
+def _decision():
+    """The decision, which version 1 does not know."""
+
+    def row(name, decision, reason):
+        change = in_json(lambda header, model: model.__setitem__(schema.DECISION_KEY, decision))
+        yield Row(f"decision: {name}", "relative", change, reason, ("2",))
+        yield Row(f"decision in version 1: {name}", "relative", change, "unknown|decision", ("1",))
+
+    unknown = {"score": "energy", "threshold": -3.5, "false_alarm_rate": 0.05}
+    for name, decision in {
+        "temperature": {"temperature": 1.5},
+        "whole temperature": {"temperature": 1000},
+        "max_logit": {"temperature": 1, "unknown": {**unknown, "score": "max_logit"}},
+        "energy": {"temperature": 1e-9, "unknown": {**unknown, "threshold": 0, "false_alarm_rate": 1}},
+    }.items():
+        yield from row(name, decision, None)
+    for value in (None, 1, [], "x", True):
+        yield from row(f"is {value}", value, "decision")
+        yield from row(f"unknown is {value}", {"temperature": 1, "unknown": value}, "unknown")
+    yield from row("empty", {}, "temperature")
+    yield from row("no temperature", {"unknown": unknown}, "temperature")
+    yield from row("one key more", {"temperature": 1, "bias": 0}, "unknown")
+    for value in (0, -1, 1000.5, "1", None, True, [1]):
+        yield from row(f"temperature {value}", {"temperature": value}, "temperature")
+    for key in unknown:
+        less = {name: value for name, value in unknown.items() if name != key}
+        yield from row(f"no {key}", {"temperature": 1, "unknown": less}, key)
+        yield from row(f"{key} is null", {"temperature": 1, "unknown": {**unknown, key: None}}, key)
+    yield from row("a key more in unknown", {"temperature": 1, "unknown": {**unknown, "x": 1}}, "unknown")
+    for key, value in (("score", "Energy"), ("false_alarm_rate", 1.01), ("false_alarm_rate", -0.01)):
+        yield from row(f"{key} {value}", {"temperature": 1, "unknown": {**unknown, key: value}}, key)
+
+
 def _checksums():
     """What version 2 adds to the metadata."""
 
@@ -420,6 +453,7 @@ def _keys():
         yield _row(f"name {value[:9]!r}", put("architecture", "name", value), None)
     yield _row("another name key", put("architecture", "nam\ne", ""), "unknown")
     yield _row("other picture size", put("preprocessing", "size", [16, 8]), "pictures of")
+    yield _row("a picture of too many pixels", in_json(_huge_pictures), "pixels")
     yield _row("patches do not fit", put("architecture", "patch_size", [8, 7]), "no multiple")
     yield _row("heads do not fit", put("architecture", "num_heads", 3), "no multiple")
     less = ("relative", put("architecture", "num_heads_out", 1))
@@ -448,6 +482,13 @@ def _keys():
     yield _row("too many tokens", in_json(lambda h, m: m["architecture"].update(big)), "tokens")
     yield _row("deep", put("architecture", "depth", 1024), "missing")
     yield _row("fewer blocks", put("architecture", "depth", 2), "missing")
+
+
+def _huge_pictures(_, model):
+    """One pixel more than 64 million, in the patches of a model with few tokens."""
+    size = [8000, 8001]
+    model["architecture"].update(image_size=size, patch_size=[1000, 889])
+    model["preprocessing"]["size"] = size
 
 
 def _wrong(key):

@@ -15,6 +15,7 @@ from random_packed import random_pictures, write_random_packed
 
 import gsb_vit
 from gsb_vit import _native
+from gsb_vit.decision import Decision, Unknown
 from gsb_vit.runtime.packed_file import write
 from gsb_vit.runtime.reference import NOT_FINITE, ReferenceModel
 
@@ -204,7 +205,7 @@ int main(int argc, char** argv) {
     static uint8_t pixels[2 * 32 * 32 * 3];
     float logits[14] = {0};
     gsb_vit_stage stages[64];
-    CHECK(argc == 2);
+    CHECK(argc == 3);
     CHECK(gsb_vit_load(NULL, 1, NULL) == NULL && strcmp(gsb_vit_error(), "no path given") == 0);
     CHECK(gsb_vit_load(argv[1], 1, "avx9") == NULL);
     CHECK(strstr(gsb_vit_error(), "'avx9' cannot run on this machine; there is "));
@@ -263,6 +264,20 @@ int main(int argc, char** argv) {
     CHECK(count == 10 && gsb_vit_profile(model, NULL, 0) == count);
     CHECK(strcmp(stages[2].name, "qkv") == 0 && stages[2].seconds > 0 && stages[2].bit_macs == 2.0 * 2 * 18 * 64 * 192);
     gsb_vit_set_profiling(model, 0);
+    const gsb_vit_decision decision = gsb_vit_get_decision(model);
+    CHECK(decision.temperature == 2.5 && decision.has_unknown == 1 && decision.false_alarm_rate == 0.25);
+    const float given[14] = {1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0, 0, 0, 0};
+    double probabilities[14];
+    CHECK(gsb_vit_probabilities(model, given, 2, probabilities) == 0);
+    for (int k = 0; k < 14; ++k) printf("%.17g\n", probabilities[k]);
+    CHECK(gsb_vit_probabilities(model, given, 1, NULL) == -1 && strstr(gsb_vit_error(), "no room"));
+    CHECK(gsb_vit_probabilities(model, NULL, 0, NULL) == 0);
+    CHECK(gsb_vit_is_unknown(model, given) == 0 && gsb_vit_is_unknown(model, given + 7) == 1);
+    CHECK(gsb_vit_is_unknown(model, NULL) == -1 && strstr(gsb_vit_error(), "no logits"));
+    gsb_vit_free(model);
+    CHECK((model = gsb_vit_load(argv[2], 1, NULL)));
+    CHECK(gsb_vit_get_decision(model).temperature == 1 && gsb_vit_get_decision(model).has_unknown == 0);
+    CHECK(gsb_vit_is_unknown(model, given) == -1 && strstr(gsb_vit_error(), "no threshold"));
     gsb_vit_free(model);
     gsb_vit_free(NULL);
     return 0;
@@ -271,17 +286,22 @@ int main(int argc, char** argv) {
 
 
 def test_every_function_of_the_header(native, tmp_path):
-    write_random_packed(tmp_path / "model.safetensors", seed=7, **MODELS["relative"])
+    packed = write_random_packed(tmp_path / "plain.safetensors", seed=7, **MODELS["relative"])
+    decision = Decision(2.5, Unknown("energy", 5.0, 0.25))
+    write(tmp_path / "model.safetensors", replace(packed, decision=decision))
     (tmp_path / "every.c").write_text(EVERY_FUNCTION)
     header = (ROOT / "native" / "include" / "gsb_vit.h").read_text(encoding="utf-8")
     functions = set(re.findall(r"(gsb_vit_\w+)\(", re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)))
-    assert len(functions) == 13 and all(f"{name}(" in EVERY_FUNCTION for name in functions)
+    assert len(functions) == 18 and all(f"{name}(" in EVERY_FUNCTION for name in functions)
     strict = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'native/include'}"]
     libraries = [native / "libgsb_vit.a", "-lstdc++", "-lm", "-pthread"]
     done = run(needed("cc"), *strict, tmp_path / "every.c", *libraries, "-o", tmp_path / "every")
     assert done.returncode == 0, done.stderr
-    done = run(tmp_path / "every", tmp_path / "model.safetensors")
+    done = run(tmp_path / "every", tmp_path / "model.safetensors", tmp_path / "plain.safetensors")
     assert done.returncode == 0, done.stdout + done.stderr
+    found = np.array(done.stdout.split(), dtype=np.float64).reshape(2, 7)
+    expected = decision.probabilities(np.array([[1, 2, 3, 4, 5, 6, 7], [0] * 7], dtype=np.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
 
 
 def test_a_picture_that_does_not_fit_is_refused(native, model, tmp_path):

@@ -1,8 +1,10 @@
 """The runtime against the NumPy reference, bit for bit, on every backend; and what it says to bad input."""
 
 import json
+import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,10 @@ from random_packed import SHAPES, TINY, random_pictures, write_random_packed
 from safetensors.numpy import load_file, save_file
 
 import gsb_vit
+from gsb_vit.decision import Decision, Unknown, unknown_scores
 from gsb_vit.errors import InputError
 from gsb_vit.runtime.classifier import load
-from gsb_vit.runtime.packed_file import read
+from gsb_vit.runtime.packed_file import read, write
 from gsb_vit.runtime.reference import ReferenceModel
 
 _native = pytest.importorskip("gsb_vit._native", reason="the native extension is not built")
@@ -111,6 +114,54 @@ def test_predict_names_classes_of_files_arrays_and_lists(tiny, tmp_path):
     everything = model.predict(picture, top=99)
     assert len(everything) == 4
     assert sum(prediction.probability for prediction in everything) == pytest.approx(1)
+
+
+@pytest.fixture(scope="module")
+def decided(tmp_path_factory):
+    """A packed file with a temperature and a threshold between its pictures' scores; pictures; their logits."""
+    path = tmp_path_factory.mktemp("decided") / "model.safetensors"
+    packed = write_random_packed(path, seed=4, **TINY)
+    pictures = random_pictures(packed.architecture, 6, seed=2)
+    logits = ReferenceModel(packed).logits(pictures)
+    threshold = float(np.sort(unknown_scores(logits, "energy", 2.5))[3])
+    write(path, replace(packed, decision=Decision(2.5, Unknown("energy", threshold, 0.25))))
+    return path, pictures, logits
+
+
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_probabilities_are_tempered_and_logits_are_not(decided, engine):
+    path, pictures, logits = decided
+    model = load(path, engine=engine, threads=1)
+    assert model.logits(pictures).tobytes() == logits.tobytes()
+    assert pickle.loads(pickle.dumps(model)).decision == model.decision == read(path).decision
+    powers = np.exp(logits.astype(np.float64) / 2.5)
+    expected = powers / powers.sum(axis=1, keepdims=True)
+    found = model.predict_proba(pictures)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert found.tobytes() == load(path, engine="reference").predict_proba(pictures).tobytes()
+    best = model.predict(pictures[0], top=1)[0]
+    assert best.name == model.class_names[logits[0].argmax()] and best.probability == found[0].max()
+
+
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_pictures_of_no_class_get_no_answer(decided, engine):
+    path, pictures, logits = decided
+    model = load(path, engine=engine, threads=1)
+    energy = 2.5 * np.log(np.exp(logits.astype(np.float64) / 2.5).sum(axis=1))
+    order = np.argsort(energy)
+    answers = model.predict(pictures, top=2, unknown=True)
+    assert [len(answers[k]) for k in order] == [0, 0, 0, 2, 2, 2]  # equal to the threshold is known
+    assert list(model.predict(iter(pictures), top=2, unknown=True)) == answers
+    assert model.predict(pictures[order[0]], unknown=True) == []
+    known = model.predict(pictures, top=2)
+    assert all(len(one) == 2 for one in known) and answers[order[5]] == known[order[5]]
+
+
+def test_a_file_without_a_threshold_says_so(tiny):
+    model = load(tiny, threads=1)
+    assert model.decision == Decision()
+    with pytest.raises(InputError, match="no threshold for unknown pictures; export its run again"):
+        model.predict([], unknown=True)
 
 
 def test_threads_can_share_a_model(tiny):

@@ -47,7 +47,7 @@ def training(count: int = 12, teacher: Preprocessing = TEACHER, recipe: AugmentR
 @pytest.mark.parametrize("policy", ["batch", "timm"])
 def test_the_students_view_is_the_teachers_reduced(policy: str) -> None:
     recipe = dataclasses.replace(LIVELY, policy=policy, random_erasing=0.0, rand_augment="")
-    for images, labels, taught in training(recipe=recipe).views((1, 2), 6):
+    for images, labels, taught, _ in training(recipe=recipe).views((1, 2), 6):
         assert images.shape == (6, 3, 16, 16) and taught.shape == (6, 3, 40, 40) and labels.shape == (6,)
         seen = pixels(taught, TEACHER)
         assert torch.allclose(pixels(images, STUDENT), reduced(seen, (16, 16)), atol=1e-5)
@@ -62,21 +62,21 @@ def test_a_view_is_nearly_the_one_that_is_drawn_in_the_students_own_size() -> No
     source = LabelledPictures((np.concatenate([smooth, smooth[..., :1]], 2),) * 6, np.zeros(6, dtype=np.int64))
     alone = TrainingPictures(source, STUDENT, dataclasses.replace(LIVELY, random_erasing=0.0))
     both = TrainingPictures(source, STUDENT, alone.recipe, teacher=TEACHER)
-    for (expected, _), (images, _, _) in zip(alone.epoch((1, 2), 6), both.views((1, 2), 6), strict=True):
+    for (expected, _), (images, *_) in zip(alone.epoch((1, 2), 6), both.views((1, 2), 6), strict=True):
         assert float((pixels(expected, STUDENT) - pixels(images, STUDENT)).abs().mean()) < 0.02
 
 
 def test_a_smaller_teacher_sees_the_students_view_reduced() -> None:
     small = Preprocessing(size=(8, 8))
     plain = list(TrainingPictures(random_pictures(12), STUDENT, LIVELY).epoch((1, 2), 6))
-    for (expected, _), (images, _, taught) in zip(plain, training(teacher=small).views((1, 2), 6), strict=True):
+    for (expected, _), (images, _, taught, _) in zip(plain, training(teacher=small).views((1, 2), 6), strict=True):
         assert torch.equal(images, expected)
         assert torch.allclose(taught, reduced(images, (8, 8)), atol=1e-5)
 
 
 def test_without_variation_each_sees_its_own_evaluation_picture() -> None:
     recipe = dataclasses.replace(LIVELY, policy="none")
-    images, _, taught = next(training(recipe=recipe).views((1, 2), 12))
+    images, _, taught, _ = next(training(recipe=recipe).views((1, 2), 12))
     assert images.shape[-1] == 16 and taught.shape[-1] == 40
     source = random_pictures(12).sources
     order = np.random.default_rng((1, 2)).permutation(12)

@@ -69,6 +69,13 @@ def test_metrics_lines_and_console(run: RunSummary, console: Console) -> None:
     assert all(math.isfinite(line["train_loss"]) for line in lines)
     text = console.file.getvalue()
     assert "tensors from teacher" in text and "tensors from stage1" in text and "precision" in text
+    summary = json.loads((run.out / "summary.json").read_text())
+    hits = sum(row[k] for k, row in enumerate(summary["confusion_matrix"]))
+    assert f"Right on {hits} of {summary['test']['n']} test pictures: {summary['test']['top1']:.1%}" in text
+    assert summary["decision"]["temperature"] > 0 and summary["calibration"]["pictures"] > 0
+    before, after = (summary["calibration"][f"test_error_{when}"] for when in ("before", "after"))
+    assert f"{before:.1%} before, {after:.1%} after" in text
+    assert run.packable
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="about x86-64 processors")
@@ -266,7 +273,7 @@ def test_what_cannot_be_packed_trains_and_says_so_first(tmp_path, architecture):
     epochs = [f"{stage}.epochs=1" for stage in ("teacher", "stage1", "stage2")]
     said = io.StringIO()
     summary = train(quick(*switches, *epochs), "digits", tmp_path / "run", console=Console(file=said, width=200))
-    assert set(summary.stages) == {"teacher", "stage1", "stage2"}
+    assert set(summary.stages) == {"teacher", "stage1", "stage2"} and not summary.packable
     text = said.getvalue()
     assert text.index("`gsb-vit export` will refuse it: a packed model cannot have") < text.index("teacher")
 

@@ -1,11 +1,14 @@
 """The command line: what it prints, its exit statuses, and one line for what a user can mend."""
 
+import csv
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +20,13 @@ from random_packed import write_random_packed
 
 from gsb_vit.bench.compare import benchmark
 from gsb_vit.cli import app, main
+from gsb_vit.decision import Decision, Unknown
+from gsb_vit.runtime.packed_file import read, write
+from gsb_vit.runtime.reference import ReferenceModel
 
 CLASSES = ("class 0", "class 1", "class 2")
-METRICS = ["n", "top1", "top5", "macro_precision", "macro_recall", "macro_f1", "n_given", "n_seen"]
+METRICS = ["n", "top1", "top5", "macro_precision", "macro_recall", "macro_f1", "calibration_error"]
+JUDGED = ["n_given", "n_seen", "n_left_out"]
 RECIPE = """
 seed = 3
 [model]
@@ -100,14 +107,14 @@ def pictures(tmp_path_factory):
 
 def test_the_commands_and_their_options_are_frozen():
     commands = {command.callback.__name__ for command in app.registered_commands}
-    named = "train quickstart export evaluate predict offline_page summary bench study"
+    named = "train quickstart export evaluate report predict offline_page summary bench study"
     assert commands == set(named.split())
 
 
 def test_help_names_every_command(run):
     status, output, _ = run("--help")
     assert status == 0
-    for name in ("train", "quickstart", "export", "evaluate", "predict", "app", "summary", "bench"):
+    for name in ("train", "quickstart", "export", "evaluate", "report", "predict", "app", "summary", "bench"):
         assert name in output
         assert run(name, "--help")[0] == 0
 
@@ -139,6 +146,65 @@ def test_predict_prints_json(run, model, pictures):
         assert 1 >= first["probability"] >= second["probability"] >= 0
 
 
+@pytest.fixture(scope="module")
+def deciding(model, pictures, tmp_path_factory):
+    """The same model with a threshold above which half of the pictures are known; how many are not."""
+    packed = read(model)
+    logits = ReferenceModel(packed).logits(
+        np.stack([packed.preprocessing(path) for path in sorted(pictures.rglob("*.*")) if path.is_file()])
+    )
+    threshold = float(np.median(logits.max(axis=1)))
+    path = tmp_path_factory.mktemp("deciding") / "model.safetensors"
+    write(path, replace(packed, decision=Decision(2.0, Unknown("max_logit", threshold, 0.05))))
+    return path, int((logits.max(axis=1) < threshold).sum())
+
+
+def test_predict_prints_json_lines(run, model, pictures, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    arguments = ("predict", model, pictures, bad, "--top", 2, "--engine", "reference")
+    status, output, _ = run(*arguments, "--format", "jsonl")
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert status == 1 and lines == json.loads(run(*arguments, "--format", "json")[1])
+    assert len(lines) == 7 and list(lines[6]) == ["path", "error"]
+
+
+def test_predict_prints_csv(run, model, pictures, tmp_path):
+    odd, bad = tmp_path / 'a "quoted", name.png', tmp_path / "bad.png"
+    odd.write_bytes((pictures / CLASSES[0] / "0.png").read_bytes())
+    bad.write_bytes(b"no picture")
+    arguments = ("predict", model, odd, bad, "--top", 2, "--engine", "reference")
+    status, output, _ = run(*arguments, "--format=csv")
+    assert status == 1
+    heading, first, second, wrong = csv.reader(io.StringIO(output))
+    assert heading == ["path", "status", "rank", "class", "probability", "error"]
+    answers = json.loads(run(*arguments, "--json")[1])
+    for rank, row in ((1, first), (2, second)):
+        one = answers[0]["predictions"][rank - 1]
+        assert row == [str(odd), "ok", str(rank), one["class"], repr(one["probability"]), ""]
+    assert wrong == [str(bad), "error", "", "", "", answers[1]["error"]]
+
+
+def test_predict_gives_strangers_no_class(run, deciding, pictures):
+    path, strangers = deciding
+    assert 0 < strangers < 6
+    arguments = ("predict", path, pictures, "--top", 1, "--engine", "reference", "--unknown")
+    answers = json.loads(run(*arguments, "--json")[1])
+    assert [list(one) for one in answers] == [["path", "unknown", "predictions"]] * 6
+    assert all(one["unknown"] == (one["predictions"] == []) for one in answers)
+    assert sum(one["unknown"] for one in answers) == strangers
+    assert [json.loads(line) for line in run(*arguments, "--format", "jsonl")[1].splitlines()] == answers
+    rows = list(csv.DictReader(io.StringIO(run(*arguments, "--format", "csv")[1])))
+    assert [row["status"] for row in rows] == ["unknown" if one["unknown"] else "ok" for one in answers]
+    assert run(*arguments)[1].count("(none of the classes)") == strangers
+    assert "(none" not in run(*arguments[:-1])[1]
+
+
+def test_predict_refuses_what_it_cannot_do(refused, model, pictures):
+    assert "no threshold" in refused("predict", model, pictures, "--unknown", "--engine", "reference")
+    assert "text, json, jsonl, csv" in refused("predict", model, pictures, "--format", "xml")
+
+
 def test_predict_prints_lines_with_tabs_into_a_pipe(run, model, pictures):
     path = pictures / CLASSES[0] / "0.png"
     status, output, _ = run("predict", model, path, "--top", 3, "--engine", "reference")
@@ -152,13 +218,16 @@ def test_evaluate_a_packed_model_on_a_folder(run, model, pictures):
     status, output, _ = run("evaluate", model, "--data", pictures, "--json", "--engine", "reference")
     assert status == 0
     found = json.loads(output)
-    assert list(found) == METRICS
+    assert list(found) == [*METRICS, "classes", *JUDGED]
     assert found["n"] == 6
+    assert [list(one) for one in found["classes"]] == [["class", "n", "recall", "precision", "f1"]] * 3
+    assert [(one["class"], one["n"]) for one in found["classes"]] == [(name, 2) for name in CLASSES]
+    assert np.mean([one["recall"] for one in found["classes"]]) == pytest.approx(found["macro_recall"])
     predicted = json.loads(run("predict", model, pictures, "--top", 1, "--json", "--engine", "reference")[1])
     hits = sum(Path(one["path"]).parent.name == one["predictions"][0]["class"] for one in predicted)
     assert found["top1"] == pytest.approx(hits / 6)
     status, output, _ = run("evaluate", model, "--data", pictures, "--engine", "reference")
-    assert status == 0 and "6 held-out pictures" in output and "F1" in output
+    assert status == 0 and "6 pictures of" in output and "F1" in output and "Classes, the worst first" in output
 
 
 def test_native_and_reference_say_the_same(run, model, pictures):
@@ -172,12 +241,14 @@ def test_summary_prints_json_and_tables(run, model):
     status, output, _ = run("summary", model, "--json")
     assert status == 0
     values = json.loads(output)
-    assert list(values) == ["name", "file_bytes", "bytes_by_kind", "total", "full_precision", "layers"]
+    assert list(values) == ["name", "classes", "file_bytes", "bytes_by_kind", "total", "full_precision", "layers"]
     assert list(values["total"]) == ["parameters", "bytes", "flops", "bops", "ops"]
-    assert values["file_bytes"] == model.stat().st_size
+    assert values["file_bytes"] == model.stat().st_size and values["classes"] == list(CLASSES)
     status, output, _ = run("summary", model)
     assert status == 0
     assert "attn.values" in output and "times smaller" in output
+    assert "3 classes: class 0, class 1, class 2" in output
+    assert json.loads(run("summary", "gsb_vit_tiny_patch16_224", "--json")[1])["classes"] is None
 
 
 def test_bench_prints_rows(run, model, monkeypatch):
@@ -268,7 +339,7 @@ def test_train_export_evaluate_predict(run, trained, tmp_path):
     status, output, _ = run("evaluate", trained, "--data", "digits", "--json")
     assert status == 0
     from_run = json.loads(output)
-    assert list(from_run) == METRICS
+    assert list(from_run) == [*METRICS, "false_alarm_rate", "classes", *JUDGED]
     assert from_run["n"] == pytest.approx(0.3 * 1797, abs=5)
     status, output, _ = run("evaluate", path, "--data", "digits", "--json", "--engine", "reference")
     assert status == 0
@@ -276,7 +347,22 @@ def test_train_export_evaluate_predict(run, trained, tmp_path):
     # The packed model is evaluated on the very pictures that its training left out.
     assert packed["n"] == from_run["n"]
     assert packed["top1"] == pytest.approx(from_run["top1"], abs=2 / from_run["n"])
+    assert packed["calibration_error"] == pytest.approx(from_run["calibration_error"], abs=0.02)
     assert run("summary", trained, "--json")[0] == 0
+
+
+def test_a_run_ends_with_the_next_three_commands(run, trained, recipe):
+    status, output, _ = run("train", "--data", "digits", "--out", trained, "--recipe", recipe, "--resume")
+    assert status == 0
+    lines = output.splitlines()
+    assert lines[-4:] == [
+        "Next:",
+        f"  gsb-vit export {trained} -o run.safetensors",
+        f"  gsb-vit report {trained}",
+        "  gsb-vit predict run.safetensors PHOTO.jpg --unknown",
+    ]
+    assert any(line.startswith("Right on ") for line in lines) and "Most frequent confusions" in lines
+    assert "Classes, the worst first" in lines
 
 
 def test_export_refuses_what_is_not_ready(refused, trained, tmp_path):

@@ -190,7 +190,7 @@ def test_refusals_are_one_line_and_json_for_programs(words, capfd, monkeypatch, 
     from gsb_vit.cli import main
 
     monkeypatch.chdir(tmp_path)
-    for options in ([], ["--json"]):
+    for options in ([], ["--json"], ["--format", "jsonl"]):
         with pytest.raises(SystemExit) as stop:
             main([*words, *options])
         output, errors = capfd.readouterr()

@@ -20,16 +20,16 @@ MAY_IMPORT = {
     "data": set(),
     "nn": {"quantization"},
     "models": {"nn", "data", "quantization"},
-    "train": {"models", "nn", "data", "metrics", "quantization"},
-    "runtime": {"data", "metrics"},
-    "export": {"train", "models", "nn", "runtime", "data", "quantization"},
+    "train": {"models", "nn", "data", "metrics", "decision", "quantization"},
+    "runtime": {"data", "metrics", "decision"},
+    "export": {"train", "models", "nn", "runtime", "data", "decision", "quantization"},
     "bench": {"runtime", "data"},
-    "report": {"bench", "runtime", "data", "metrics"},
+    "report": {"bench", "runtime", "data", "metrics", "decision"},
     "app": {"runtime"},
     "study": {"train", "export", "models", "bench", "data", "metrics"},
 }
 GROUND_FOR_ALL = {"errors", "files", "limits", "terminal"}
-GROUND = {*GROUND_FOR_ALL, "quantization", "metrics"}  # single modules below all rooms
+GROUND = {*GROUND_FOR_ALL, "quantization", "metrics", "decision"}  # single modules below all rooms
 DOORS = {"cli", "quickstart", "runs", "sklearn"}  # they open every room
 # They import no PyTorch when they are imported.
 LIGHT = {"data", "runtime", "bench", "report", "app", *GROUND, "__init__", "cli", "runs"}

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from rich.console import Console
 pytest.importorskip("accelerate")
 
 import gsb_vit
+from gsb_vit.data.digests import digest
 from gsb_vit.data.splits import load_data
+from gsb_vit.decision import Decision
 from gsb_vit.errors import InputError
 from gsb_vit.metrics import softmax
 from gsb_vit.models.trained import load_model
@@ -56,7 +59,10 @@ def test_the_model_of_a_run_gives_the_trained_models_answers(run):
     test = load_data("digits", run_data_options(run.out)).test
     trained = load_model(run.out)
     expected = model_logits(trained.model, EvaluationPictures(test, trained.preprocessing))
-    assert model.predict_proba(list(test.sources)) == pytest.approx(softmax(np.asarray(expected)), abs=1e-5)
+    decision = Decision.from_json(json.loads((run.out / "summary.json").read_text())["decision"])
+    assert model.decision == decision and decision.temperature != 1 and decision.unknown is not None
+    tempered = softmax(np.asarray(expected) / decision.temperature)
+    assert model.predict_proba(list(test.sources)) == pytest.approx(tempered, abs=1e-5)
 
 
 def test_a_model_is_exported_again_only_where_the_run_went_on(run, tmp_path):
@@ -65,10 +71,18 @@ def test_a_model_is_exported_again_only_where_the_run_went_on(run, tmp_path):
     before = packed.stat().st_mtime_ns
     run.model(engine=ENGINE)
     assert packed.stat().st_mtime_ns == before
-    later = before + 10**9
-    os.utime(run.out / "summary.json", ns=(later, later))
-    run.model(engine=ENGINE)
-    assert packed.stat().st_mtime_ns != before
+    for clock in (before - 10**15, before + 10**15):  # which has jumped: the model is still the same
+        os.utime(run.out / "summary.json", ns=(clock, clock))
+        run.model(engine=ENGINE)
+    assert packed.stat().st_mtime_ns == before
+    other = shutil.copytree(run.out, tmp_path / "other")
+    shutil.copy(other / "stage2" / "last.safetensors", other / "stage2" / "best.safetensors")
+    Run(other).model(engine=ENGINE)
+    assert read(other / "model.safetensors").provenance["trained"] == digest(other / "stage2" / "best.safetensors")
+    shutil.rmtree(other / "stage2")  # on a device: what is packed is there, the rest is not
+    (other / "model.safetensors").write_bytes(packed.read_bytes())
+    Run(other).model(engine=ENGINE)
+    assert (other / "model.safetensors").read_bytes() == packed.read_bytes()
     elsewhere = run.export(tmp_path / "other.safetensors", engine=ENGINE)
     assert elsewhere == tmp_path / "other.safetensors"
     one, other = read(elsewhere), read(packed)  # the order of the metadata's keys differs from file to file

@@ -139,6 +139,7 @@ def test_tables_lose_no_column(terminal, width, rows):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_tables_of_commands_keep_every_figure(width):
     metrics = {"n": 7, "top1": 0.91, "top5": 0.92, "macro_precision": 0.93, "macro_recall": 0.94, "macro_f1": 0.95}
+    metrics |= {"calibration_error": 0.0612, "false_alarm_rate": 0.0713}
     for terminal in (True, False):
         output = written(metrics_table(metrics, "[bold]/\x1b[31m" + "x" * 300), width, terminal)
         assert all(f"{100 * value:.2f}" in output for name, value in metrics.items() if name != "n")

@@ -1,6 +1,7 @@
 #include "file/architecture.h"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "error.h"
 #include "file/keys.h"
@@ -180,6 +181,9 @@ Architecture read_architecture(const Json& json, bool optional) {
 Preprocessing read_preprocessing(const Json& json, const Architecture& architecture) {
     check_object("preprocessing", json, schema::kPreprocessing);
     const int height = side(json, "size", 0), width = side(json, "size", 1);
+    if (static_cast<uint64_t>(height) * static_cast<uint64_t>(width) > kMaxPixels) {
+        throw Error("size has more than " + std::to_string(kMaxPixels) + " pixels");
+    }
     if (height != architecture.image_height || width != architecture.image_width) {
         throw Error("preprocessing gives pictures of (" + std::to_string(height) + ", " + std::to_string(width) +
                     "), the model reads (" + std::to_string(architecture.image_height) + ", " +

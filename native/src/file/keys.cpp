@@ -28,6 +28,8 @@ void check_one(const schema::Key& key, const Json& value) {
     }
 }
 
+}  // namespace
+
 void check_key(const schema::Key& key, const Json& value) {
     if (key.most_items < 0) return check_one(key, value);
     const std::vector<Json>& items = value.array(key.name);
@@ -42,8 +44,6 @@ void check_key(const schema::Key& key, const Json& value) {
         }
     }
 }
-
-}  // namespace
 
 std::string quoted(const std::string& text) {
     constexpr size_t kLongest = 60;

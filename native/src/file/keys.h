@@ -19,6 +19,9 @@ void check_names(const char* where, const Json& object, const char* const (&name
     check_names(where, object, names, count);
 }
 
+// Checks the value of one key. Throws Error.
+void check_key(const schema::Key& key, const Json& value);
+
 // Checks that `object` has these keys, but perhaps optional ones, and no other, with values as they say. Throws Error.
 void check_object(const char* where, const Json& object, const schema::Key* keys, size_t count);
 template <size_t count>

@@ -86,6 +86,14 @@ const schema::Version& known_version(const std::string& name) {
     throw Error("version '" + quoted(name) + "' is unknown to this gsb-vit (it reads " + known + "); update it");
 }
 
+// `decision` may be left out, and is unknown to version 1.
+void check_model_keys(const Json& model, const std::string& version) {
+    std::vector<const char*> names(std::begin(schema::kModelKeys), std::end(schema::kModelKeys));
+    model.object("the metadata");
+    if (version != "1" && model.find(schema::kDecisionKey)) names.push_back(schema::kDecisionKey);
+    check_names("the metadata", model, names.data(), names.size());
+}
+
 std::string hexadecimal(uint64_t sum) {
     std::string text(16, '0');
     for (size_t i = text.size(); i-- > 0; sum >>= 4) text[i] = "0123456789abcdef"[sum & 15];
@@ -144,7 +152,7 @@ void PackedModel::read_metadata() {
         if (file_.metadata().size() != version.key_count) throw Error("an unknown key");
         if (file_.metadata().count(schema::kChecksumKeys[0])) check_sums();
         const Json model = Json::parse(value("model"));
-        check_names("the metadata", model, schema::kModelKeys);
+        check_model_keys(model, version.name);
         architecture_ = read_architecture(model.at("architecture"), file_.metadata().at("version") != "1");
         for (const Json& name : model.at("class_names").array("class_names")) {
             class_names_.push_back(name.text("a class name"));
@@ -155,6 +163,7 @@ void PackedModel::read_metadata() {
         }
         preprocessing_ = read_preprocessing(model.at("preprocessing"), architecture_);
         model.at("provenance").object("provenance");
+        if (const Json* decision = model.find(schema::kDecisionKey)) decision_ = read_decision(*decision);
     } catch (const Error& error) {
         throw Error("metadata: " + std::string(error.what()) + kAgain);
     }

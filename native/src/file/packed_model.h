@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "file/architecture.h"
+#include "file/decision.h"
 #include "file/safetensors_file.h"
 
 namespace gsb {
@@ -25,6 +26,7 @@ class PackedModel {
     const Architecture& architecture() const { return architecture_; }
     const std::vector<std::string>& class_names() const { return class_names_; }
     const Preprocessing& preprocessing() const { return preprocessing_; }
+    const Decision& decision() const { return decision_; }
     // The metadata's `model`, JSON.
     const std::string& header() const { return file_.metadata().at("model"); }
 
@@ -60,6 +62,7 @@ class PackedModel {
     Architecture architecture_;
     Preprocessing preprocessing_;
     std::vector<std::string> class_names_;
+    Decision decision_;
 };
 
 }  // namespace gsb

@@ -18,6 +18,8 @@ inline constexpr const char* kMetadataKeys1[] = {"format", "version", "model"};
 inline constexpr const char* kMetadataKeys2[] = {"format", "version", "model", "header_xxh64", "payload_xxh64"};
 inline constexpr const char* kChecksumKeys[] = {"header_xxh64", "payload_xxh64"};
 inline constexpr const char* kModelKeys[] = {"architecture", "class_names", "preprocessing", "provenance"};
+inline constexpr const char* kDecisionKey = "decision";
+inline constexpr const char* kUnknownKey = "unknown";
 inline constexpr const char* kTensorKeys[] = {"dtype", "shape", "data_offsets"};
 
 inline constexpr const char* kThresholdScope[] = {"sample", "fixed"};
@@ -26,10 +28,12 @@ inline constexpr const char* kGlobalPool[] = {"token", "avg"};
 inline constexpr const char* kPoolNorm[] = {"after", "before"};
 inline constexpr const char* kResize[] = {"crop", "squash"};
 inline constexpr const char* kInterpolation[] = {"nearest", "bilinear", "bicubic"};
+inline constexpr const char* kScore[] = {"max_logit", "energy"};
 enum class ThresholdScope { sample, fixed };
 enum class AttentionBias { none, relative, full };
 enum class GlobalPool { token, avg };
 enum class PoolNorm { after, before };
+enum class Score { max_logit, energy };
 enum class Dimension { embed_dim, patch_height, patch_width, num_patches, prefix_tokens, convolution_outputs, convolution_inputs, num_classes, head_dim, num_heads, relative_bias_size, num_tokens, attention_groups, value_groups, mlp_hidden };
 enum class When { always, tokenizer_patches, attention_bias_relative, attention_bias_full, threshold_scope_fixed };
 enum class Rule { any, positive, bits, range, falling };
@@ -118,6 +122,14 @@ inline constexpr Key kPreprocessing[] = {
     {"interpolation", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kInterpolation, 3, false},
     {"mean", Kind::number, -kInfinity, kInfinity, -kInfinity, kInfinity, 3, 3, false, nullptr, 0, false},
     {"std", Kind::number, -kInfinity, kInfinity, 0, kInfinity, 3, 3, false, nullptr, 0, false},
+};
+inline constexpr Key kDecision[] = {
+    {"temperature", Kind::number, -kInfinity, 1000, 0, kInfinity, -1, -1, false, nullptr, 0, false},
+};
+inline constexpr Key kUnknown[] = {
+    {"score", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kScore, 2, false},
+    {"threshold", Kind::number, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
+    {"false_alarm_rate", Kind::number, 0, 1, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
 };
 inline constexpr Tensor kOuterTensors[] = {
     {"patch_embed.weight", "I8", 4, {{Dimension::embed_dim, 1, 0, false}, {Dimension::embed_dim, 0, 3, false}, {Dimension::patch_height, 1, 0, false}, {Dimension::patch_width, 1, 0, false}},

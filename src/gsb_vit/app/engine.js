@@ -32,10 +32,11 @@ export class Model {
     this.#module = module;
     this.#bytes = bytes;
     this.#start();
-    const { architecture, class_names: names, preprocessing } = readMetadata(bytes);
+    const { architecture, class_names: names, preprocessing, decision } = readMetadata(bytes);
     this.architecture = architecture;
     this.classNames = names;
     this.preprocessing = preprocessing;
+    this.temperature = decision?.temperature ?? 1;
     const info = this.#call("malloc", 4 * INFO_WORDS);
     this.#call("gsb_vit_get_info", info, this.#model);
     const words = new Int32Array(this.#runtime.memory.buffer, info, INFO_WORDS);
@@ -120,7 +121,7 @@ export class Model {
    * @returns {{name: string, probability: number}[]}
    */
   predict(pixels, top = 5) {
-    const probabilities = softmax(this.logits(pixels));
+    const probabilities = softmax(this.logits(pixels), this.temperature);
     const order = Array.from(probabilities.keys()).sort((a, b) => probabilities[b] - probabilities[a] || a - b);
     return order.slice(0, top).map((k) => ({ name: this.classNames[k], probability: probabilities[k] }));
   }
@@ -182,10 +183,10 @@ function readMetadata(bytes) {
   return JSON.parse(header.__metadata__.model);
 }
 
-/** Logits of one picture → probabilities, in float64. */
-export function softmax(logits) {
-  const largest = logits.reduce((a, b) => Math.max(a, b), -Infinity);
-  const found = Float64Array.from(logits, (logit) => Math.exp(logit - largest));
+/** Logits of one picture → probabilities, softmax(logits / temperature), in float64. */
+export function softmax(logits, temperature = 1) {
+  const largest = logits.reduce((a, b) => Math.max(a, b), -Infinity) / temperature;
+  const found = Float64Array.from(logits, (logit) => Math.exp(logit / temperature - largest));
   const sum = found.reduce((a, b) => a + b, 0);
   return found.map((value) => value / sum);
 }

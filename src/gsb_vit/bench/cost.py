@@ -85,12 +85,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class Summary:
-    """The layers of a model in order; ``bytes_by_kind`` splits the tensors' bytes by what they hold."""
+    """The layers of a model in order; ``bytes_by_kind`` splits the tensors' bytes by what they hold.
+
+    ``class_names`` is None for an architecture, which has none.
+    """
 
     architecture: Architecture
     layers: list[Layer]
     bytes_by_kind: dict[str, int]
     file_bytes: int | None = None
+    class_names: tuple[str, ...] | None = None
 
     @property
     def packed(self) -> Cost:
@@ -110,6 +114,7 @@ class Summary:
         ]
         return {
             "name": self.architecture.name,
+            "classes": self.class_names if self.class_names is None else list(self.class_names),
             "file_bytes": self.file_bytes,
             "bytes_by_kind": self.bytes_by_kind,
             "total": self.packed.to_json(),
@@ -118,7 +123,9 @@ class Summary:
         }
 
 
-def summarize(architecture: Architecture, file_bytes: int | None = None) -> Summary:
+def summarize(
+    architecture: Architecture, file_bytes: int | None = None, class_names: tuple[str, ...] | None = None
+) -> Summary:
     """Sum up a packed model of this shape.
 
     ``parameters`` are the learned numbers of the trained model (latent weights, biases, shifts, scales) as PyTorch
@@ -135,7 +142,7 @@ def summarize(architecture: Architecture, file_bytes: int | None = None) -> Summ
         Layer(name, Cost(parameters, sizes[name], flops, bops), Cost(plain, 4 * plain, plain_flops, 0))
         for name, parameters, flops, bops, plain, plain_flops in _rows(architecture)
     ]
-    return Summary(architecture, layers, {kind: size for kind, size in kinds.items() if size}, file_bytes)
+    return Summary(architecture, layers, {kind: size for kind, size in kinds.items() if size}, file_bytes, class_names)
 
 
 def layer_of_tensor(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from gsb_vit.errors import InputError
+from gsb_vit.files import as_path, open_regular
 from gsb_vit.quantization import Quantization
 from gsb_vit.runtime.packed_file import read
 from gsb_vit.runtime.schema import Architecture
@@ -47,8 +48,11 @@ def heads_of(model: Any) -> list[Any]:
     return [model.head, model.head_dist] if hasattr(model, "head_dist") else [model.head]
 
 
-def find_architecture(target: str) -> tuple[Architecture, int | None]:
-    """Return the architecture of a packed file, with the file's bytes, of a run or trained model file, or of a name.
+def find_architecture(target: str) -> tuple[Architecture, int | None, tuple[str, ...] | None]:
+    """Return the architecture, the packed file's bytes and the class names of a model, or of an architecture's name.
+
+    ``target`` is a packed file, a run, a trained model file, or a name. Only packed files have bytes, and names have no
+    classes.
 
     A name is that of a timm vision transformer, built with the default quantization; that, and a trained model, need
     PyTorch.
@@ -56,9 +60,10 @@ def find_architecture(target: str) -> tuple[Architecture, int | None]:
     Raises:
         InputError: neither a file nor a known architecture, or an architecture that cannot be packed.
     """
-    path = Path(target)
+    path = as_path(target, "a model file, a run or the name of an architecture")
     if path.is_file() and not is_trained_model(path):
-        return read(path).architecture, path.stat().st_size
+        packed = read(path)
+        return packed.architecture, path.stat().st_size, packed.class_names
     if not path.exists() and (path.suffix == ".safetensors" or len(path.parts) > 1):
         raise InputError(f"{target}: no such file; give a packed model, or the name of an architecture")
     if find_spec("timm") is None:
@@ -71,17 +76,17 @@ def find_architecture(target: str) -> tuple[Architecture, int | None]:
     from .checks import check_exportable
 
     if path.exists():
-        model = load_model(path).model
-        check_exportable(model)
-    else:
-        model = build_model(target, {}, NUM_CLASSES, Quantization())
-    return architecture_of(model), None
+        trained = load_model(path)
+        check_exportable(trained.model)
+        return architecture_of(trained.model), None, tuple(trained.class_names)
+    return architecture_of(build_model(target, {}, NUM_CLASSES, Quantization())), None, None
 
 
 def is_trained_model(path: Path) -> bool:
     """Return whether a file is a trained model of the training side (rather than packed, or something else)."""
     try:
+        open_regular(path, "a model file").close()  # a pipe would wait for a writer
         with safe_open(path, "numpy") as file:
             return "gsb_vit" in (file.metadata() or {})
-    except (SafetensorError, OSError):
+    except (SafetensorError, InputError, OSError):
         return False

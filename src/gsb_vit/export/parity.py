@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gsb_vit.data.preprocess import Preprocessing
+from gsb_vit.decision import Decision, calibrate
 from gsb_vit.errors import InputError
 from gsb_vit.files import staged
 from gsb_vit.models.binarize import set_pixel_scaling
@@ -96,6 +97,13 @@ def compare(
     Raises:
         InputError: for pictures that do not fit, none at all, or an engine that is unknown or not built.
     """
+    return _compare(model, packed_path, pictures, engine, traced)[0]
+
+
+def _compare(
+    model: nn.Module, packed_path: packed_file.PathLike, pictures: NDArray[np.uint8], engine: str, traced: int
+) -> tuple[Parity, NDArray[np.float32]]:
+    """The comparison, and the packed model's logits."""
     packed_model = packed_file.read(packed_path)
     check_batch(pictures, packed_model.architecture.image_size)
     if len(pictures) == 0:
@@ -114,7 +122,7 @@ def compare(
         expected = torch.cat([model(part) for part in images.split(_BATCH)]).numpy()
     wrong = found.argmax(axis=1) != expected.argmax(axis=1)
     traced = min(traced, len(pictures))
-    return Parity(
+    parity = Parity(
         n=len(pictures),
         top1_agreement=float(1 - wrong.mean()),
         disagreements=int(wrong.sum()),
@@ -124,6 +132,7 @@ def compare(
         traced=traced,
         flipped=_flipped(model, reference, pictures[:traced], images[:traced]),
     )
+    return parity, found
 
 
 def export_and_verify(
@@ -135,8 +144,13 @@ def export_and_verify(
     preprocessing: Preprocessing,
     provenance: Mapping[str, Any] | None = None,
     engine: str = "reference",
+    labels: NDArray[np.integer] | None = None,
+    decision: Decision | None = None,
 ) -> tuple[PackedModel, Parity]:
     """Export to ``path`` only if the packed model agrees with the trained one on ``pictures`` (:attr:`Parity.ok`).
+
+    The packed file gets ``decision``, its temperature and threshold. With ``labels`` of the pictures instead, which
+    were then not trained on, it gets what :func:`gsb_vit.decision.calibrate` finds on them.
 
     The file appears under its name after the comparison; a refusal leaves ``path`` as it was.
 
@@ -149,9 +163,13 @@ def export_and_verify(
             model = export_model(
                 trained_model, candidate, class_names=class_names, preprocessing=preprocessing, provenance=provenance
             )
-            parity = compare(trained_model, candidate, pictures, engine=engine)
+            parity, logits = _compare(trained_model, candidate, pictures, engine, TRACED_PICTURES)
             if not parity.ok:
                 raise InputError(_refusal(path, parity))
+            if decision is None:
+                decision = Decision() if labels is None else calibrate(logits, labels)
+            model = replace(packed_file.read(candidate), decision=decision)
+            packed_file.write(candidate, model)
         return model, parity
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error}); give a file in a folder that exists") from error

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from gsb_vit.data.digests import digests, pack_seen, unpack_seen
+from gsb_vit.data.digests import digest, digests, pack_seen, unpack_seen
 from gsb_vit.data.held_out import SPLIT_OPTIONS, require_same_classes
 from gsb_vit.data.splits import DataSplits
 from gsb_vit.data.stored_split import run_data
 from gsb_vit.errors import InputError
-from gsb_vit.models.trained import load_model
+from gsb_vit.models.trained import find_model, load_model
 from gsb_vit.runtime.packed_file import PackedModel
-from gsb_vit.train.evaluate import run_data_options
+from gsb_vit.train.evaluate import run_data_options, run_decision
 from gsb_vit.train.folder import RUN_FILE, read_run
 
 from .parity import Parity, export_and_verify
@@ -39,7 +39,9 @@ def export_run(
     ``data_spec`` names the data if it has moved. ``engine`` runs the packed model; bits are always compared with those
     of the NumPy reference, on the first pictures. Digests of the training pictures go into the packed file's provenance
     (10.7 kB a thousand pictures), so that the packed model, too, is judged on pictures that it has not seen. Who has a
-    picture can find out from them whether it was used: ``keep_digests`` off leaves them out.
+    picture can find out from them whether it was used: ``keep_digests`` off leaves them out. Temperature and threshold
+    for unknown pictures are those that the run fitted at its end; those of an older run, or of a single model file, are
+    fitted on these validation pictures. Without validation pictures there are none.
 
     Raises:
         InputError: the run, its data or ``output`` cannot be used, or the packed model disagrees with the trained one,
@@ -54,7 +56,8 @@ def export_run(
     splits = run_data(run, spec, options)
     require_same_classes(trained.class_names, splits.class_names, spec)
     held_out = splits.validation if len(splits.validation) else splits.test
-    sources = held_out.sources[:: -(-len(held_out) // most)]
+    step = -(-len(held_out) // most)
+    sources = held_out.sources[::step]
     split = {name: value for name, value in asdict(options).items() if name in SPLIT_OPTIONS}
     provenance = _seen(trained.info.provenance, splits, keep_digests)
     return export_and_verify(
@@ -63,8 +66,15 @@ def export_run(
         np.stack([trained.preprocessing(source) for source in sources]),
         class_names=trained.class_names,
         preprocessing=trained.preprocessing,
-        provenance={**provenance, "stage": trained.info.stage, "split": split},
+        provenance={
+            **provenance,
+            "stage": trained.info.stage,
+            "split": split,
+            "trained": digest(find_model(run)),
+        },
         engine=engine,
+        labels=held_out.labels[::step] if len(splits.validation) else None,
+        decision=run_decision(run),
     )
 
 

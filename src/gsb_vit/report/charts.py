@@ -34,6 +34,8 @@ class Band:
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 40
 CELLS_TOP = 22
+NAME_LENGTH = 32  # characters of a class name beside the confusion matrix
+BAND_LABEL = 7.5  # units of a band label's character
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -73,9 +75,13 @@ def line_chart(lines: Sequence[Line], bands: Sequence[Band], *, title: str, perc
         start, end = x_of(band.start), x_of(band.end)
         parts.append(
             f'<rect class="band {band.css}" x="{start:.1f}" y="{TOP}" width="{end - start:.1f}" '
-            f'height="{HEIGHT - TOP - BOTTOM}"/><text class="band-label {band.css}" x="{(start + end) / 2:.1f}" '
-            f'y="{TOP - 9}" text-anchor="middle">{escape(band.label)}</text>'
+            f'height="{HEIGHT - TOP - BOTTOM}"><title>{escape(band.label)}</title></rect>'
         )
+        if end - start >= BAND_LABEL * len(band.label):
+            parts.append(
+                f'<text class="band-label {band.css}" x="{(start + end) / 2:.1f}" y="{TOP - 9}" '
+                f'text-anchor="middle">{escape(band.label)}</text>'
+            )
     for tick in ticks(low, high):
         label = f"{100 * tick:g} %" if percent else f"{tick:g}"
         parts.append(
@@ -110,9 +116,8 @@ def confusion_chart(counts: Sequence[Sequence[int]], class_names: Sequence[str])
     size = len(table)
     labelled = size <= 20
     cell = min(46, 480 // size) if labelled else max(3, 520 // size)
-    edge = 16 + 7 * max((len(name) for name in class_names), default=1) if labelled else 24
-    edge = min(edge, 150)
-    width, height = edge + cell * size + 4, CELLS_TOP + cell * size + (24 if labelled else 4)
+    edge = 16 + min(7 * max((len(name) for name in class_names), default=1), NAME_LENGTH * 7) if labelled else 24
+    width, height = edge + cell * size + 4, CELLS_TOP + cell * size + (edge if labelled else 4)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     parts = [
         f'<svg class="chart confusion" viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img" '
@@ -135,14 +140,12 @@ def confusion_chart(counts: Sequence[Sequence[int]], class_names: Sequence[str])
             )
     if labelled:
         for index, name in enumerate(class_names):
-            y = CELLS_TOP + index * cell + cell / 2 + 4
+            y, text = CELLS_TOP + index * cell + cell / 2 + 4, escape(_short(name, NAME_LENGTH))
+            parts.append(f'<text class="tick" x="{edge - 8}" y="{y}" text-anchor="end">{text}</text>')
+            x, below = edge + index * cell + cell / 2 + 4, CELLS_TOP + cell * size + 8
             parts.append(
-                f'<text class="tick" x="{edge - 8}" y="{y}" text-anchor="end">{escape(_short(name, 18))}</text>'
-            )
-            x = edge + index * cell + cell / 2
-            parts.append(
-                f'<text class="tick" x="{x}" y="{CELLS_TOP + cell * size + 17}" text-anchor="middle">'
-                f"{escape(_short(name, 4))}</text>"
+                f'<text class="tick" x="{x}" y="{below}" text-anchor="end" transform="rotate(-90 {x} {below})">'
+                f"{text}</text>"
             )
     parts.append(f'<rect class="frame" x="{edge}" y="{CELLS_TOP}" width="{cell * size}" height="{cell * size}"/>')
     parts.append(f'<text class="tick" x="{edge + cell * size / 2}" y="12" text-anchor="middle">predicted →</text>')

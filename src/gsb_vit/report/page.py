@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from gsb_vit.bench.cost import Summary, summarize
 from gsb_vit.bench.peers.timing import Measurement
 from gsb_vit.data.datasets import LabelledPictures
+from gsb_vit.data.preprocess import Preprocessing
+from gsb_vit.decision import Decision, expected_calibration_error
 from gsb_vit.errors import InputError
 from gsb_vit.files import read_json, write_atomically
-from gsb_vit.metrics import METRIC_NAMES, confusion_matrix, softmax
+from gsb_vit.metrics import METRIC_NAMES, classification_metrics, confusion_matrix
 from gsb_vit.runtime.classifier import load
 from gsb_vit.runtime.evaluate import logits_of
 from gsb_vit.runtime.packed_file import PackedModel
@@ -21,6 +24,8 @@ from gsb_vit.runtime.packed_file import read as read_packed
 
 from .charts import Band, Line, bars, confusion_chart, line_chart, png_uri
 from .masks import mask_rows
+from .mislabelled import suspects
+from .mistakes import MOST_THUMBNAILS, class_rows, confusion_rows, headline, mistakes, suspect_rows
 
 STAGE_NAMES = {
     "teacher": "teacher (full precision)",
@@ -31,59 +36,124 @@ STAGE_NAMES = {
 SAMPLES = 20
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A model's answers on the held-out pictures: logits (n, K), and what they are taken for."""
+
+    class_names: Sequence[str]
+    preprocessing: Preprocessing
+    decision: Decision
+    logits: np.ndarray
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Training pictures as a run labelled them, and what it said of them, (n, K), averaged over its epochs."""
+
+    pictures: LabelledPictures
+    probabilities: np.ndarray
+
+
 def write_report(
-    run: str | Path,
+    run: str | Path | None,
     *,
-    packed: str | Path,
+    packed: str | Path | None,
     test: LabelledPictures,
+    judged: Judged | None = None,
+    trained: Trained | None = None,
+    out: str | Path | None = None,
     bench: Sequence[Measurement] = (),
     parity: Mapping[str, Any] | None = None,
     title: str = "A one-bit vision transformer",
     engine: str = "native",
 ) -> Path:
-    """Write ``RUN/report.html`` and return its path.
+    """Write one HTML file, by default ``RUN/report.html``, and return its path.
 
     Curves come from ``RUN/metrics.jsonl``, test metrics from ``RUN/summary.json``, the recipe and the provenance from
-    ``RUN/recipe.toml`` and ``RUN/run.json``; confusion matrix, sample predictions and attention masks from running the
-    packed model on the test pictures.
+    ``RUN/recipe.toml`` and ``RUN/run.json``; all answers, masks and costs from running the packed model on the test
+    pictures. Without ``run`` the page tells of the packed model alone. Without ``packed``, as of a run that cannot be
+    packed, it leaves out masks and costs.
 
     Args:
-        packed: the packed model file of the run.
+        packed: the packed model file, or None together with ``judged``.
         test: the held-out pictures.
+        judged: the trained model's answers on them.
+        trained: for the list of training pictures whose label is probably wrong.
         bench: rows of :func:`gsb_vit.bench.compare.benchmark`.
         parity: what the comparison with the trained model found, name → figure.
 
     Raises:
         InputError: a file of the run is missing or unreadable, or the packed model is.
     """
-    run = Path(run)
-    model, classifier = read_packed(packed), load(packed, engine=engine)
-    pictures = np.stack([model.preprocessing(source) for source in test.sources])
-    logits = logits_of(classifier, pictures)
-    results = read_json(run / "summary.json", {"stages": dict}, _WAY)["stages"]
-    summary = summarize(model.architecture, Path(packed).stat().st_size)
+    run, packed = (None if one is None else Path(one) for one in (run, packed))
+    model = None if packed is None else read_packed(packed)
+    own: PackedModel | Judged
+    if packed is not None and model is not None:
+        own = model
+        pictures = np.stack([own.preprocessing(source) for source in test.sources])
+        logits = logits_of(load(packed, engine=engine), pictures)
+    elif judged is not None:
+        own, logits = judged, judged.logits
+        pictures = np.stack([own.preprocessing(source) for source in test.sources])
+    else:
+        raise InputError("a report needs a packed model, or the answers of a trained one")
+    names, decision = own.class_names, own.decision
+    confusion = confusion_matrix(logits.argmax(axis=1), test.labels, len(names))
+    results = {} if run is None else read_json(run / "summary.json", {"stages": dict}, _WAY)["stages"]
+    summary = None if packed is None or model is None else summarize(model.architecture, packed.stat().st_size)
     values = {
         "title": title,
-        "subtitle": _subtitle(model, len(test)),
+        "subtitle": _subtitle(model, own, len(test)),
+        "headline": headline(confusion),
+        "calibration": _calibration(decision, logits, test.labels),
+        "classes": class_rows(names, confusion),
+        "confusions": confusion_rows(names, confusion),
+        "mistakes": mistakes(names, test.sources, pictures, test.labels, logits, decision),
+        "suspects": _suspects(names, own.preprocessing, trained),
+        "has_trained": trained is not None,
         "tiles": _tiles(results, summary, bench),
-        **_training(run / "metrics.jsonl", results),
-        **_held_out(results, len(test), parity),
-        "confusion": confusion_chart(
-            confusion_matrix(logits.argmax(axis=1), test.labels, len(model.class_names)).tolist(), model.class_names
-        ),
-        "samples": _samples(model.class_names, pictures, test.labels, logits),
+        **_training(None if run is None else run / "metrics.jsonl", results),
+        **_held_out(results, logits, test.labels, parity),
+        "confusion": confusion_chart(confusion.tolist(), names),
+        "samples": _samples(names, pictures, test.labels, logits, decision),
         **_masks(model, pictures, test.labels, logits),
         **_costs(summary, bench),
-        "facts": _facts(read_json(run / "run.json", {"data": str}, _WAY), model.provenance),
-        "recipe": _read_text(run / "recipe.toml"),
+        "facts": _facts(
+            {} if run is None else read_json(run / "run.json", {"data": str}, _WAY),
+            {} if model is None else model.provenance,
+        ),
+        "recipe": "" if run is None else _read_text(run / "recipe.toml"),
         # Small pictures show their pixels; photographs are smoothed.
-        "rendering": "pixelated" if max(model.architecture.image_size) < 64 else "auto",
+        "rendering": "pixelated" if max(own.preprocessing.size) < 64 else "auto",
     }
     environment = Environment(loader=PackageLoader("gsb_vit.report"), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html").render(values)
-    path = run / "report.html"
+    folder = run if run is not None else packed.parent if packed is not None else Path()
+    path = Path(out) if out is not None else folder / "report.html"
     write_atomically(path, page.encode("utf-8"))
     return path
+
+
+def _calibration(decision: Decision, logits: np.ndarray, labels: np.ndarray) -> str:
+    error = expected_calibration_error(decision.probabilities(logits), labels)
+    if decision == Decision():
+        return f"Probabilities are not calibrated; their expected calibration error is {_percent(error)}."
+    before = expected_calibration_error(Decision().probabilities(logits), labels)
+    text = (
+        f"Probabilities are calibrated with temperature {decision.temperature:.3g}: expected calibration error "
+        f"{_percent(before)} before, {_percent(error)} after."
+    )
+    if decision.unknown is not None:
+        text += f" The threshold for unknown pictures rejects {_percent(decision.is_unknown(logits).mean())} of these."
+    return text
+
+
+def _suspects(names: Sequence[str], preprocessing: Preprocessing, trained: Trained | None) -> list[dict[str, Any]]:
+    if trained is None:
+        return []
+    found = suspects(trained.probabilities, trained.pictures.labels)
+    shown = [preprocessing(trained.pictures.sources[one.index]) for one in found[:MOST_THUMBNAILS]]
+    return suspect_rows(names, trained.pictures.sources, shown, found)
 
 
 def _read_text(path: Path) -> str:
@@ -112,7 +182,10 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _subtitle(model: PackedModel, pictures: int) -> str:
+def _subtitle(model: PackedModel | None, own: PackedModel | Judged, pictures: int) -> str:
+    if model is None:
+        height, width = own.preprocessing.size
+        return f"{width} × {height} pixels, {len(own.class_names)} classes; {pictures:,} held-out pictures"
     a = model.architecture
     height, width = a.image_size
     return (
@@ -121,7 +194,7 @@ def _subtitle(model: PackedModel, pictures: int) -> str:
     )
 
 
-def _tiles(results: Mapping[str, Any], summary: Summary, bench: Sequence[Measurement]) -> list[dict[str, str]]:
+def _tiles(results: Mapping[str, Any], summary: Summary | None, bench: Sequence[Measurement]) -> list[dict[str, str]]:
     notes = {
         "teacher": "full precision",
         "twin": "full precision",
@@ -134,11 +207,10 @@ def _tiles(results: Mapping[str, Any], summary: Summary, bench: Sequence[Measure
         for stage in STAGE_NAMES
         if stage in results
     ]
-    size = summary.file_bytes or summary.packed.bytes
-    ratio = summary.twin.bytes / size
-    tiles.append(
-        {"css": "", "label": "Model file", "value": _bytes(size), "note": f"{ratio:.1f} × smaller than float32"}
-    )
+    if summary is not None:
+        size = summary.file_bytes or summary.packed.bytes
+        note = f"{summary.twin.bytes / size:.1f} × smaller than float32"
+        tiles.append({"css": "", "label": "Model file", "value": _bytes(size), "note": note})
     own = next((row for row in bench if row.engine == "gsb-vit"), None)
     if own is not None and own.median_ms is not None:
         note = f"a picture, {own.threads} thread{'s' if own.threads > 1 else ''}, this machine"
@@ -146,8 +218,10 @@ def _tiles(results: Mapping[str, Any], summary: Summary, bench: Sequence[Measure
     return tiles
 
 
-def _training(path: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+def _training(path: Path | None, results: Mapping[str, Any]) -> dict[str, Any]:
     """Put the stages one behind the other on one axis of epochs."""
+    if path is None:
+        return {"training_note": None}
     lines = _read_lines(path)
     charts: dict[str, list[Line]] = {"top1": [], "loss": []}
     bands: list[Band] = []
@@ -176,24 +250,32 @@ def _training(path: Path, results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _held_out(results: Mapping[str, Any], count: int, parity: Mapping[str, Any] | None) -> dict[str, Any]:
-    note = f"{count:,} pictures that took no part in training or selection, looked at once."
+def _held_out(
+    results: Mapping[str, Any], logits: np.ndarray, labels: np.ndarray, parity: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    note = f"{len(labels):,} pictures."
+    if results:
+        note = f"{len(labels):,} pictures that took no part in training or selection."
     if parity:
         found = ", ".join(f"{name} {value}" for name, value in parity.items())
         note += f" Packed model against the trained one: {found}."
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"label": label, "values": [_percent(results[stage]["test"][key]) for key in METRIC_NAMES]}
         for stage, label in STAGE_NAMES.items()
         if stage in results
     ]
+    if not rows:
+        metrics = classification_metrics(logits, labels)
+        own: dict[str, Any] = {"label": "this model", "values": [_percent(metrics[key]) for key in METRIC_NAMES]}
+        rows = [own]
     return {"held_out_note": note, "metric_names": list(METRIC_NAMES.values()), "metric_rows": rows}
 
 
 def _samples(
-    class_names: Sequence[str], pictures: np.ndarray, labels: np.ndarray, logits: np.ndarray
+    class_names: Sequence[str], pictures: np.ndarray, labels: np.ndarray, logits: np.ndarray, decision: Decision
 ) -> list[dict[str, Any]]:
     """Show up to a quarter mistakes, the most confident first, then right answers spread over the classes."""
-    answers, probabilities = logits.argmax(axis=1), softmax(logits).max(axis=1)
+    answers, probabilities = logits.argmax(axis=1), decision.probabilities(logits).max(axis=1)
     wrong = np.flatnonzero(answers != labels)
     wrong = wrong[np.argsort(-probabilities[wrong], kind="stable")][: SAMPLES // 4]
     right = np.flatnonzero(answers == labels)
@@ -215,7 +297,9 @@ def _samples(
     ]
 
 
-def _masks(model: PackedModel, pictures: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
+def _masks(model: PackedModel | None, pictures: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
+    if model is None:
+        return {"masks_note": "", "mask_rows": [], "mask_columns": 1}
     answers = logits.argmax(axis=1)
     hits = np.flatnonzero(answers == labels)
     index = int(hits[0]) if len(hits) else 0
@@ -230,7 +314,9 @@ def _masks(model: PackedModel, pictures: np.ndarray, labels: np.ndarray, logits:
     return {"masks_note": note, "mask_rows": rows, "mask_columns": max((len(row.panels) for row in rows), default=1)}
 
 
-def _costs(summary: Summary, bench: Sequence[Measurement]) -> dict[str, Any]:
+def _costs(summary: Summary | None, bench: Sequence[Measurement]) -> dict[str, Any]:
+    if summary is None:
+        return {"size_bars": None, "bench_rows": []}
     kinds = {
         "binary_weights": "one-bit weights",
         "int8_weights": "8-bit edges",
@@ -267,6 +353,7 @@ def _css(row: Measurement) -> str:
 
 
 def _facts(run: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    provenance = {name: value for name, value in provenance.items() if name != "seen"}  # digests
     facts = {**dict(_flat(provenance)), **dict(_flat(run))}
     return [(name.replace("_", " "), _text(value)) for name, value in facts.items() if name != "status"]
 

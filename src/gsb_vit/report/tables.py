@@ -17,13 +17,27 @@ if TYPE_CHECKING:
 
 _GAP = "  "
 _PERCENT = "100.0 %"
+NONE_OF_THESE = "(none of the classes)"
 
 
 def metrics_table(metrics: Mapping[str, float], spec: str) -> Table:
     """Show the metrics of an evaluation in percent."""
-    made = Table(f"{metrics['n']:,} held-out pictures of {spec}", ("metric", "percent"))
+    given, seen = metrics.get("n_given"), metrics.get("n_seen")
+    kind = "held-out " if given is not None and seen is not None and metrics["n"] <= given - seen else ""
+    made = Table(f"{metrics['n']:,} {kind}pictures of {spec}", ("metric", "percent"))
     for key, name in METRIC_NAMES.items():
         made.add_row(name if key.startswith("top") else f"{name} (macro)", f"{100 * metrics[key]:.2f}")
+    made.add_row("expected calibration error", f"{100 * metrics['calibration_error']:.2f}")
+    if "false_alarm_rate" in metrics:
+        made.add_row("called unknown", f"{100 * metrics['false_alarm_rate']:.2f}")
+    return made
+
+
+def classes_table(classes: Sequence[Mapping[str, Any]]) -> Table:
+    """Show every class of an evaluation that has pictures, the one with the smallest recall first."""
+    made = Table("Classes, the worst first", ("class", "recall", "precision", "F1", "pictures"))
+    for one in sorted((one for one in classes if one["n"]), key=lambda one: (one["recall"], one["precision"])):
+        made.add_row(one["class"], *(f"{one[key]:.1%}" for key in ("recall", "precision", "f1")), f"{one['n']:,}")
     return made
 
 
@@ -33,11 +47,15 @@ class AnswerLines:
     In a pipe (``width`` None) a line is picture, class and probability with tabs between them. In a terminal it is a
     row of a table with columns as wide as ``pictures`` and ``class_names`` need; long paths lose their middle. Where
     there is no room for that, the picture has a line of its own, and its classes follow it. Classes are never cut.
+    A picture without an answer (with ``unknown``) is none of the classes.
     """
 
-    def __init__(self, pictures: Sequence[Path], class_names: Sequence[str], width: int | None) -> None:
+    def __init__(
+        self, pictures: Sequence[Path], class_names: Sequence[str], width: int | None, unknown: bool = False
+    ) -> None:
         self._width = width
-        self._class_width = max((cell_len(printable(name)) for name in class_names), default=0)
+        names = [*class_names, *([NONE_OF_THESE] if unknown else [])]
+        self._class_width = max((cell_len(printable(name)) for name in names), default=0)
         longest = max((cell_len(printable(str(picture))) for picture in pictures), default=0)
         room = (width or 0) - self._class_width - len(_PERCENT) - 2 * len(_GAP)
         self._path_width = min(longest, room) if room >= min(longest, NARROWEST) else 0
@@ -49,7 +67,7 @@ class AnswerLines:
     def answers(self, picture: Path, answers: "Sequence[Prediction]") -> Iterator[str]:
         """Give the lines of a picture that was classified."""
         path = printable(str(picture))
-        names = [(printable(one.name), f"{100 * one.probability:.1f} %") for one in answers]
+        names = [(printable(one.name), f"{100 * one.probability:.1f} %") for one in answers] or [(NONE_OF_THESE, "")]
         if self._width is None:
             yield from (f"{path}\t{name}\t{percent}" for name, percent in names)
         elif self._path_width:
@@ -143,6 +161,8 @@ def summary_tables(summary: Summary) -> Iterator[Table]:
         "times smaller",
         *("", f"{summary.twin.bytes / size:.1f} ×", "", "", f"{summary.twin.ops / summary.packed.ops:.1f} ×"),
     )
+    if (names := summary.class_names) is not None:
+        made.caption = f"{len(names)} classes: {', '.join(names)}"
     yield made
     kinds = Table("Bytes by kind of tensor", ("kind", "bytes", "share"))
     for kind, size in summary.bytes_by_kind.items():

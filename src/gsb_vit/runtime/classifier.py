@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 from gsb_vit.data.pictures import Picture
 from gsb_vit.data.preprocess import Preprocessing
+from gsb_vit.decision import Decision
 from gsb_vit.errors import InputError, ModelError, shown
 from gsb_vit.files import as_path, open_regular
 from gsb_vit.limits import memory_limit
-from gsb_vit.metrics import softmax
 
 from .card import html_card, line_card
 from .packed_file import read
 from .pictures import batches, is_many, is_stored, prepare
 from .reference import ReferenceModel, check_batch
-from .schema import MAX_MEMORY, Architecture
+from .schema import DECISION_KEY, MAX_MEMORY, Architecture, read_decision
 
 ENGINES = ("native", "reference")
 _UNDECODED = re.compile("[\ud800-\udfff]")
@@ -42,7 +42,7 @@ def _overflow_is_a_model_error() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A class and its probability, the softmax of the logits."""
+    """A class and its probability, as :meth:`Classifier.predict_proba` gives it."""
 
     name: str
     probability: float
@@ -73,12 +73,14 @@ class Classifier:
         engine: Any,
         backend: str = "reference",
         threads: int = 1,
+        decision: Decision = Decision(),  # noqa: B008  (immutable)
     ) -> None:
         self.architecture = architecture
         self.class_names = class_names
         self.preprocessing = preprocessing
         self.backend = backend
         self.threads = threads
+        self.decision = decision
         self._engine = engine
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -118,17 +120,17 @@ class Classifier:
 
     @overload  # text and bytes are sequences, too: the first that fits counts
     def predict(  # type: ignore[overload-overlap]
-        self, picture: Picture, top: int = 5, *, max_pixels: int | None = None
+        self, picture: Picture, top: int = 5, *, unknown: bool = False, max_pixels: int | None = None
     ) -> list[Prediction]: ...
     @overload
     def predict(  # type: ignore[overload-overlap]
-        self, picture: Sequence[Picture], top: int = 5, *, max_pixels: int | None = None
+        self, picture: Sequence[Picture], top: int = 5, *, unknown: bool = False, max_pixels: int | None = None
     ) -> list[list[Prediction]]: ...
     @overload
     def predict(
-        self, picture: Iterable[Picture], top: int = 5, *, max_pixels: int | None = None
+        self, picture: Iterable[Picture], top: int = 5, *, unknown: bool = False, max_pixels: int | None = None
     ) -> Iterator[list[Prediction]]: ...
-    def predict(self, picture: Any, top: int = 5, *, max_pixels: int | None = None) -> Any:
+    def predict(self, picture: Any, top: int = 5, *, unknown: bool = False, max_pixels: int | None = None) -> Any:
         """Name the ``top`` most likely classes of a picture, best first.
 
         A picture is a path, the bytes of a file, a file object, a Pillow image or an array, as
@@ -136,23 +138,38 @@ class Classifier:
         or an array (B, H, W, 3), gives a list with an answer each. Any other iterable gives an iterator: its pictures
         are read as the answers are asked for, 64 at a time, and never kept.
         With fewer classes than ``top``, all are named; equal probabilities come in the order of the classes.
+        With ``unknown``, a picture that is none of the classes gets an empty list, as ``decision.is_unknown`` says.
 
         Raises:
-            InputError: for a picture that cannot be read, and for ``top`` below 1; a ModelError as :meth:`logits`.
+            InputError: for a picture that cannot be read, for ``top`` below 1, and for ``unknown`` where the model has
+                no threshold; a ModelError as :meth:`logits`.
         """
         if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or top < 1:
             raise InputError(f"top {shown(top)} must be a whole number of at least 1")
+        if unknown:
+            self.decision.require_unknown()
+
+        def run(pictures: NDArray[np.uint8]) -> list[list[Prediction]]:
+            return self._named(self.logits(pictures), int(top), unknown)
+
         if not is_many(picture):
-            return self._named(self.predict_proba(picture, max_pixels=max_pixels), int(top))
-        named = (self._named(row, int(top)) for row in self._rows(picture, self._probabilities, max_pixels))
+            return run(self.preprocessing(picture, max_pixels=max_pixels)[None])[0]
+        named = self._rows(picture, run, max_pixels)
         return list(named) if is_stored(picture) else named
 
-    def _named(self, probabilities: NDArray[np.float64], top: int) -> list[Prediction]:
-        order = np.argsort(-probabilities, kind="stable")[:top]
-        return [Prediction(self.class_names[k], float(probabilities[k])) for k in order]
+    def _named(self, logits: NDArray[np.float32], top: int, unknown: bool) -> list[list[Prediction]]:
+        probabilities = self.decision.probabilities(logits)
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+        known = ~self.decision.is_unknown(logits) if unknown else np.ones(len(logits), bool)
+        return [
+            [Prediction(self.class_names[k], float(row[k])) for k in best] if answered else []
+            for row, best, answered in zip(probabilities, order, known, strict=True)
+        ]
 
     def predict_proba(self, picture: Any, *, max_pixels: int | None = None) -> Any:
-        """Return the probability of every class, the softmax of the logits, in the order of ``class_names``.
+        """Return the probability of every class, in the order of ``class_names``: softmax(logits / temperature).
+
+        The temperature is that of :attr:`decision`. Export fits it on validation pictures; older files have 1.
 
         A picture gives float64 (K); a list, a tuple or an array (B, H, W, 3) of pictures float64 (B, K); any other
         iterable an iterator over float64 (K). What a picture may be, and how iterables are read, is as in
@@ -183,7 +200,7 @@ class Classifier:
         return features
 
     def _probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
-        return softmax(self.logits(pictures))
+        return self.decision.probabilities(self.logits(pictures))
 
     def _each(
         self, picture: Any, run: Callable[[NDArray[np.uint8]], Any], width: int, dtype: type, max_pixels: int | None
@@ -261,7 +278,9 @@ def _load(path: Path, name: str, threads: int, engine: str, backend: str | None,
             reference = ReferenceModel(model, max_memory)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-        return Classifier(model.architecture, model.class_names, model.preprocessing, reference)
+        return Classifier(
+            model.architecture, model.class_names, model.preprocessing, reference, decision=model.decision
+        )
     try:
         from gsb_vit import _native
     except ImportError as error:
@@ -278,7 +297,8 @@ def _load(path: Path, name: str, threads: int, engine: str, backend: str | None,
     try:
         architecture = Architecture.from_json(header["architecture"])
         preprocessing = Preprocessing.from_json(header["preprocessing"])
+        decision = read_decision(header[DECISION_KEY]) if DECISION_KEY in header else Decision()
     except InputError as error:
         raise InputError(f"{path}: {error}; export the model again") from error
     names = tuple(header["class_names"])
-    return Classifier(architecture, names, preprocessing, native, native.backend, native.threads)
+    return Classifier(architecture, names, preprocessing, native, native.backend, native.threads, decision)

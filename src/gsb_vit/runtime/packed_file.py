@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from gsb_vit.data.preprocess import Preprocessing
+from gsb_vit.decision import Decision
 from gsb_vit.errors import InputError
 from gsb_vit.files import write_atomically
 from gsb_vit.limits import memory_limit
@@ -24,11 +25,11 @@ from .keys import check_names, check_object
 from .safetensors_file import SafetensorsFile, parse_json, parse_safetensors, read_safetensors
 from .schema import (
     CHECKSUM_KEYS,
+    DECISION_KEY,
     FORMAT,
     MAX_HEADER_BYTES,
     MAX_MEMORY,
     METADATA_KEYS,
-    MODEL_KEYS,
     OPTIONAL,
     PREPROCESSING,
     VERSION,
@@ -36,6 +37,8 @@ from .schema import (
     check_specs,
     check_values,
     expected_tensors,
+    model_keys,
+    read_decision,
 )
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -51,6 +54,7 @@ class PackedModel:
     preprocessing: Preprocessing
     provenance: Mapping[str, Any]
     tensors: Mapping[str, NDArray[Any]] = field(repr=False)
+    decision: Decision = field(default_factory=Decision)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self.tensors[name]
@@ -75,11 +79,11 @@ def read(path: PathLike, *, max_memory: int | None = None) -> PackedModel:
     try:
         with _naming(path):
             file = read_safetensors(path, most)
-            architecture, class_names, preprocessing, provenance = _read_metadata(file)
+            architecture, class_names, preprocessing, provenance, decision = _read_metadata(file)
             specs = expected_tensors(architecture)
             check_specs(specs, file.specs)
             tensors = {name: file.tensor(name) for name in specs}
-            model = PackedModel(architecture, class_names, preprocessing, provenance, tensors)
+            model = PackedModel(architecture, class_names, preprocessing, provenance, tensors, decision)
             _check_header(model)
             check_values(architecture, tensors)
             return model
@@ -103,6 +107,8 @@ def write(path: PathLike, model: PackedModel) -> None:
         "preprocessing": model.preprocessing.to_json(),
         "provenance": dict(model.provenance),
     }
+    if model.decision != Decision():
+        header[DECISION_KEY] = model.decision.to_json()
     try:
         text = json.dumps(header, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -142,6 +148,7 @@ def check(model: PackedModel) -> None:
 
 
 def _check_header(model: PackedModel) -> None:
+    read_decision(model.decision.to_json())
     names = model.class_names
     if len(names) != model.architecture.num_classes or not all(isinstance(name, str) for name in names):
         raise InputError(f"class_names has {len(names)} names for {model.architecture.num_classes} classes; name each")
@@ -168,7 +175,9 @@ def _check_checksums(file: SafetensorsFile) -> None:
             )
 
 
-def _read_metadata(file: SafetensorsFile) -> tuple[Architecture, tuple[str, ...], Preprocessing, dict[str, Any]]:
+def _read_metadata(
+    file: SafetensorsFile,
+) -> tuple[Architecture, tuple[str, ...], Preprocessing, dict[str, Any], Decision]:
     metadata = file.metadata
     if metadata.get("format") != FORMAT:
         raise InputError("not a packed model; make one with `gsb-vit export RUN -o MODEL.safetensors`")
@@ -183,7 +192,7 @@ def _read_metadata(file: SafetensorsFile) -> tuple[Architecture, tuple[str, ...]
         if CHECKSUM_KEYS[0] in metadata:
             _check_checksums(file)
         header = parse_json(metadata["model"], "the metadata")
-        check_names("the metadata", header, MODEL_KEYS)
+        check_names("the metadata", header, model_keys(version, header))
         names, provenance = header["class_names"], header["provenance"]
         if not isinstance(names, list) or not isinstance(provenance, dict):
             raise InputError("class_names must be a list and provenance an object")
@@ -193,9 +202,10 @@ def _read_metadata(file: SafetensorsFile) -> tuple[Architecture, tuple[str, ...]
         if version == "1" and architecture.num_heads_out != architecture.prefix_tokens:
             raise InputError(f"architecture: num_heads_out {architecture.num_heads_out} must equal prefix_tokens")
         preprocessing = Preprocessing(**check_object("preprocessing", header["preprocessing"], PREPROCESSING))
+        decision = read_decision(header[DECISION_KEY]) if DECISION_KEY in header else Decision()
     except InputError as error:
         raise InputError(f"{error}; export the model again") from error
-    return architecture, tuple(names), preprocessing, provenance
+    return architecture, tuple(names), preprocessing, provenance, decision
 
 
 def _checked_path(path: PathLike) -> Path:

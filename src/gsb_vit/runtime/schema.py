@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gsb_vit.data.preprocess import RESIZES
 from gsb_vit.data.resample import FILTERS
+from gsb_vit.decision import SCORES, Decision, Unknown
 from gsb_vit.errors import InputError
 
 from .bits import pad_is_zero, words_for
@@ -24,6 +25,7 @@ VERSION = "2"  # that is written
 CHECKSUM_KEYS = ("header_xxh64", "payload_xxh64")
 METADATA_KEYS = {"1": ("format", "version", "model"), "2": ("format", "version", "model", *CHECKSUM_KEYS)}
 MODEL_KEYS = ("architecture", "class_names", "preprocessing", "provenance")
+DECISION_KEY = "decision"  # may be left out, and is unknown to version 1
 TENSOR_KEYS = ("dtype", "shape", "data_offsets")
 
 # Bytes of a loaded model, its file included, unless the caller or MAX_MEMORY_VARIABLE says otherwise. A billion one-bit
@@ -72,6 +74,13 @@ PREPROCESSING = (
     Key("interpolation", "choice", choices=tuple(FILTERS)),
     Key("mean", "number", items=(3, 3)),
     Key("std", "number", above=0, items=(3, 3)),
+)
+DECISION = (Key("temperature", "number", above=0, most=1000),)
+UNKNOWN_KEY = "unknown"  # in the decision; may be left out
+UNKNOWN = (
+    Key("score", "choice", choices=SCORES),
+    Key("threshold", "number"),
+    Key("false_alarm_rate", "number", least=0, most=1),
 )
 
 
@@ -251,6 +260,23 @@ class Architecture:
     def from_json(cls, values: Any) -> "Architecture":
         """Read what :meth:`to_json` wrote. Raises InputError for a missing or unknown key or a value out of range."""
         return cls(**check_object("architecture", values, ARCHITECTURE))
+
+
+def read_decision(values: Any) -> Decision:
+    """Read a model's ``decision``. Raises InputError for a missing or unknown key or a value out of range."""
+    if not isinstance(values, Mapping):
+        raise InputError("decision must be a JSON object")
+    unknown = None
+    if UNKNOWN_KEY in values:
+        unknown = Unknown(**check_object(UNKNOWN_KEY, values[UNKNOWN_KEY], UNKNOWN))
+    own = {name: value for name, value in values.items() if name != UNKNOWN_KEY}
+    return Decision(**check_object("decision", own, DECISION), unknown=unknown)
+
+
+def model_keys(version: str, model: Any) -> tuple[str, ...]:
+    """Return the keys that ``model``, the metadata's, must have in a version of the file, and no other."""
+    has_decision = version != "1" and isinstance(model, Mapping) and DECISION_KEY in model
+    return (*MODEL_KEYS, DECISION_KEY) if has_decision else MODEL_KEYS
 
 
 CONVOLUTION_SIDES = ("convolution_inputs", "convolution_outputs")

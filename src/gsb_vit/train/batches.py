@@ -59,11 +59,15 @@ class EvaluationPictures:
 
 
 class View(NamedTuple):
-    """Pictures as the student sees them, float (B, 3, H, W), labels (B,), and the same pictures as the teacher does."""
+    """Pictures as the student sees them, float (B, 3, H, W), labels (B,), and the same pictures as the teacher does.
+
+    ``indices`` (B,) are those of the training pictures.
+    """
 
     images: Tensor
     labels: Tensor
     taught: Tensor
+    indices: Tensor
 
 
 class TrainingPictures:
@@ -115,9 +119,10 @@ class TrainingPictures:
 
     def views(self, seed: tuple[int, ...], batch_size: int, rank: int = 0, world: int = 1) -> Iterator[View]:
         """As ``epoch``, for student and teacher; where they read the same, one tensor is both."""
-        for images, labels in self._batches(seed, batch_size, rank, world):
+        for images, places in self._batches(seed, batch_size, rank, world):
             moved = [part.to(self.device, non_blocking=True) for part in images]
-            yield View(moved[0], labels.to(self.device, non_blocking=True), moved[-1])
+            indices = torch.from_numpy(places)
+            yield View(moved[0], self.labels[indices].to(self.device, non_blocking=True), moved[-1], indices)
 
     def render(self, indices: np.ndarray, draws: Tensor) -> list[Tensor]:
         """Pictures of the ``batch`` policy, varied as ``draws`` (B, 16) say: the student's, then the teacher's."""
@@ -131,7 +136,7 @@ class TrainingPictures:
 
     def _batches(
         self, seed: tuple[int, ...], batch_size: int, rank: int, world: int
-    ) -> Iterator[tuple[list[Tensor], Tensor]]:
+    ) -> Iterator[tuple[list[Tensor], np.ndarray]]:
         order = np.random.default_rng(seed).permutation(len(self.pictures))
         parts = []
         for step in range(self.steps(batch_size)):
@@ -144,7 +149,7 @@ class TrainingPictures:
         if self._squares is None:
             for _, whole, own in parts:
                 plain = zip(self._plain, self._read_as, strict=True)
-                yield [normalize(p.batch(whole[own]), setting) for p, setting in plain], self.labels[whole[own]]
+                yield [normalize(p.batch(whole[own]), setting) for p, setting in plain], whole[own]
             return
         together = 1
         if self.device.type != "cpu":
@@ -154,7 +159,7 @@ class TrainingPictures:
 
     def _varied(
         self, parts: list[tuple[int, np.ndarray, slice]], seed: tuple[int, ...]
-    ) -> Iterator[tuple[list[Tensor], Tensor]]:
+    ) -> Iterator[tuple[list[Tensor], np.ndarray]]:
         """Some batches, varied at once; each has its own draws."""
         draws = []
         for step, whole, own in parts:
@@ -164,9 +169,9 @@ class TrainingPictures:
         lengths = [len(part) for part in indices]
         split = [images.split(lengths) for images in self.render(np.concatenate(indices), torch.cat(draws))]
         for place, batch in enumerate(indices):
-            yield [images[place] for images in split], self.labels[batch]
+            yield [images[place] for images in split], batch
 
-    def _timm_epoch(self, parts: list, seed: tuple[int, ...]) -> Iterator[tuple[list[Tensor], Tensor]]:
+    def _timm_epoch(self, parts: list, seed: tuple[int, ...]) -> Iterator[tuple[list[Tensor], np.ndarray]]:
         """timm's transforms, in worker processes where the recipe asks for them; each picture has its own seed."""
         batches = [
             [(int(i), (*seed, step, own.start + place)) for place, i in enumerate(whole[own])]
@@ -179,9 +184,9 @@ class TrainingPictures:
             num_workers=self.recipe.workers,
             generator=torch.Generator().manual_seed(0),
         )
-        for images, labels in loader:
+        for images, (_, whole, own) in zip(loader, parts, strict=True):
             alike = len(self._read_as) == 1
-            yield [images] if alike else self._both(unstandardize(images, self.preprocessing)), labels
+            yield [images] if alike else self._both(unstandardize(images, self.preprocessing)), whole[own]
 
 
 class SquarePictures:
@@ -240,10 +245,10 @@ class _TimmDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, item: tuple[int, tuple[int, ...]]) -> tuple[Tensor, int]:
+    def __getitem__(self, item: tuple[int, tuple[int, ...]]) -> Tensor:
         index, seed = item
         with seeded_generators(seed):
-            return self.transform(open_picture(self.pictures.sources[index])), int(self.pictures.labels[index])
+            return self.transform(open_picture(self.pictures.sources[index]))
 
 
 def _in_threads(function, indices: np.ndarray) -> list:  # type: ignore[no-untyped-def]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from torch.nn import functional
 
 from gsb_vit.data.held_out import BATCH, judged_pictures, require_same_classes
 from gsb_vit.data.splits import DataRecipe
-from gsb_vit.metrics import classification_metrics
+from gsb_vit.decision import Decision, evaluation
+from gsb_vit.errors import InputError
 from gsb_vit.models.binarize import set_pixel_scaling
 from gsb_vit.models.pixel_inputs import normalize
 from gsb_vit.models.trained import load_model
@@ -59,24 +61,39 @@ def evaluate_run(
     *,
     memory_limit_mb: int = 4096,
     everything: bool = False,
+    skip_bad: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Metrics of a trained model on those pictures of the data that it has not seen in training.
+    """Return :func:`gsb_vit.decision.evaluation` of a trained model on pictures that it has not seen in training.
 
-    n, top1, top5, macro_precision, _recall, _f1; ``n_given`` and ``n_seen`` as for a packed model. A model of before
-    files kept digests of their pictures is judged on the test split that its recipe draws.
-    Raises InputError where model or data cannot be read, their classes differ, or all pictures are seen.
+    ``n_given``, ``n_seen`` and ``n_left_out`` are as for a packed model. A model of before files kept digests of their
+    pictures is judged on the test split that its recipe draws.
+    Raises InputError where model or data cannot be read, their classes differ, all pictures are seen, or some do not
+    decode.
     """
     trained = load_model(path_or_run)
     split = dataclasses.asdict(run_data_options(Path(path_or_run)))
     provenance = {**trained.info.provenance, "split": split}
-    judged = judged_pictures(data_spec, provenance, trained.class_names, everything=everything)
+    judged = judged_pictures(data_spec, provenance, trained.class_names, everything=everything, skip_bad=skip_bad)
     require_same_classes(trained.class_names, judged.class_names, data_spec)
     if say is not None:
         say(judged.line)
     pictures = EvaluationPictures(judged.pictures, trained.preprocessing, memory_limit_mb)
-    metrics = classification_metrics(model_logits(trained.model, pictures), judged.pictures.labels)
-    return {**metrics, "n_given": judged.given, "n_seen": judged.seen}
+    decision = run_decision(Path(path_or_run)) or Decision()
+    found = evaluation(model_logits(trained.model, pictures), judged.pictures.labels, judged.class_names, decision)
+    return {**found, "n_given": judged.given, "n_seen": judged.seen, "n_left_out": len(judged.left_out)}
+
+
+def run_decision(path: Path) -> Decision | None:
+    """What the finished run in a folder fitted; None for a single model file, and for older runs."""
+    summary = path / "summary.json"
+    if not summary.is_file():
+        return None
+    try:
+        values = json.loads(summary.read_text(encoding="utf-8")).get("decision")
+        return None if values is None else Decision.from_json(values)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{summary} is damaged ({error}); train --resume writes it again") from error
 
 
 def run_data_options(path: Path) -> DataRecipe:

@@ -18,6 +18,7 @@ from gsb_vit.models.trained import BEST, LAST, ModelInfo, find_model, save_model
 from .augment import Mixing
 from .batches import EvaluationPictures, TrainingPictures
 from .checkpoint import STATE, keep_previous, optimizer_tensors, read_stage_file, read_state, restore_optimizer
+from .confidence import Confidence
 from .distill import DistillationTask
 from .evaluate import model_logits, validation_score
 from .guards import check_loss, check_parameters
@@ -116,6 +117,7 @@ class StageRun:
         self.views = setting.views(self.task, teacher, accelerator)
         self.head_first = HeadFirst(model, recipe)
         self.steps = setting.training.steps(recipe.batch_size)
+        self.confidence = Confidence(len(setting.training.pictures), len(setting.info.class_names))
         self.best: tuple[float, float] | None = None
         self.saved_at, self.save_seconds = float("-inf"), 0.0
 
@@ -152,6 +154,7 @@ class StageRun:
             self.model.load_state_dict(_named(tensors, "model."))
             self._make_optimizer(state.pop("scale_factors"))
             restore_optimizer(self.optimizer, tensors)
+            self.confidence.restore(tensors)
         except (RuntimeError, KeyError, ValueError) as error:
             raise InputError(
                 f"{path} is the state of another model than the recipe's; resume with the run's own recipe"
@@ -220,9 +223,12 @@ class StageRun:
             if self.average is not None:
                 self.average.update(self.model)
             hits = (out["output"].argmax(1) == labels).sum()
+            if batch.targets is labels:  # a mixed picture shows two classes
+                self.confidence.add(batch.indices, out["output"])
             total += torch.stack([out["loss"].detach() * len(labels), hits, torch.tensor(len(labels)).to(hits)])
             bar.step(total)
         loss, hits, count = accelerator.reduce(total, "sum").tolist()
+        self.confidence.finish_epoch(accelerator)
         elapsed = time.perf_counter() - started
         record = {
             "learning_rate": self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["lr_scale"],
@@ -279,10 +285,12 @@ class StageRun:
             tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
             if self.average is not None:
                 tensors |= {f"average.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
-            tensors |= optimizer_tensors(self.optimizer)
+            tensors |= {**optimizer_tensors(self.optimizer), **self.confidence.tensors()}
             state = {**vars(self.progress), "scale_factors": self.factors}
             keep_previous(self.setting.folder)
             write_tensors(self.setting.folder / STATE, tensors, state)
+            if epoch + 1 == self.setting.recipe.epochs:
+                self.confidence.write(self.setting.folder)
 
     def _save_model(self, name: str, epoch: int, **extra: float) -> None:
         if self.accelerator.is_main_process:

@@ -44,10 +44,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The split that a run trains on, and lines for the user."""
+    """The split that a run trains on, lines for the user, and whether the last student can be packed."""
 
     drawn: Drawn
     lines: tuple[str, ...] = ()
+    packable: bool = True
 
 
 def prepare(request: Request, accelerator: Accelerator, console: Console, stack: contextlib.ExitStack) -> Prepared:
@@ -104,7 +105,7 @@ def _prepare_main(request: Request, console: Console, stack: contextlib.ExitStac
     lines += drawn.lines
     if unpackable:
         lines.append(f"stage 2 will train and evaluate, but `gsb-vit export` will refuse it: {unpackable}")
-    return Prepared(drawn, tuple(lines))
+    return Prepared(drawn, tuple(lines), not unpackable)
 
 
 def _moved(folder: Path, spec: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import sys
 import types
 import typing
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from gsb_vit.errors import InputError
+from gsb_vit.files import as_path, read_text
 from gsb_vit.quantization import PRESETS, Quantization
 
 from .recipe import STAGES, Recipe
@@ -124,22 +126,19 @@ def _shipped() -> Any:
 
 
 def _read_text(name: str) -> str:
-    path = Path(name)
-    if not path.suffix and not path.exists():
+    path = as_path(name, "a recipe")
+    if not path.suffix and not os.path.lexists(path):
         if name not in shipped_recipes():
             raise InputError(f"no recipe {name!r}; give a .toml file or one of {', '.join(shipped_recipes())}")
         return (_shipped() / f"{name}.toml").read_text(encoding="utf-8")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the recipe {name!r} ({error}); give a readable TOML file") from error
+    return read_text(path, "a recipe, a TOML file")
 
 
 def parse_toml(text: str, name: str) -> dict[str, Any]:
     """TOML as nested dicts. Raises InputError with the place of the mistake."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # besides TOML's: an integer of thousands of digits
         raise InputError(f"the file {name!r} is not valid TOML: {error}; mend that line") from error
 
 
@@ -147,7 +146,7 @@ def toml_value(text: str) -> Any:
     """A value as TOML, or the bare word it is."""
     try:
         return tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text.strip()
 
 

@@ -23,6 +23,7 @@ from gsb_vit.data.held_out import data_name
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.data.splits import DataSplits
 from gsb_vit.data.stored_split import StoredSplit
+from gsb_vit.decision import Decision
 from gsb_vit.errors import InputError
 from gsb_vit.files import write_json
 from gsb_vit.metrics import classification_metrics, confusion_matrix
@@ -40,6 +41,7 @@ from .loop import StageRun, StageSetting
 from .precision import emulates_bfloat16
 from .prepare import Request, prepare, preprocessing_of
 from .recipe import SEED_NUMBERS, Recipe, StageRecipe, TwinRecipe
+from .results import calibration_of, show_results
 from .seeds import seed_everything
 from .teacher import Teacher, build_teacher, load_teacher
 
@@ -51,11 +53,15 @@ _STORAGE |= {errno.ENOTDIR, errno.ENODEV, errno.EFBIG}
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a finished run measured; ``stages`` maps a stage to its test metrics, chosen epoch and seconds."""
+    """What a finished run measured; ``stages`` maps a stage to its test metrics, chosen epoch and seconds.
+
+    ``packable``: whether the last stage can be exported.
+    """
 
     out: Path
     final_stage: str
     stages: dict[str, dict[str, Any]]
+    packable: bool = True
 
     @property
     def test(self) -> dict[str, float]:
@@ -126,7 +132,8 @@ def _train(request: Request, console: Console, stack: contextlib.ExitStack) -> R
             'mixed_precision = "bf16": this processor has no instructions for bfloat16, which then takes about ten '
             "times as long as float32; stop and train with --set mixed_precision=no"
         )
-    return _Run(recipe, data, prepared.drawn.stored, folder, accelerator, log).run()
+    summary = _Run(recipe, data, prepared.drawn.stored, folder, accelerator, log).run()
+    return replace(summary, packable=prepared.packable and summary.final_stage == "stage2")
 
 
 class _Run:
@@ -289,13 +296,23 @@ class _Run:
                 "seconds": self.seconds[name],
             }
         confusion = confusion_matrix(logits.argmax(1), labels, len(self.data.class_names))
+        decision, measured = calibration_of(self._validation_logits(final, model), (logits, labels))
         summary = RunSummary(self.folder, final, stages)
         if self.accelerator.is_main_process:
-            self._write_summary(summary, confusion)
+            self._write_summary(summary, confusion, decision, measured)
         self.accelerator.wait_for_everyone()
         return summary
 
-    def _write_summary(self, summary: RunSummary, confusion: np.ndarray) -> None:
+    def _validation_logits(self, name: str, model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and labels of the validation pictures, which took no part in training."""
+        shown = self._validation(self.read_as[name])
+        if len(shown) == 0:
+            return np.zeros((0, len(self.data.class_names)), np.float32), self.data.validation.labels
+        return model_logits(model, shown, self.accelerator), self.data.validation.labels
+
+    def _write_summary(
+        self, summary: RunSummary, confusion: np.ndarray, decision: Decision, measured: dict[str, Any]
+    ) -> None:
         values = {
             "data": self.data.spec,
             "seed": self.recipe.seed,
@@ -304,9 +321,12 @@ class _Run:
             "stages": summary.stages,
             "class_names": list(self.data.class_names),
             "confusion_matrix": confusion.tolist(),
+            "decision": decision.to_json(),
+            "calibration": measured,
             "left_out": self.stored.left_out,
             "test_pictures_seen": self.stored.tested_on_seen,
         }
         write_json(self.folder / "summary.json", values)
         write_json(self.folder / RUN_FILE, {**read_run(self.folder), "status": "finished"})
         show(summary_table(summary.stages), console=self.log.console)
+        show_results(self.log.console, self.data.class_names, confusion, decision, measured)

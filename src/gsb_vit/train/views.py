@@ -28,12 +28,16 @@ _LARGEST = 60000.0  # logits beyond it are cut, so that float16 holds them
 
 
 class Taught(NamedTuple):
-    """A batch: the student's pictures, labels, and labels as the loss takes them; the teacher's pictures or logits."""
+    """A batch: the student's pictures, labels, and labels as the loss takes them; the teacher's pictures or logits.
+
+    ``indices`` (B,) are those of the training pictures.
+    """
 
     images: Tensor
     labels: Tensor
     targets: Tensor
     taught: Tensor
+    indices: Tensor
 
 
 class LiveViews:
@@ -52,14 +56,14 @@ class LiveViews:
         views = self.training.views(seed, batch_size, rank, world)
         for _ in range(self.training.steps(batch_size)):
             asked = time.perf_counter()
-            images, labels, taught = next(views)
+            images, labels, taught, indices = next(views)
             self.fetched += time.perf_counter() - asked
             if taught is images:
                 (images,), targets = self.mixing.together([images], labels)
                 taught = images
             else:
                 (images, taught), targets = self.mixing.together([images, taught], labels)
-            yield Taught(images, labels, targets, taught)
+            yield Taught(images, labels, targets, taught, indices)
 
     def lesson(self, batch: Taught) -> Lesson | None:
         """What the teacher says of a batch; within the autocast that it is to have."""
@@ -196,7 +200,7 @@ class CachedViews:
             images, labels, targets = self.pictures(plan, part)
             said = logits[torch.from_numpy(part)].float().to(self.training.device)
             self.fetched += time.perf_counter() - asked
-            yield Taught(images[0], labels, targets, said)
+            yield Taught(images[0], labels, targets, said, torch.from_numpy(plan.order[part]))
 
     def lesson(self, batch: Taught) -> Lesson:
         """What the teacher said of a batch's views."""

@@ -6,23 +6,29 @@ PYTEST ?=
 # As many tests at a time as cores, at most four; 0: one after the other, in one process.
 WORKERS ?= logical
 CLANG   ?= clang++
+LOWEST_PYTHON ?= python3.10
+CONSTRAINTS ?= constraints.txt
+BUILD   ?= build/dev
 FUZZ_SECONDS ?= 60
 
 BIN     := $(VENV)/bin
-SOURCES := pyproject.toml constraints.txt $(shell find src native CMakeLists.txt -type f -not -name '*.pyc' -not -name '*.so' 2>/dev/null)
+SOURCES := pyproject.toml $(CONSTRAINTS) $(shell find src native CMakeLists.txt -type f -not -name '*.pyc' -not -name '*.so' 2>/dev/null)
 NATIVE  := $(shell find native -name '*.cpp' -o -name '*.h' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check docs format native wasm fuzz clean
+.PHONY: help quickstart test test-lowest check docs format native wasm fuzz tsan clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/.train  ## train, pack and run a one-bit vision transformer on scanned digits
 	$(BIN)/gsb-vit quickstart --out $(RUN)
 
 test: $(VENV)/.dev native  ## run all tests (choose some with PYTEST='tests/whole/test_cli.py -k bench')
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal $(PYTEST)
+
+test-lowest:  ## run all tests on the lowest versions that pyproject.toml allows, with LOWEST_PYTHON
+	$(MAKE) test VENV=build/lowest-venv BUILD=build/lowest PYTHON=$(LOWEST_PYTHON) CONSTRAINTS=constraints-lowest.txt
 
 check: $(VENV)/.dev  ## lint, check formats and types
 	$(BIN)/ruff check src tests benchmarks native
@@ -39,9 +45,9 @@ format: $(VENV)/.dev  ## rewrite the sources in the house format
 	$(BIN)/clang-format -i $(NATIVE)
 
 native: $(VENV)/.dev  ## build the extension into src/gsb_vit, for PYTHONPATH=src
-	$(BIN)/cmake -S . -B build/dev -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+	$(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$(abspath $(BIN))/python \
 		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -Dnanobind_DIR="$$($(BIN)/python -m nanobind --cmake_dir)"
-	$(BIN)/cmake --build build/dev
+	$(BIN)/cmake --build $(BUILD)
 
 wasm: $(VENV)/.dev  ## build the WebAssembly module into src/gsb_vit/app, for gsb-vit app (cmake/wasm32-wasi.cmake says what it needs)
 	$(BIN)/cmake --preset wasm -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
@@ -60,6 +66,9 @@ fuzz: $(VENV)/.dev  ## fuzz the model reader with the forward pass, and the resi
 	build/fuzz/build/native/fuzz/picture_fuzzer -artifact_prefix=build/fuzz/ -max_len=1000 -len_control=0 -timeout=20 \
 		-malloc_limit_mb=1000 -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 build/fuzz/pictures
 
+tsan:  ## run the native tests of threads and of whole models under ThreadSanitizer
+	$(MAKE) test PYTEST="tests/native/test_sanitizers.py -k thread"
+
 clean:  ## remove what the targets above made, except the runs
 	rm -rf $(VENV) build src/gsb_vit/*.so
 
@@ -70,12 +79,12 @@ $(BIN)/python:
 
 $(VENV)/.train: $(BIN)/python $(SOURCES)
 	@echo "installing the package and PyTorch into $(VENV); this takes some minutes"
-	$(BIN)/python -m pip install --quiet -c constraints.txt '.[train]'
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) '.[train]'
 	@touch $@
 
-$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.dev: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	@echo "installing the package, PyTorch and the tools into $(VENV); this takes some minutes"
-	$(BIN)/python -m pip install --quiet -c constraints.txt '.[train,dev]'
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) '.[train,dev]'
 	@touch $@
 
 # The site's tools need neither PyTorch nor the package: names and docstrings are read from the sources.

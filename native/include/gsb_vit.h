@@ -66,15 +66,6 @@ const char* gsb_vit_class_name(const gsb_vit_model* model, int index);
  * the threads or the backend. */
 int gsb_vit_predict(gsb_vit_model* model, const uint8_t* pixels, size_t count, float* logits);
 
-gsb_vit_decision gsb_vit_get_decision(const gsb_vit_model* model);
-
-/* Probabilities of count pictures from their logits (count, classes): softmax(logits / temperature), in double; each
- * row of probabilities (count, classes) sums to 1. Returns 0, or −1 where it fails. */
-int gsb_vit_probabilities(const gsb_vit_model* model, const float* logits, size_t count, double* probabilities);
-
-/* Is the picture with these logits (classes) none of the classes? 1: yes, 0: no, −1: the file holds no threshold. */
-int gsb_vit_is_unknown(const gsb_vit_model* model, const float* logits);
-
 /* Run one picture and write its attention masks: uint8 (depth, A, num_heads, N, N), 1 where token j (the last axis) is
  * in a group of token i. Returns 0, or −1 where it fails. */
 int gsb_vit_masks(gsb_vit_model* model, const uint8_t* pixels, uint8_t* masks);
@@ -100,6 +91,15 @@ int gsb_vit_prepare_image(const gsb_vit_model* model, const uint8_t* pixels, int
 
 /* The most pixels of a picture that the two functions above take; 64 million unless this says otherwise. */
 void gsb_vit_set_max_pixels(gsb_vit_model* model, size_t pixels);
+
+gsb_vit_decision gsb_vit_get_decision(const gsb_vit_model* model);
+
+/* Probabilities of count pictures from their logits (count, classes): softmax(logits / temperature), in double; each
+ * row of probabilities (count, classes) sums to 1. Returns 0, or −1 where it fails. */
+int gsb_vit_probabilities(const gsb_vit_model* model, const float* logits, size_t count, double* probabilities);
+
+/* Is the picture with these logits (classes) none of the classes? 1: yes, 0: no, −1: the file holds no threshold. */
+int gsb_vit_is_unknown(const gsb_vit_model* model, const float* logits);
 
 /* Switch profiling on (and the sums to zero) or off. */
 void gsb_vit_set_profiling(gsb_vit_model* model, int on);

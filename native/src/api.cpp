@@ -95,6 +95,14 @@ int gsb_vit_predict(gsb_vit_model* model, const uint8_t* pixels, size_t count, f
     });
 }
 
+int gsb_vit_masks(gsb_vit_model* model, const uint8_t* pixels, uint8_t* masks) {
+    return guarded(-1, [&] {
+        if (!pixels || !masks) throw gsb::Error("no pixels or no room for masks given");
+        model->model.masks(pixels, masks);
+        return 0;
+    });
+}
+
 gsb_vit_decision gsb_vit_get_decision(const gsb_vit_model* model) {
     const gsb::Decision& decision = model->model.decision();
     return {decision.temperature, decision.has_unknown ? 1 : 0, decision.false_alarm_rate};
@@ -108,24 +116,6 @@ int gsb_vit_probabilities(const gsb_vit_model* model, const float* logits, size_
             model->model.decision().probabilities(logits + i * classes, classes, probabilities + i * classes);
         }
         return 0;
-    });
-}
-
-int gsb_vit_masks(gsb_vit_model* model, const uint8_t* pixels, uint8_t* masks) {
-    return guarded(-1, [&] {
-        if (!pixels || !masks) throw gsb::Error("no pixels or no room for masks given");
-        model->model.masks(pixels, masks);
-        return 0;
-    });
-}
-
-int gsb_vit_is_unknown(const gsb_vit_model* model, const float* logits) {
-    return guarded(-1, [&] {
-        const gsb::Decision& decision = model->model.decision();
-        if (!logits) throw gsb::Error("no logits given");
-        if (!decision.has_unknown) throw gsb::Error("the model has no threshold for unknown pictures; export it again");
-        const int classes = model->model.architecture().num_classes;
-        return decision.known_score(logits, classes) < decision.threshold ? 1 : 0;
     });
 }
 
@@ -152,6 +142,16 @@ int gsb_vit_prepare_image(const gsb_vit_model* model, const uint8_t* pixels, int
 
 void gsb_vit_set_max_pixels(gsb_vit_model* model, size_t pixels) {
     model->max_pixels = pixels;
+}
+
+int gsb_vit_is_unknown(const gsb_vit_model* model, const float* logits) {
+    return guarded(-1, [&] {
+        const gsb::Decision& decision = model->model.decision();
+        if (!logits) throw gsb::Error("no logits given");
+        if (!decision.has_unknown) throw gsb::Error("the model has no threshold for unknown pictures; export it again");
+        const int classes = model->model.architecture().num_classes;
+        return decision.known_score(logits, classes) < decision.threshold ? 1 : 0;
+    });
 }
 
 void gsb_vit_set_profiling(gsb_vit_model* model, int on) {

@@ -39,7 +39,7 @@ class Model {
     // pixels: (count, H, W, 3); logits: (count, K). One call at a time: others wait. In a forked child, too, also where
     // the fork met another thread's call. Throws Error where the model's numbers overflow.
     void predict(const uint8_t* pixels, size_t count, float* logits) { run(pixels, count, logits, {}); }
-    // features: (count, heads, C), the normalised token that each head reads; else as predict.
+    // features: (count, heads, C), the normalised token, or mean, that each head reads; else as predict.
     void embed(const uint8_t* pixels, size_t count, float* features);
     // One picture; masks: (depth, A, heads, N, N).
     void masks(const uint8_t* pixels, uint8_t* masks);

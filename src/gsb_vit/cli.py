@@ -395,6 +395,7 @@ def evaluate(
     everything: Annotated[
         bool, typer.Option("--all", help="Judge on all pictures given, those seen in training, too.")
     ] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be decoded.")] = False,
     to_json: Json = False,
     engine: Engine = "native",
     threads: Threads = 0,
@@ -407,7 +408,7 @@ def evaluate(
         _require_training("evaluating a run")
         from gsb_vit.train.evaluate import evaluate_run
 
-        found = evaluate_run(model, data, everything=everything, say=_tell)
+        found = evaluate_run(model, data, everything=everything, skip_bad=skip_bad, say=_tell)
     else:
         import gsb_vit
         from gsb_vit.runtime.evaluate import evaluate_packed
@@ -415,7 +416,7 @@ def evaluate(
 
         provenance = read(model).provenance
         classifier = gsb_vit.load(model, threads=threads, engine=engine)
-        found = evaluate_packed(classifier, data, provenance, everything=everything, say=_tell)
+        found = evaluate_packed(classifier, data, provenance, everything=everything, skip_bad=skip_bad, say=_tell)
     if to_json:
         _print_json(found)
         return

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 
 from gsb_vit.errors import InputError, shown
 
+MOST_TEXT = 1_000_000
+
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
@@ -62,6 +64,21 @@ def read_json(path: Path, kinds: Mapping[str, Any], way: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({' '.join(str(error).split())}); {way}") from error
     return values
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a text file that a person wrote, at most ``MOST_TEXT`` bytes of UTF-8.
+
+    Raises InputError for anything that is no such file; ``what`` says what to give instead.
+    """
+    with open_regular(path, what) as file:
+        data = file.read(MOST_TEXT + 1)
+    if len(data) > MOST_TEXT:
+        raise InputError(f"{path}: cannot be read (has more than {MOST_TEXT:,} bytes); give {what}")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read ({error}); give {what} in UTF-8") from error
 
 
 def remove_leftovers(folder: Path) -> None:

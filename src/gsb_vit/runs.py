@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.safetensors"
 _RUNS = Path("runs")
+_TRAINED = ("best.safetensors", "last.safetensors")
 _SUMMARY_KEYS: dict[str, Any] = {
     "data": str,
     "final_stage": str,
@@ -89,11 +90,25 @@ class Run:
 
     def _pack(self, engine: str, data: str | None = None) -> None:
         """Export where that has not been done since the run ended."""
-        if self._packed.is_file() and self._packed.stat().st_mtime_ns >= self._results.stat().st_mtime_ns:
+        if self._is_packed():
             return
         from gsb_vit.export.run import export_run
 
         export_run(self.out, self._packed, engine=engine, data_spec=data)
+
+    def _is_packed(self) -> bool:
+        """Whether the packed file is of the run's model, by digest: clocks jump. Without its stages it is taken so."""
+        from gsb_vit.data.digests import digest
+        from gsb_vit.runtime.packed_file import read
+
+        if not self._packed.is_file():
+            return False
+        stage = self.out / self._summary()["final_stage"]
+        trained = next((path for name in _TRAINED if (path := stage / name).is_file()), None)
+        try:
+            return trained is None or read(self._packed).provenance.get("trained") == digest(trained)
+        except InputError:  # damaged
+            return False
 
     def report(self, *, engine: str = "native", data: str | None = None, out: Path | None = None) -> Path:
         """Write ``OUT/report.html``, one file that needs nothing else, and return its path.

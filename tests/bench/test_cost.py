@@ -45,6 +45,20 @@ def test_bytes_are_those_of_the_file(tmp_path, bias, scope, prefix_tokens):
         assert layer.packed.bytes == own, layer.name
 
 
+def test_a_tokenizers_bytes_and_products_by_hand(tmp_path):
+    path = tmp_path / "model.safetensors"
+    shape = {**SHAPE, "patch_size": 8, "tokenizer_channels": (5, 7), "global_pool": "avg", "prefix_tokens": 0}
+    write_random_packed(path, seed=0, num_classes=5, **shape)
+    summary = summarize(*find_architecture(str(path)))
+    layers = layers_of(summary)
+    assert summary.packed.bytes == sum(array.nbytes for array in packed_file.read(path).tensors.values())
+    weights = 27 * 5 + 9 * 5 * 7 + 9 * 7 * 24
+    assert layers["tokenizer"].packed.bytes == weights + 4 * (3 * 5 + 4 * 5 + 7 + 7 + 24)
+    products = 27 * 5 * 64 + 9 * 5 * 7 * 16 + 9 * 7 * 24 * 4
+    assert layers["tokenizer"].packed.flops == layers["tokenizer"].twin.flops == products
+    assert "patch_embed" not in layers and layers["tokens"].packed.parameters == 4 * 24
+
+
 def test_products_of_a_small_model_by_hand():
     summary = summarize(random_packed(seed=0, num_classes=5, **SHAPE).architecture)
     layers = layers_of(summary)
@@ -70,6 +84,9 @@ def test_products_of_a_small_model_by_hand():
         ("gsb_vit_small_patch16_224", {"depth": 1}, {"attention_bias": "full", "value_thresholds": (0.5,)}),
         ("gsb_vit_tiny_patch16_224", {"depth": 1}, {"attention_bias": "none", "attention_thresholds": (0.3, 0.5, 0.8)}),
         ("vit_tiny_patch16_224", {"depth": 1}, {}),
+        ("vit_tiny_patch16_224", {"depth": 1, "reg_tokens": 3, "global_pool": "avg"}, {}),
+        ("gsb_vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "tokenizer_channels": [7, 12], "depth": 1}, {}),
+        ("gsb_vit_tiny_patch16_224", {"depth": 1, "reg_tokens": 3, "global_pool": "avg"}, {"attention_bias": "full"}),
     ],
 )
 def test_parameters_are_pytorchs(name, arguments, switches):

@@ -240,10 +240,8 @@ def test_switches_without_a_packed_form_are_refused(switches, message):
     ("options", "message"),
     [
         ({"global_pool": "max"}, "global_pool = 'max'"),
-        ({"global_pool": "avg", "fc_norm": False}, "wrong side of the pooling .norm.*fc_norm = True"),
         ({"global_pool": "avg", "pool_include_prefix": True}, "pool_include_prefix"),
-        ({"fc_norm": True}, "wrong side of the pooling .fc_norm.*fc_norm = False"),
-        ({"reg_tokens": 2}, "register tokens"),
+        ({"reg_tokens": 16}, "17 prefix tokens.*at most 16"),
         ({"pre_norm": True}, "norm before the blocks"),
         ({"init_values": 0.1}, "layer scale"),
         ({"in_chans": 1}, "3 channels"),

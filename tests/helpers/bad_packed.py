@@ -453,20 +453,26 @@ def _keys():
         yield _row(f"name {value[:9]!r}", put("architecture", "name", value), None)
     yield _row("another name key", put("architecture", "nam\ne", ""), "unknown")
     yield _row("other picture size", put("preprocessing", "size", [16, 8]), "pictures of")
+    yield _row("a picture of too many pixels", in_json(_huge_pictures), "pixels")
     yield _row("patches do not fit", put("architecture", "patch_size", [8, 7]), "no multiple")
     yield _row("heads do not fit", put("architecture", "num_heads", 3), "no multiple")
-    yield _row("a head less", put("architecture", "num_heads_out", 1), "must equal")
+    less = ("relative", put("architecture", "num_heads_out", 1))
+    yield Row("a head less", *less, "does not belong", VERSIONS[1:])
+    yield Row("a head less in version 1", *less, "must equal", VERSIONS[:1])
+    yield _row("more heads than tokens", put("architecture", "prefix_tokens", 1), "more than prefix_tokens")
     for key, value, reason in (
         ("patch_size", [4, 4], "stride of 3 convolutions"),
         ("patch_size", [8, 16], "stride of 3 convolutions"),
         ("num_heads_out", 2, "must be 1"),
-        ("global_pool", "token", "must equal"),
+        ("global_pool", "token", "more than prefix_tokens"),
+        ("pool_norm", "before", None),
         ("prefix_tokens", 1, "prefix_tokens|attn.bias"),
         ("tokenizer_channels", [], "patch_embed.weight"),
         ("tokenizer_channels", [3], "stride of 2 convolutions"),
         ("tokenizer_channels", [3, 6], "tokenizer.1.weight"),
     ):
         yield _row(f"{key} {value}", put("architecture", key, value), reason, "convolutions")
+    yield Row("a norm before no pool", "relative", put("architecture", "pool_norm", "before"), "avg", VERSIONS[1:])
     for key in schema.OPTIONAL:
         default = schema.Architecture.__dataclass_fields__[key].default
         row = (f"{key} at its default", "relative", put("architecture", key, default))
@@ -476,6 +482,13 @@ def _keys():
     yield _row("too many tokens", in_json(lambda h, m: m["architecture"].update(big)), "tokens")
     yield _row("deep", put("architecture", "depth", 1024), "missing")
     yield _row("fewer blocks", put("architecture", "depth", 2), "missing")
+
+
+def _huge_pictures(_, model):
+    """One pixel more than 64 million, in the patches of a model with few tokens."""
+    size = [8000, 8001]
+    model["architecture"].update(image_size=size, patch_size=[1000, 889])
+    model["preprocessing"]["size"] = size
 
 
 def _wrong(key):
@@ -505,7 +518,7 @@ def _wrong_items(key):
         if key.kind == "choice":
             yield from ("", key.choices[0].upper(), key.choices[0] + " ", key.choices[0] + "\n", "x" * 100_000)
         return
-    yield from ("1", -1 if key.kind == "whole" else "0.5", [1])
+    yield from ("1", -5 if key.kind == "whole" else "0.5", [1])
     if key.kind == "whole":
         yield from (key.least - 1, key.most + 1, 1.5, 2**31, 2**32 + 1, 2**53, 2**64 + 1, 10**300)
     else:

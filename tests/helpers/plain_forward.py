@@ -18,8 +18,13 @@ def plain_logits(model, picture):
     if a.global_pool == "avg":
         patches = tokens[a.prefix_tokens :]
         share = f(1) / f(len(patches))
-        tokens = [[sum16(channel) * share for channel in zip(*patches, strict=True)]]
-    results = [head(model, j, tokens[j]) for j in range(a.num_heads_out)]
+        if a.pool_norm == "before":
+            patches = [norm(x, model["norm.weight"], model["norm.bias"], a) for x in patches]
+        mean = [sum16(channel) * share for channel in zip(*patches, strict=True)]
+        read = [mean if a.pool_norm == "before" else norm(mean, model["norm.weight"], model["norm.bias"], a)]
+    else:
+        read = [norm(tokens[j], model["norm.weight"], model["norm.bias"], a) for j in range(a.num_heads_out)]
+    results = [head(model, j, y) for j, y in enumerate(read)]
     if len(results) == 1:
         return np.array(results[0])
     return np.array([(left + right) * f(0.5) for left, right in zip(*results, strict=True)])
@@ -174,8 +179,7 @@ def mlp(a, block, x):
     return out
 
 
-def head(model, j, x):
-    y = norm(x, model["norm.weight"], model["norm.bias"], model.architecture)
+def head(model, j, y):
     shift, step = model[f"heads.{j}.shift"], model[f"heads.{j}.input_scale"][0]
     # Python's round is half to even, as rint is.
     levels = [min(max(round(float((v + s) / step)), -128), 127) for v, s in zip(y, shift, strict=True)]

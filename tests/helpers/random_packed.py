@@ -54,6 +54,18 @@ SHAPES = {
         image_size=(20, 36), patch_size=4, embed_dim=48, depth=1, num_heads=1, mlp_hidden=64, num_classes=3,
         global_pool="avg", prefix_tokens=1, attention_bias="full",
     ),
+    "registers": dict(
+        image_size=(32, 48), patch_size=8, embed_dim=64, depth=2, num_heads=2, mlp_hidden=96, num_classes=5,
+        prefix_tokens=5, num_heads_out=1,
+    ),
+    "all_prefix_tokens": dict(
+        image_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=1, mlp_hidden=48, num_classes=3,
+        prefix_tokens=16, num_heads_out=2,
+    ),
+    "mean_of_norms": dict(
+        image_size=(40, 24), patch_size=8, embed_dim=60, depth=2, num_heads=2, mlp_hidden=96, num_classes=5,
+        global_pool="avg", pool_norm="before", prefix_tokens=3,
+    ),
     "two_convolutions": dict(
         image_size=(12, 20), patch_size=4, embed_dim=36, depth=1, num_heads=1, mlp_hidden=64, num_classes=4,
         tokenizer_channels=(5,), prefix_tokens=1,
@@ -88,6 +100,8 @@ def random_packed(
     value_thresholds=(0.7, 0.9),
     threshold_scope="sample",
     global_pool="token",
+    pool_norm="after",
+    num_heads_out=None,
     tokenizer_channels=(),
 ):
     """Return a random PackedModel; sizes are whole numbers or (height, width)."""
@@ -100,7 +114,7 @@ def random_packed(
         num_heads=num_heads,
         mlp_hidden=mlp_hidden,
         prefix_tokens=prefix_tokens,
-        num_heads_out=1 if global_pool == "avg" else prefix_tokens,
+        num_heads_out=num_heads_out or (1 if global_pool == "avg" else prefix_tokens),
         num_classes=num_classes,
         layer_norm_eps=1e-12,
         attention_thresholds=tuple(attention_thresholds),
@@ -108,6 +122,7 @@ def random_packed(
         threshold_scope=threshold_scope,
         attention_bias=attention_bias,
         global_pool=global_pool,
+        pool_norm=pool_norm,
         tokenizer_channels=tuple(tokenizer_channels),
     )
     rng = np.random.default_rng(seed)

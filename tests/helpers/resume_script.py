@@ -22,6 +22,7 @@ SETTINGS = [
     "model.embed_dim=16",
     "model.num_heads=1",
     "model.drop_path_rate=0.1",
+    "model.tokenizer_channels=[6]",
     "data.shots=8",
     "data.validation_fraction=0.25",
     "threads=1",

@@ -72,6 +72,33 @@ def test_every_form_of_a_picture_gives_the_same_answers(model, forms):
     given["file"].close()
 
 
+@pytest.mark.parametrize("size", [(40, 30), (16, 16), (90, 5), (7, 200)])
+def test_prepare_makes_the_pixels_of_preprocessing(model, tmp_path, size):
+    array = np.random.default_rng(3).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(array).save(tmp_path / "one.png")
+    expected = model.preprocessing(array)
+    wide = np.random.default_rng(3).integers(0, 2**16, size, dtype=np.uint16)
+    for picture in (array, tmp_path / "one.png", Image.fromarray(array), array[:, ::-1][:, ::-1]):
+        assert np.array_equal(model.prepare(picture), expected)
+    for picture in (array[..., 0], array[..., :1], np.dstack([array, array[..., 1]]), wide):
+        assert np.array_equal(model.prepare(picture), model.preprocessing(picture))
+    with pytest.raises(InputError, match="not a picture"):
+        model.prepare(array[..., :2])
+
+
+def test_only_the_reference_resizes_with_pillow(model, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("Pillow resizes")
+
+    monkeypatch.setattr(Image.Image, "resize", refuse)
+    array = np.random.default_rng(3).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    if model.backend == "reference":
+        with pytest.raises(AssertionError, match="Pillow resizes"):
+            model.predict(array)
+    else:
+        assert len(model.predict([array, Image.fromarray(array)])) == 2
+
+
 def test_a_file_object_is_read_from_where_it_stands(model, forms):
     array, given = forms
     file = io.BytesIO(b"skipped" + given["bytes"])
@@ -172,7 +199,7 @@ def test_both_engines_embed_alike_to_the_last_bit(shape, tmp_path):
     packed = write_random_packed(path, seed=len(shape), **SHAPES[shape])
     pictures = random_pictures(packed.architecture, 5, seed=1)
     expected = ReferenceModel(packed).embed(pictures)
-    assert expected.shape == (5, packed.architecture.prefix_tokens * packed.architecture.embed_dim)
+    assert expected.shape == (5, len(packed.architecture.heads) * packed.architecture.embed_dim)
     assert len({row.tobytes() for row in expected}) == 5
     for backend in BACKENDS:
         for threads in (1, 2):

@@ -19,7 +19,8 @@ OPTIONS = [
     {"attention_thresholds": (0.3, 0.5, 0.8), "value_thresholds": (0.6,), "threshold_scope": "fixed"},
     {"patch_size": (4, 6), "num_heads": 5, "value_thresholds": (0.2, 0.5, 0.9)},
     {"global_pool": "avg", "prefix_tokens": 0},
-    {"global_pool": "avg", "prefix_tokens": 2, "attention_bias": "full"},
+    {"global_pool": "avg", "prefix_tokens": 2, "attention_bias": "full", "pool_norm": "before"},
+    {"prefix_tokens": 4, "num_heads_out": 1},
     {"tokenizer_channels": (5,), "prefix_tokens": 1},
     {"tokenizer_channels": (4, 7), "image_size": (16, 24), "patch_size": 8, "global_pool": "avg", "prefix_tokens": 0},
 ]

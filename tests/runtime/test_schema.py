@@ -64,7 +64,7 @@ def test_each_prefix_token_is_read_by_a_head_and_all_is_one_bit():
     assert schema.SIGNS.numbers(bits).tolist() == [1, -1] and schema.STEPS.numbers(bits).tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("prefixes", [1, 2, 3])
+@pytest.mark.parametrize("prefixes", [0, 1, 2, 3, 16])
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (4, 2), (1, 5)])
 def test_training_and_the_device_read_the_same_entries_of_the_relative_bias(grid, prefixes):
     pytest.importorskip("torch")

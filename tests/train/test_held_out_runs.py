@@ -86,6 +86,25 @@ def test_judged_on_what_was_not_seen_whatever_the_folder_is_called(kind, whole, 
     assert judge(model, tmp_path / "new" / "mine") == (72, 0, 72)
 
 
+@pytest.mark.parametrize("kind", ["run", "packed"])
+def test_one_bad_picture_does_not_cost_the_others(kind, whole, packed, data, tmp_path) -> None:
+    here = shutil.copytree(data, tmp_path / "mine")
+    (here / "a" / "bad.png").write_bytes(b"no picture")
+
+    def judged(**ways):
+        if kind == "run":
+            return evaluate_run(whole, str(here), **ways)
+        model = gsb_vit.load(packed, engine="reference")
+        return evaluate_packed(model, str(here), read(packed).provenance, **ways)
+
+    with pytest.raises(InputError, match=r"1 of 19 pictures cannot be used: .*bad\.png.*--skip-bad"):
+        judged()
+    said = []
+    found = judged(skip_bad=True, say=said.append)
+    assert (found["n_given"], found["n_seen"], found["n_left_out"], found["n"]) == (61, 42, 1, 18)
+    assert "1 that cannot be used are left out: " in said[0] and "bad.png" in said[0]
+
+
 def test_a_run_of_a_built_in_set_is_judged_by_digests_too(tmp_path) -> None:
     out = tmp_path / "run"
     run = train_small("digits", out, "data.shots=10", *(f"{stage}.epochs=1" for stage in ("teacher", "stage1")))

@@ -267,7 +267,7 @@ def test_short_epochs_are_not_saved_one_by_one(tmp_path: Path, console: Console,
     assert ends[0] == ends[1]
 
 
-@pytest.mark.parametrize("architecture", ["vit_base_patch16_gap_224", "vit_base_patch14_reg4_dinov2"])
+@pytest.mark.parametrize("architecture", ["vit_base_patch16_clip_224", "vit_base_patch14_reg4_dinov2"])
 def test_what_cannot_be_packed_trains_and_says_so_first(tmp_path, architecture):
     switches = [f'model.architecture="{architecture}"', "model.patch_size=8", 'distillation.kind="none"']
     epochs = [f"{stage}.epochs=1" for stage in ("teacher", "stage1", "stage2")]
@@ -276,3 +276,37 @@ def test_what_cannot_be_packed_trains_and_says_so_first(tmp_path, architecture):
     assert set(summary.stages) == {"teacher", "stage1", "stage2"} and not summary.packable
     text = said.getvalue()
     assert text.index("`gsb-vit export` will refuse it: a packed model cannot have") < text.index("teacher")
+
+
+def test_a_tokenizer_mean_pooling_and_registers_train_and_export_with_equal_logits(tmp_path: Path) -> None:
+    pytest.importorskip("gsb_vit._native")
+    from gsb_vit.export.run import export_run
+
+    network = ("model.tokenizer_channels=[12]", "model.global_pool=avg", "model.reg_tokens=2")
+    found = train(quick(*network, "stage2.ema_decay=0.9"), "digits", tmp_path / "run")
+    model = load_model(found.out).model
+    plain = load_model(found.out / "teacher").model
+    assert (model.num_prefix_tokens, model.patch_embed.proj.channels) == (2, (12, 32))
+    assert set(plain.state_dict()) < set(model.state_dict()), "each stage starts from all that the one before it has"
+    packed, parity = export_run(found.out, tmp_path / "model.safetensors")
+    assert parity.equal == parity.n == 30 and not any(parity.flipped.values())
+    a = packed.architecture
+    assert (a.tokenizer_channels, a.global_pool, a.prefix_tokens, len(a.heads)) == ((12,), "avg", 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.tokenizer_channels=[8,16]", r"3 convolutions .* 8 × 8 pixels, not patch_size = 4; give patch_size = 8"),
+        ("model.tokenizer_channels=[0]", "tokenizer_channels = .* must be a list of at most 5, each a whole number"),
+        ("model.tokenizer_channels=[1,1,1,1,1,1]", "tokenizer_channels = .* must be a list of at most 5"),
+        ("model.tokenizer_channels=8", "model.tokenizer_channels = 8 has the wrong type"),
+        ("model.global_pool=max", 'model.global_pool = .* use "token", "avg"'),
+        ("model.reg_tokens=2", "takes reg_tokens with global_pool = 'avg' only"),
+        ("model.reg_tokens=-1", "reg_tokens = -1 must be a whole number"),
+    ],
+)
+def test_networks_that_cannot_be_are_refused_in_one_line(tmp_path: Path, setting: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        train(quick(setting), "digits", tmp_path / "run")
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()

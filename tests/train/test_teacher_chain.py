@@ -198,6 +198,7 @@ def test_a_chain_that_is_killed_again_and_again_ends_with_the_same_weights(run: 
         (["teacher.source=timm:resnet18", "teacher.weights=a.pth", "teacher.pretrained=true"], "drop one"),
         (["teacher.head_epochs=300"], "teacher.head_epochs"),
         (["teacher.cache_views=2", "augment.policy=timm"], "augment.policy"),
+        (["teacher.cache_views=0", "teacher.views=kept"], "cache_views above 0"),
         (["teacher.cache_views=2", "distillation.feature_weight=1"], "feature_weight"),
         (["distillation.kind=match", "teacher.source=none"], "learns from a teacher alone"),
         (["twin.distillation.tau=0"], "twin.distillation.tau"),
@@ -214,3 +215,19 @@ def test_a_student_cannot_start_from_a_twin_that_is_not_there(tmp_path: Path, co
     recipe = load_recipe("quickstart", ["stage1.initialize=twin"])
     with pytest.raises(InputError, match="the recipe has no twin"):
         train(recipe, "digits", tmp_path / "run", console=console)
+
+
+def test_runs_share_views_where_all_that_decides_them_is_equal(weights: Path, tmp_path: Path) -> None:
+    def kept(name: str, *overrides: str) -> dict[str, int]:
+        settings = ("twin.epochs=0", "teacher.epochs=1", "stage2.epochs=2", f'teacher.views="{tmp_path / "views"}"')
+        train(chain(weights, *settings, *overrides), "digits", tmp_path / name)
+        assert not (tmp_path / name / "views").exists()
+        return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "views").iterdir()}
+
+    first = kept("first")
+    assert len(first) == 2
+    assert kept("wider", "model.embed_dim=48", "stage2.learning_rate=1e-4") == first
+    changed = ("stage2.mixup=0.5", "augment.rotation=5.0", "data.shots=11", "seed=1", "model.img_size=12")
+    for count, setting in enumerate(changed, start=2):
+        found = kept(str(count), setting)
+        assert len(found) == 2 * count and first.items() <= found.items(), setting

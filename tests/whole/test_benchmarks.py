@@ -50,6 +50,16 @@ def deit_small(tmp_path_factory):
     return path
 
 
+def test_resizing_is_compared_with_pillow():
+    from gsb_vit import _native
+
+    rows = script("resize.py", "--rounds", "1")
+    assert len(rows) == 8
+    for row in rows:
+        assert row.keys() == {"from", "to", "pillow_ms", *_native.backends()}
+        assert all(row[name] > 0 for name in ("pillow_ms", *_native.backends()))
+
+
 @linux
 def test_start_and_memory(deit_small):
     found = script("startup.py", deit_small, "--runs", "3", "--threads", "2")

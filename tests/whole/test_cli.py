@@ -26,7 +26,7 @@ from gsb_vit.runtime.reference import ReferenceModel
 
 CLASSES = ("class 0", "class 1", "class 2")
 METRICS = ["n", "top1", "top5", "macro_precision", "macro_recall", "macro_f1", "calibration_error"]
-JUDGED = ["n_given", "n_seen"]
+JUDGED = ["n_given", "n_seen", "n_left_out"]
 RECIPE = """
 seed = 3
 [model]
@@ -227,7 +227,7 @@ def test_evaluate_a_packed_model_on_a_folder(run, model, pictures):
     hits = sum(Path(one["path"]).parent.name == one["predictions"][0]["class"] for one in predicted)
     assert found["top1"] == pytest.approx(hits / 6)
     status, output, _ = run("evaluate", model, "--data", pictures, "--engine", "reference")
-    assert status == 0 and "6 held-out pictures" in output and "F1" in output and "Classes, the worst first" in output
+    assert status == 0 and "6 pictures of" in output and "F1" in output and "Classes, the worst first" in output
 
 
 def test_native_and_reference_say_the_same(run, model, pictures):

@@ -1,6 +1,7 @@
 #include "file/architecture.h"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "error.h"
 #include "file/keys.h"
@@ -78,17 +79,21 @@ void read_tokenizer(const Json& json, Architecture& a) {
     }
 }
 
-// Each prefix token has its head, or one head reads the mean of all patches.
+// The first prefix tokens have a head each, or one head reads the mean of all patches.
 void read_heads(const Json& json, Architecture& a) {
     const int heads = whole(json, "num_heads_out");
     if (json.find("global_pool")) a.global_pool = choice<Architecture::Pool>(json, "global_pool", schema::kGlobalPool);
+    if (json.find("pool_norm")) {
+        a.norm_before_pool = choice<schema::PoolNorm>(json, "pool_norm", schema::kPoolNorm) == schema::PoolNorm::before;
+    }
     if (a.global_pool == Architecture::Pool::avg) {
         if (heads != 1) throw Error("num_heads_out must be 1 where global_pool is avg");
         a.heads.push_back({{a.prefix_tokens, a.num_patches()}});
         return;
     }
-    if (heads != a.prefix_tokens) throw Error("num_heads_out must equal prefix_tokens");
-    for (int token = 0; token < a.prefix_tokens; ++token) a.heads.push_back({{token, 1}});
+    if (a.norm_before_pool) throw Error("pool_norm before goes with global_pool avg");
+    if (heads > a.prefix_tokens) throw Error("num_heads_out is more than prefix_tokens");
+    for (int token = 0; token < heads; ++token) a.heads.push_back({{token, 1}});
 }
 
 }  // namespace
@@ -167,12 +172,18 @@ Architecture read_architecture(const Json& json, bool optional) {
         throw Error("there are too many tokens");
     }
     read_heads(json, a);
+    if (!optional && static_cast<int>(a.heads.size()) != a.prefix_tokens) {
+        throw Error("num_heads_out must equal prefix_tokens");
+    }
     return a;
 }
 
 Preprocessing read_preprocessing(const Json& json, const Architecture& architecture) {
     check_object("preprocessing", json, schema::kPreprocessing);
     const int height = side(json, "size", 0), width = side(json, "size", 1);
+    if (static_cast<uint64_t>(height) * static_cast<uint64_t>(width) > kMaxPixels) {
+        throw Error("size has more than " + std::to_string(kMaxPixels) + " pixels");
+    }
     if (height != architecture.image_height || width != architecture.image_width) {
         throw Error("preprocessing gives pictures of (" + std::to_string(height) + ", " + std::to_string(width) +
                     "), the model reads (" + std::to_string(architecture.image_height) + ", " +

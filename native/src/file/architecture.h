@@ -36,6 +36,7 @@ struct Architecture {
     bool fixed_thresholds;
     Bias attention_bias;
     Pool global_pool;
+    bool norm_before_pool;      // each token is normalised, then their mean is taken
     std::vector<int> channels;  // outputs of the tokenizer's convolutions; empty: patches
 
     int grid_height() const { return image_height / patch_height; }

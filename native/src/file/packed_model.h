@@ -25,8 +25,8 @@ class PackedModel {
 
     const Architecture& architecture() const { return architecture_; }
     const std::vector<std::string>& class_names() const { return class_names_; }
-    const Decision& decision() const { return decision_; }
     const Preprocessing& preprocessing() const { return preprocessing_; }
+    const Decision& decision() const { return decision_; }
     // The metadata's `model`, JSON.
     const std::string& header() const { return file_.metadata().at("model"); }
 

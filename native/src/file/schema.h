@@ -25,12 +25,14 @@ inline constexpr const char* kTensorKeys[] = {"dtype", "shape", "data_offsets"};
 inline constexpr const char* kThresholdScope[] = {"sample", "fixed"};
 inline constexpr const char* kAttentionBias[] = {"none", "relative", "full"};
 inline constexpr const char* kGlobalPool[] = {"token", "avg"};
+inline constexpr const char* kPoolNorm[] = {"after", "before"};
 inline constexpr const char* kResize[] = {"crop", "squash"};
 inline constexpr const char* kInterpolation[] = {"nearest", "bilinear", "bicubic"};
 inline constexpr const char* kScore[] = {"max_logit", "energy"};
 enum class ThresholdScope { sample, fixed };
 enum class AttentionBias { none, relative, full };
 enum class GlobalPool { token, avg };
+enum class PoolNorm { after, before };
 enum class Score { max_logit, energy };
 enum class Dimension { embed_dim, patch_height, patch_width, num_patches, prefix_tokens, convolution_outputs, convolution_inputs, num_classes, head_dim, num_heads, relative_bias_size, num_tokens, attention_groups, value_groups, mlp_hidden };
 enum class When { always, tokenizer_patches, attention_bias_relative, attention_bias_full, threshold_scope_fixed };
@@ -101,7 +103,7 @@ inline constexpr Key kArchitecture[] = {
     {"depth", Kind::whole, 1, 1024, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
     {"num_heads", Kind::whole, 1, 32767, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
     {"mlp_hidden", Kind::whole, 1, 1048576, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
-    {"prefix_tokens", Kind::whole, 0, 2, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
+    {"prefix_tokens", Kind::whole, 0, 16, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
     {"num_heads_out", Kind::whole, 1, 2, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
     {"num_classes", Kind::whole, 1, 1048576, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
     {"layer_norm_eps", Kind::number, 0, 1, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
@@ -110,6 +112,7 @@ inline constexpr Key kArchitecture[] = {
     {"threshold_scope", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kThresholdScope, 2, false},
     {"attention_bias", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kAttentionBias, 3, false},
     {"global_pool", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kGlobalPool, 2, true},
+    {"pool_norm", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kPoolNorm, 2, true},
     {"tokenizer_channels", Kind::whole, 1, 16384, -kInfinity, kInfinity, 0, 5, false, nullptr, 0, true},
 };
 inline constexpr Key kPreprocessing[] = {

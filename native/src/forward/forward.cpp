@@ -39,14 +39,14 @@ void gather_patch(const Architecture& a, const uint8_t* picture, int index, int 
     }
 }
 
-// The mean of `count` rows x (count, stride), `width` numbers each, as sum16 adds them, in the first row of lanes
-// (16, width).
-void mean_tokens(const float* x, size_t stride, int count, int width, float* lanes) {
-    std::fill_n(lanes, static_cast<size_t>(kLanes) * width, 0.0f);
-    for (int i = 0; i < count; ++i, x += stride) {
-        float* lane = lanes + static_cast<size_t>(i % kLanes) * width;
-        for (int c = 0; c < width; ++c) lane[c] = lane[c] + x[c];
-    }
+// Adds token i (width) to its lane, (16, width), as sum16 does for each channel.
+void add_to_lane(const float* x, int i, int width, float* lanes) {
+    float* lane = lanes + static_cast<size_t>(i % kLanes) * width;
+    for (int c = 0; c < width; ++c) lane[c] = lane[c] + x[c];
+}
+
+// The mean of the `count` tokens that lie in lanes, in the first of them.
+void fold_lanes(int count, int width, float* lanes) {
     for (int half = kLanes / 2; half > 0; half /= 2) {
         const size_t size = static_cast<size_t>(half) * width;
         for (size_t i = 0; i < size; ++i) lanes[i] = lanes[i] + lanes[size + i];
@@ -245,24 +245,36 @@ void Forward::rest_of_block(Call& call, Scratch& scratch, int block, int first, 
     add_residual(scratch, scratch.hidden_bits.data(), shape_.hidden_words, count, weights.fc2, x);
 }
 
+// What a head reads, normalised: a token, or the mean of several.
+const float* Forward::normed_mean(Call& call, Scratch& scratch, TokenRange reads) const {
+    const float* x = call.workspace.x.data() + static_cast<size_t>(reads.first) * shape_.padded_width;
+    float* lanes = scratch.mean.data();
+    const auto norm = [&](const float* from) {
+        if (!layer_norm(from, shape_.width, weights_.norm_weight.data(), weights_.norm_bias.data(),
+                        architecture_.layer_norm_eps, scratch.normed.data())) {
+            call.workspace.overflowed.store(true, std::memory_order_relaxed);
+        }
+        return scratch.normed.data();
+    };
+    if (reads.count == 1) return norm(x);
+    const bool before = architecture_.norm_before_pool;
+    std::fill(scratch.mean.begin(), scratch.mean.end(), 0.0f);
+    for (int i = 0; i < reads.count; ++i, x += shape_.padded_width) {
+        add_to_lane(before ? norm(x) : x, i, shape_.width, lanes);
+    }
+    fold_lanes(reads.count, shape_.width, lanes);
+    return before ? lanes : norm(lanes);
+}
+
 void Forward::heads(Call& call, Scratch& scratch, float* logits) const {
     StageTimer timer(call.seconds(scratch), Stage::heads);
     const int classes = architecture_.num_classes;
     for (size_t i = 0; i < architecture_.heads.size(); ++i) {
         const HeadWeights& head = weights_.heads[i];
-        const TokenRange reads = architecture_.heads[i].reads;
-        const float* x = call.workspace.x.data() + static_cast<size_t>(reads.first) * shape_.padded_width;
-        if (architecture_.global_pool == Architecture::Pool::avg) {
-            mean_tokens(x, shape_.padded_width, reads.count, shape_.width, scratch.mean.data());
-            x = scratch.mean.data();
-        }
-        if (!layer_norm(x, shape_.width, weights_.norm_weight.data(), weights_.norm_bias.data(),
-                        architecture_.layer_norm_eps, scratch.normed.data())) {
-            call.workspace.overflowed.store(true, std::memory_order_relaxed);
-        }
-        if (call.kept.features) std::copy_n(scratch.normed.data(), shape_.width, call.kept.features + i * shape_.width);
+        const float* normed = normed_mean(call, scratch, architecture_.heads[i].reads);
+        if (call.kept.features) std::copy_n(normed, shape_.width, call.kept.features + i * shape_.width);
         for (int c = 0; c < shape_.width; ++c) {
-            const float level = std::nearbyintf((scratch.normed[c] + head.shift[c]) / head.input_scale);
+            const float level = std::nearbyintf((normed[c] + head.shift[c]) / head.input_scale);
             scratch.levels[c] = static_cast<int8_t>(level >= 127 ? 127 : level >= -128 ? level : -128);
         }
         kernels_.dot_bytes(scratch.levels.data(), head.weight, shape_.width, classes, scratch.sums.data());

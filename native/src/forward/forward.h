@@ -28,7 +28,7 @@ namespace gsb {
 
 // What a caller wants to know of a picture beside its logits; nullptr: nothing.
 struct Kept {
-    float* features = nullptr;  // (heads, C): the normalised token that each head reads
+    float* features = nullptr;  // (heads, C): the normalised token, or mean, that each head reads
     uint8_t* masks = nullptr;   // (depth, A, attention heads, N, N): 1 where a token is in a group of another
 };
 
@@ -62,6 +62,7 @@ class Forward {
     void attention_value(Call& call, Scratch& scratch, int block, int first, int last) const;
     void list_groups(Call& call, Scratch& scratch, int block, int head, int first, int last) const;
     void rest_of_block(Call& call, Scratch& scratch, int block, int first, int last) const;
+    const float* normed_mean(Call& call, Scratch& scratch, TokenRange reads) const;
     void heads(Call& call, Scratch& scratch, float* logits) const;
     void add_residual(Scratch& scratch, const uint32_t* bits, size_t stride, int count, const ResidualLayer& layer,
                       float* x) const;

@@ -6,14 +6,59 @@
 
 namespace gsb {
 
+namespace {
+
+// Vectors of GCC and Clang: a compiler makes branches of these comparisons otherwise, which are hard to predict.
+using Floats4 = float __attribute__((vector_size(16)));
+using Words4 = int32_t __attribute__((vector_size(16)));
+
+constexpr int kLevels = 16;
+
+inline Words4 levels_of(const float* y) {
+    Floats4 level;
+    std::memcpy(&level, y, sizeof level);
+    const Floats4 most = Floats4{} + 255.0f, whole = Floats4{} + 8388608.0f;
+    const Words4 positive = level > Floats4{};  // all ones where it holds; NaN is not above 0
+    level = reinterpret_cast<Floats4>(reinterpret_cast<Words4>(level) & positive);
+    const Words4 inside = level < most;
+    level = reinterpret_cast<Floats4>((reinterpret_cast<Words4>(level) & inside) |
+                                      (reinterpret_cast<Words4>(most) & ~inside));
+    // From 2^23 on floats are whole, so adding it rounds, half to even, and the last bits of the sum are the level. The
+    // bounds are whole, so clamping may go first.
+    return reinterpret_cast<Words4>(level + whole) - reinterpret_cast<Words4>(whole);
+}
+
+inline void quantize(const float* y, uint8_t* levels) {
+    int32_t words[kLevels];
+    for (int i = 0; i < kLevels; i += 4) {
+        const Words4 four = levels_of(y + i);
+        std::memcpy(words + i, &four, sizeof four);
+    }
+    uint8_t bytes[kLevels];
+    for (int i = 0; i < kLevels; ++i) bytes[i] = static_cast<uint8_t>(words[i]);
+    std::memcpy(levels, bytes, sizeof bytes);
+}
+
+}  // namespace
+
 void gather_pixels(const uint8_t* picture, int width, int line, int column, int area, uint8_t* out) {
-    for (int row = 0; row < 3; ++row) {
-        const int y = 2 * line + row - 1;
+    if (line == 0 || column == 0) {
+        std::memset(out, 0, static_cast<size_t>(3) * area);
+        for (int row = line == 0; row < 3; ++row) {
+            for (int tap = column == 0; tap < 3; ++tap) {
+                const size_t place = static_cast<size_t>(2 * line + row - 1) * width + (2 * column + tap - 1);
+                for (int colour = 0; colour < 3; ++colour)
+                    out[colour * area + 3 * row + tap] = picture[3 * place + colour];
+            }
+        }
+        return;
+    }
+    const uint8_t* from = picture + (static_cast<size_t>(2 * line - 1) * width + (2 * column - 1)) * 3;
+    for (int row = 0; row < 3; ++row, from += static_cast<size_t>(3) * width, out += 3) {
         for (int tap = 0; tap < 3; ++tap) {
-            const int x = 2 * column + tap - 1;
-            const bool inside = y >= 0 && x >= 0;
-            const uint8_t* pixel = picture + (static_cast<size_t>(inside ? y : 0) * width + (inside ? x : 0)) * 3;
-            for (int colour = 0; colour < 3; ++colour) out[colour * area + 3 * row + tap] = inside ? pixel[colour] : 0;
+            out[tap] = from[3 * tap];
+            out[area + tap] = from[3 * tap + 1];
+            out[2 * area + tap] = from[3 * tap + 2];
         }
     }
 }
@@ -27,14 +72,13 @@ void gather_levels(const FeatureMap& map, const uint8_t* levels, int line, int c
 }
 
 void quantize_line(const float* y, size_t stride, int width, int channels, uint8_t* levels) {
-    // From 2^23 on floats are whole, so adding it rounds, half to even; the bounds are whole, so clamping may go first.
-    constexpr float kWhole = 8388608.0f;
     for (int place = 0; place < width; ++place, y += stride, levels += channels) {
-        for (int c = 0; c < channels; ++c) {
-            float level = y[c] > 0.0f ? y[c] : 0.0f;  // NaN becomes 0
-            level = level < 255.0f ? level : 255.0f;
-            levels[c] = static_cast<uint8_t>(static_cast<int32_t>((level + kWhole) - kWhole));
-        }
+        const int rest = channels % kLevels, most = channels - rest;
+        for (int c = 0; c < most; c += kLevels) quantize(y + c, levels + c);
+        if (rest == 0) continue;
+        uint8_t last[kLevels];
+        quantize(y + most, last);  // the floats behind the channels are padding
+        std::memcpy(levels + most, last, rest);
     }
 }
 

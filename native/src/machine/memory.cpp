@@ -2,7 +2,6 @@
 
 #include <cerrno>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -37,11 +36,12 @@ size_t memory_limit(size_t wanted) {
 }
 
 std::string shown_bytes(size_t bytes) {
-    char text[40];
-    const auto count = static_cast<double>(bytes);
-    std::snprintf(text, sizeof text, bytes < 100'000'000 ? "%.2f MB" : "%.2f GB",
-                  count / (bytes < 100'000'000 ? 1e6 : 1e9));
-    return text;
+    const bool giga = bytes >= 100'000'000;
+    const uint64_t step = giga ? 10'000'000 : 10'000, hundredths = bytes / step + (bytes % step >= step / 2);
+    std::string text = std::to_string(hundredths / 100) + ".";
+    text += static_cast<char>('0' + hundredths / 10 % 10);
+    text += static_cast<char>('0' + hundredths % 10);
+    return text + (giga ? " GB" : " MB");
 }
 
 MemoryCount::MemoryCount() : makes_(false), limit_(SIZE_MAX) {

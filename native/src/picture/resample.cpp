@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <iterator>
 #include <string>
@@ -202,7 +203,9 @@ void resample(const RowSource& source, const Box& box, int width, int height, Fi
     if (down.is_identity()) return resample_rows(source, across, 0, height, kernels, out);
     const int first = down.first_pixel(), end = down.end_pixel();
     const size_t bytes = static_cast<size_t>(width) * source.channels;
-    if (static_cast<size_t>(width) * (end - first) > most) {
+    // Three bytes each have to be counted in a size_t, which may have 32 bits.
+    most = std::min(most, static_cast<size_t>(PTRDIFF_MAX / 4));
+    if (static_cast<uint64_t>(width) * static_cast<uint64_t>(end - first) > most) {
         throw Error("a picture of " + std::to_string(source.width) + " x " + std::to_string(source.height) +
                     " pixels is too long: " + std::to_string(end - first) + " rows of " + std::to_string(width) +
                     " are more than " + std::to_string(most) + " pixels; cut it, or raise the limit");

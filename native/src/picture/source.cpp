@@ -48,12 +48,13 @@ uint8_t on_white(int value, int opacity) {
 
 template <PixelFormat format>
 void gather(const uint8_t* from, ptrdiff_t across, int width, uint8_t* to) {
-    for (int x = 0; x < width; ++x, from += across) {
+    for (int x = 0; x < width; ++x) {
+        const uint8_t* pixel = from + x * across;
         if constexpr (format == PixelFormat::grey) {
-            *to++ = *from;
+            *to++ = *pixel;
         } else {
             for (int c = 0; c < 3; ++c) {
-                *to++ = format == PixelFormat::rgb || from[3] == 255 ? from[c] : on_white(from[c], from[3]);
+                *to++ = format == PixelFormat::rgb || pixel[3] == 255 ? pixel[c] : on_white(pixel[c], pixel[3]);
             }
         }
     }

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsb_vit.data.synthetic import smooth_pictures
-from gsb_vit.errors import InputError
+from gsb_vit.errors import InputError, shown
 from gsb_vit.runtime.packed_file import read
 
 from .densities import Densities, measure_densities
 from .peers.isa import environment
 from .peers.prepare import CHECK_PICTURES
 from .peers.session import batches
+from .peers.worker import MOST_PICTURES
 
 # One-bit products that a vector instruction of the product kernels is worth at most: bits of a register × words that a
 # round of the inner loop takes, over the instructions of that round (docs/performance.md, "The ceiling").
@@ -89,13 +90,13 @@ def profile(
         pictures: uint8 (n, H, W, 3), taken in turn; by default smooth random ones.
 
     Raises:
-        InputError: a model that cannot be read, batch below 1, pictures that do not fit, an instruction set that is
-            unknown or that this machine lacks, or no native extension.
+        InputError: a model that cannot be read, batch out of range, pictures that do not fit, an instruction set that
+            is unknown or that this machine lacks, or no native extension.
     """
     from gsb_vit.runtime.classifier import load
 
-    if batch < 1:
-        raise InputError(f"batch {batch} must be at least 1")
+    if not 1 <= batch <= MOST_PICTURES:
+        raise InputError(f"batch {shown(batch)} must be from 1 to {MOST_PICTURES:,}")
     backend = environment(isa).get("GSB_VIT_BACKEND")
     classifier = load(model, threads=threads, backend=backend)
     from gsb_vit import _native

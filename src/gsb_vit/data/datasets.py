@@ -154,9 +154,15 @@ def _find_idx(root: Path, name: str) -> Path:
     raise InputError(f"no {name} or {name}.gz under {root}; give the folder with the four Fashion-MNIST idx files")
 
 
+_MOST_IDX = 100_000_000  # twice Fashion-MNIST's largest file; a small gzip file can hold gigabytes
+
+
 def _read_idx(path: Path, dimensions: int) -> np.ndarray:
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read(_MOST_IDX + 1)
+        if len(data) > _MOST_IDX:
+            raise InputError(f"{path} holds more than {_MOST_IDX:,} bytes; fetch the file again")
         magic, *shape = struct.unpack_from(f">{1 + dimensions}i", data)
     except (OSError, EOFError, struct.error) as error:
         raise InputError(f"cannot read {path} ({error}); fetch the file again") from error

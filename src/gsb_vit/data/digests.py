@@ -49,6 +49,14 @@ def digest(source: Source) -> str:
     return found.digest()[:LENGTH].hex()
 
 
+def digest_or_nothing(source: Source) -> str:
+    """A picture's digest, or "" where its file cannot be read."""
+    try:
+        return digest(source)
+    except InputError:
+        return ""
+
+
 def digests(sources: Sequence[Source]) -> list[str]:
     """The digests of pictures, in their order; files are read in threads."""
     return in_threads(digest, sources)
@@ -76,6 +84,11 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any], done: Calla
     finally:  # interrupted, it does not go on with the others
         pool.shutdown(cancel_futures=True)
     return found
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first three names, for a message."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def pack_seen(found: Iterable[str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A packed model on pictures: which pictures, and how well it does on them. No PyTorch."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from gsb_vit.errors import InputError
 
 from .datasets import LabelledPictures
-from .digests import digests, is_seen, unpack_seen
+from .digests import digest_or_nothing, in_threads, inspect, is_seen, listed, unpack_seen
 from .folder import PICTURE_SUFFIXES, survey
 from .splits import DataRecipe, keep_classes, load_data, read_raw
 
@@ -34,10 +35,16 @@ class Judged:
     given: int
     seen: int | None
     line: str
+    left_out: tuple[str, ...] = ()
 
 
 def judged_pictures(
-    spec: str, provenance: Mapping[str, Any], own: Sequence[str] = (), *, everything: bool = False
+    spec: str,
+    provenance: Mapping[str, Any],
+    own: Sequence[str] = (),
+    *,
+    everything: bool = False,
+    skip_bad: bool | None = None,
 ) -> Judged:
     """Return the pictures of a data SPEC to judge a model on: those given that it has not seen.
 
@@ -46,9 +53,38 @@ def judged_pictures(
     model of before has no digests: then the name of the data and the options of its split decide. ``everything`` judges
     on all that is given. ``own`` names the model's classes, where its recipe may have left some out.
 
+    ``skip_bad`` leaves out pictures that do not decode; False refuses them before anything is judged, None does not
+    look.
+
     Raises:
-        InputError: as :func:`gsb_vit.data.splits.load_data`; all pictures are seen.
+        InputError: as :func:`gsb_vit.data.splits.load_data`; all pictures are seen; some do not decode.
     """
+    judged = _judged(spec, provenance, own, everything)
+    if skip_bad is None:
+        return judged
+    found = in_threads(inspect, judged.pictures.sources)
+    bad = [(source, one.problem) for source, one in zip(judged.pictures.sources, found, strict=True) if one.problem]
+    if not bad:
+        return judged
+    if not skip_bad:
+        raise InputError(
+            f"{len(bad):,} of {len(found):,} pictures cannot be used: {listed([text for _, text in bad])}; mend or "
+            "remove them, or add --skip-bad to leave them out"
+        )
+    good = np.flatnonzero([one.problem is None for one in found])
+    if not len(good):
+        raise InputError(f"none of the {len(found):,} pictures can be used: {bad[0][1]}")
+    names = tuple(str(source) for source, _ in bad)
+    return dataclasses.replace(
+        judged,
+        pictures=judged.pictures.take(good),
+        left_out=names,
+        line=f"{judged.line}; {len(bad):,} that cannot be used are left out: {listed(names)}",
+    )
+
+
+def _judged(spec: str, provenance: Mapping[str, Any], own: Sequence[str], everything: bool) -> Judged:
+    """As ``judged_pictures``, which do not have to decode."""
     split = provenance.get("split")
     raw = read_raw(spec)
     if isinstance(split, Mapping) and split.get("classes", "all") != "all" and set(own) < set(raw.class_names):
@@ -59,7 +95,7 @@ def judged_pictures(
     seen = unpack_seen(provenance)
     if seen is None:
         return _judged_by_name(spec, provenance, raw.class_names, given, everything)
-    new = np.array([not is_seen(one, seen) for one in digests(given.sources)])
+    new = np.array([not is_seen(one, seen) for one in in_threads(digest_or_nothing, given.sources)])
     known = len(given) - int(new.sum())
     text = f"{len(given):,} pictures of {spec}, {known:,} of them seen in training"
     if everything:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,12 @@ from gsb_vit.errors import InputError
 from gsb_vit.files import write_atomically
 
 from .datasets import LabelledPictures, RawData, Source
-from .digests import LENGTH, SHORT, Inspection, digest, in_threads, inspect, is_seen
+from .digests import LENGTH, SHORT, Inspection, digest_or_nothing, in_threads, inspect, is_seen, listed
 from .splits import DataRecipe, DataSplits, load_data, read_raw, split_raw
 
 SPLIT_FILE = "split.json"
 PARTS = ("train", "validation", "test")
 _KIND = f"sha256/{LENGTH}"
-_SHOWN = 3  # pictures named in a message
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def draw_split(
         if not bad:
             break
         if not skip_bad:
-            problems = _listed([bad[name] for name in sorted(bad)])
+            problems = listed([bad[name] for name in sorted(bad)])
             raise InputError(
                 f"{len(bad):,} of {len(known):,} pictures cannot be used: {problems}; mend or remove "
                 "them, or add --skip-bad to leave them out"
@@ -167,7 +166,7 @@ def draw_split(
     own = np.array([i for i, one in tested if one not in seen and not is_seen(one, taught)], dtype=np.int64)
     lines = []
     if left_out:
-        lines.append(f"{len(left_out):,} pictures that cannot be used are left out: {_listed(sorted(left_out))}")
+        lines.append(f"{len(left_out):,} pictures that cannot be used are left out: {listed(sorted(left_out))}")
     if not len(own) and len(data.test):
         lines.append(
             f"all {len(data.test):,} test pictures are copies of pictures for training or validation, or known to the "
@@ -212,9 +211,9 @@ def find_split(spec: str, raw: RawData, stored: StoredSplit, *, allow_missing: b
     """
     if stored.class_names != raw.class_names and not set(stored.class_names) < set(raw.class_names):
         odd = sorted(set(stored.class_names) ^ set(raw.class_names))
-        raise InputError(f"{spec!r} has other classes than the run ({_listed(odd)}); give the run's own data")
+        raise InputError(f"{spec!r} has other classes than the run ({listed(odd)}); give the run's own data")
     sources = _sources(raw)
-    found = dict(zip(in_threads(_digest_or_nothing, sources), sources, strict=True))
+    found = dict(zip(in_threads(digest_or_nothing, sources), sources, strict=True))
     parts, gone = {}, {}
     for name, part in stored.parts.items():
         there = [i for i, one in enumerate(part.digests) if one in found]
@@ -226,7 +225,7 @@ def find_split(spec: str, raw: RawData, stored: StoredSplit, *, allow_missing: b
         raise InputError(f"{spec!r} holds none of the run's pictures; give the data that the run was trained on")
     lines = [
         f"{len(missing):,} of the run's {len(stored.parts[name].digests):,} {_WORDS[name]} pictures are gone or "
-        f"changed ({_listed(missing)})"
+        f"changed ({listed(missing)})"
         for name, missing in gone.items()
         if missing
     ]
@@ -243,17 +242,6 @@ def find_split(spec: str, raw: RawData, stored: StoredSplit, *, allow_missing: b
 _WORDS = {"train": "training", "validation": "validation", "test": "test"}
 
 
-def _digest_or_nothing(source: Source) -> str:
-    try:
-        return digest(source)
-    except InputError:
-        return ""
-
-
 def _sources(raw: RawData) -> list[Source]:
     parts = (raw.train, raw.validation, raw.test, raw.undivided)
     return [source for part in parts if part is not None for source in part.sources]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

@@ -7,6 +7,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from gsb_vit.errors import InputError
+from gsb_vit.files import as_path, open_regular
 from gsb_vit.quantization import Quantization
 from gsb_vit.runtime.packed_file import read
 from gsb_vit.runtime.schema import Architecture
@@ -37,6 +38,7 @@ def architecture_of(model: Any) -> Architecture:
         threshold_scope=q.threshold_scope,
         attention_bias=q.attention_bias,
         global_pool=model.global_pool,
+        pool_norm="before" if model.global_pool == "avg" and final_norm(model) is model.norm else "after",
         tokenizer_channels=tuple(getattr(model.patch_embed.proj, "channels", ())[:-1]),
     )
 
@@ -58,7 +60,7 @@ def find_architecture(target: str) -> tuple[Architecture, int | None, tuple[str,
     Raises:
         InputError: neither a file nor a known architecture, or an architecture that cannot be packed.
     """
-    path = Path(target)
+    path = as_path(target, "a model file, a run or the name of an architecture")
     if path.is_file() and not is_trained_model(path):
         packed = read(path)
         return packed.architecture, path.stat().st_size, packed.class_names
@@ -83,7 +85,8 @@ def find_architecture(target: str) -> tuple[Architecture, int | None, tuple[str,
 def is_trained_model(path: Path) -> bool:
     """Return whether a file is a trained model of the training side (rather than packed, or something else)."""
     try:
+        open_regular(path, "a model file").close()  # a pipe would wait for a writer
         with safe_open(path, "numpy") as file:
             return "gsb_vit" in (file.metadata() or {})
-    except (SafetensorError, OSError):
+    except (SafetensorError, InputError, OSError):
         return False

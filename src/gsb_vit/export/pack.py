@@ -68,7 +68,7 @@ def pack_model(
 
     Raises:
         InputError: for a model the packed format cannot hold (batch thresholds, full-precision activations, weights
-            or edges, register tokens, layer scale, scales never set, numbers that are not finite),
+            or edges, layer scale, scales never set, numbers that are not finite),
             saying how to train one that it can; and for class names or a picture size that do not fit.
     """
     check_exportable(trained_model)

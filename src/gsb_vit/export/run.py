@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from gsb_vit.data.digests import digests, pack_seen, unpack_seen
+from gsb_vit.data.digests import digest, digests, pack_seen, unpack_seen
 from gsb_vit.data.held_out import SPLIT_OPTIONS, require_same_classes
 from gsb_vit.data.splits import DataSplits
 from gsb_vit.data.stored_split import run_data
 from gsb_vit.errors import InputError
-from gsb_vit.models.trained import load_model
+from gsb_vit.models.trained import find_model, load_model
 from gsb_vit.runtime.packed_file import PackedModel
 from gsb_vit.train.evaluate import run_data_options, run_decision
 from gsb_vit.train.folder import RUN_FILE, read_run
@@ -66,7 +66,12 @@ def export_run(
         np.stack([trained.preprocessing(source) for source in sources]),
         class_names=trained.class_names,
         preprocessing=trained.preprocessing,
-        provenance={**provenance, "stage": trained.info.stage, "split": split},
+        provenance={
+            **provenance,
+            "stage": trained.info.stage,
+            "split": split,
+            "trained": digest(find_model(run)),
+        },
         engine=engine,
         labels=held_out.labels[::step] if len(splits.validation) else None,
         decision=run_decision(run),

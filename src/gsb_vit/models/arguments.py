@@ -87,6 +87,7 @@ ARGUMENTS: dict[str, _Range | _Choice | _List] = {
     "attn_drop_rate": _Range(0, 1, whole=False),
     "drop_path_rate": _Range(0, 1, whole=False),
     "global_pool": _Choice(("token", "avg")),
+    "reg_tokens": _Range(0, 1024),
     "tokenizer_channels": _List(_Range(1, 16384), MOST_CONVOLUTIONS - 1),
 }
 

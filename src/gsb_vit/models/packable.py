@@ -17,6 +17,7 @@ from gsb_vit.quantization import PACKED_VALUES
 
 from .pixel_inputs import PIXEL_MODELS, PixelInputs
 
+MOST_PREFIX_TOKENS = 16
 # Switch → the way out of a value that a packed file cannot hold.
 _WAYS_OUT = {
     "scheme": "the runtime runs scheme = gsb or bit; this one is for comparison only",
@@ -69,15 +70,15 @@ def _misfits(model: VisionTransformer) -> Iterator[tuple[str, str]]:
         yield "pool_include_prefix = True", "train with pool_include_prefix = False"
     if not model.has_class_token and not pooled:
         yield "class_token = False", "train with a class token, or with global_pool = 'avg'"
-    if model.num_reg_tokens or model.num_prefix_tokens > 1 + isinstance(model, VisionTransformerDistilled):
-        yield "register tokens", "train with reg_tokens = 0"
+    if model.num_prefix_tokens > MOST_PREFIX_TOKENS:
+        yield f"{model.num_prefix_tokens} prefix tokens", f"train with at most {MOST_PREFIX_TOKENS}"
     if getattr(model, "pos_embed", None) is not None and model.dynamic_img_size:
         yield "dynamic_img_size = True", "train with one image size"
-    odd_norm = "norm" if pooled else "fc_norm"
-    norms_of_its_own = {"norm_pre": "pre_norm = False", odd_norm: f"fc_norm = {pooled}"}
-    for name, way_out in norms_of_its_own.items():
-        if not isinstance(getattr(model, name, nn.Identity()), nn.Identity):
-            yield f"a norm before the blocks or on the wrong side of the pooling ({name})", f"train with {way_out}"
+    if not isinstance(model.norm_pre, nn.Identity):
+        yield "a norm before the blocks (norm_pre)", "train with pre_norm = False"
+    has_fc_norm = not isinstance(model.fc_norm, nn.Identity)
+    if has_fc_norm and (not isinstance(model.norm, nn.Identity) or isinstance(model, VisionTransformerDistilled)):
+        yield "two norms before the head (norm, fc_norm)", "train with fc_norm = False"
     if not isinstance(model.patch_drop, nn.Identity):
         yield "patch dropout", "train with patch_drop_rate = 0"
     yield from _patch_misfits(model)
@@ -97,8 +98,8 @@ def _misfits(model: VisionTransformer) -> Iterator[tuple[str, str]]:
 
 
 def final_norm(model: Any) -> Any:
-    """The norm before the heads: behind the blocks, or, with mean pooling, behind the pooling."""
-    return model.fc_norm if model.global_pool == "avg" else model.norm
+    """The norm before the heads: timm's ``fc_norm``, behind the pooling, or ``norm``, before it."""
+    return model.norm if isinstance(model.fc_norm, nn.Identity) else model.fc_norm
 
 
 def _patch_misfits(model: VisionTransformer) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.nn.exact import OrderedNorm, Scaling, in_order, mean_tokens
@@ -29,6 +29,7 @@ def stored_tokens(vit: Any, scaling: Scaling) -> tuple[Tensor, Tensor]:
     pos_embed, offset = vit.pos_embed, vit.patch_embed.proj.position_offset(scaling)
     tokens = [vit.cls_token] if vit.has_class_token else []
     tokens += [vit.dist_token] if isinstance(vit, VisionTransformerDistilled) else []
+    tokens += [vit.reg_token] if vit.num_reg_tokens else []
     prefixes = torch.cat([token[0] for token in tokens] or [offset.new_zeros(0, len(offset))]).double()
     position = offset.new_zeros(vit.patch_embed.num_patches, len(offset))
     if pos_embed is not None:
@@ -57,7 +58,8 @@ class PixelInputs:
         vit: Any = self
         kind = vit.global_pool if pool_type is None else pool_type
         plain = super().pool  # type: ignore[misc]
-        if kind != "avg" or not (isinstance(vit.fc_norm, OrderedNorm) and vit.fc_norm.is_ordered(x)):
+        norm = vit.norm if isinstance(vit.fc_norm, nn.Identity) else vit.fc_norm
+        if kind != "avg" or not (isinstance(norm, OrderedNorm) and norm.is_ordered(x)):
             return plain(x, pool_type)
         return in_order(mean_tokens(x[:, vit.num_prefix_tokens :]), lambda: plain(x, pool_type))
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
-from gsb_vit.files import as_path, write_atomically
+from gsb_vit.files import as_path, open_regular, write_atomically
 from gsb_vit.models.arguments import check_arguments, require_architecture
 from gsb_vit.models.binarize import set_pixel_scaling
 from gsb_vit.models.build import build_model
@@ -122,8 +122,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises InputError for a missing, truncated or foreign file, and where the checksum is another (files of before have
     none).
     """
-    if not path.is_file():
-        raise InputError(f"no file {path}; give a model file that gsb-vit train wrote")
+    open_regular(path, "a model file that gsb-vit train wrote").close()  # a pipe would wait for a writer
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             metadata = json.loads((file.metadata() or {})[METADATA_KEY])

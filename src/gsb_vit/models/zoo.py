@@ -98,6 +98,8 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> VisionTransformer:
     kind: type[VisionTransformer] = GSBVisionTransformer
     if kwargs.get("global_pool") == "avg":
         kind, kwargs = GSBPooledVisionTransformer, {"class_token": False, **kwargs}
+    elif kwargs.get("reg_tokens"):
+        raise InputError(f"{variant} takes reg_tokens with global_pool = 'avg' only; set both, or neither")
     return build_model_with_cfg(kind, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
 
 

@@ -218,5 +218,7 @@ def first_convolution(pixels: Tensor, weight: Tensor, scale: Tensor, offset: Ten
 
 @torch.no_grad()
 def mean_tokens(x: Tensor) -> Tensor:
-    """Mean of tokens (B, N, C) → (B, C): ``sum16`` over them, times f32(1/N)."""
+    """Mean of tokens (B, N, C) → (B, C): ``sum16`` over them, times f32(1/N); one token is itself."""
+    if x.shape[1] == 1:
+        return x[:, 0]
     return sum16(x.transpose(1, 2)).squeeze(-1) * (1 / x.shape[1])

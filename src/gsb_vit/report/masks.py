@@ -74,7 +74,9 @@ def _most_telling(masks: np.ndarray, prefix_tokens: int) -> tuple[float, int, in
 
 def _name_of_token(architecture: Architecture, token: int) -> str:
     if token < architecture.prefix_tokens:
-        return ("class token", "distillation token")[token]
+        if architecture.global_pool == "token" and token < architecture.num_heads_out:
+            return ("class token", "distillation token")[token]
+        return f"prefix token {token + 1}"
     row, column = divmod(token - architecture.prefix_tokens, architecture.grid[1])
     return f"patch in row {row + 1}, column {column + 1}"
 

@@ -22,7 +22,9 @@ NONE_OF_THESE = "(none of the classes)"
 
 def metrics_table(metrics: Mapping[str, float], spec: str) -> Table:
     """Show the metrics of an evaluation in percent."""
-    made = Table(f"{metrics['n']:,} held-out pictures of {spec}", ("metric", "percent"))
+    given, seen = metrics.get("n_given"), metrics.get("n_seen")
+    kind = "held-out " if given is not None and seen is not None and metrics["n"] <= given - seen else ""
+    made = Table(f"{metrics['n']:,} {kind}pictures of {spec}", ("metric", "percent"))
     for key, name in METRIC_NAMES.items():
         made.add_row(name if key.startswith("top") else f"{name} (macro)", f"{100 * metrics[key]:.2f}")
     made.add_row("expected calibration error", f"{100 * metrics['calibration_error']:.2f}")

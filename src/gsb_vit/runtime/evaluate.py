@@ -17,24 +17,26 @@ def evaluate_packed(
     provenance: Mapping[str, Any],
     *,
     everything: bool = False,
+    skip_bad: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Return :func:`gsb_vit.decision.evaluation` of a packed model on those pictures of a SPEC not seen in training.
 
     ``n_given`` counts the pictures given, ``n_seen`` those of them seen (None: the model does not say); ``everything``
-    judges on the seen ones, too. ``say`` gets one line about it.
+    judges on the seen ones, too. ``skip_bad`` leaves out pictures that do not decode, counted by ``n_left_out``.
+    ``say`` gets one line about it.
 
     Raises:
-        InputError: the data cannot be read, its classes are not the model's, all pictures are seen, or a file is not a
-            picture.
+        InputError: the data cannot be read, its classes are not the model's, all pictures are seen, or some do not
+            decode.
     """
-    judged = judged_pictures(spec, provenance, classifier.class_names, everything=everything)
+    judged = judged_pictures(spec, provenance, classifier.class_names, everything=everything, skip_bad=skip_bad)
     require_same_classes(classifier.class_names, judged.class_names, spec)
     if say is not None:
         say(judged.line)
     logits = logits_of_sources(classifier, judged.pictures.sources)
     found = evaluation(logits, judged.pictures.labels, judged.class_names, classifier.decision)
-    return {**found, "n_given": judged.given, "n_seen": judged.seen}
+    return {**found, "n_given": judged.given, "n_seen": judged.seen, "n_left_out": len(judged.left_out)}
 
 
 def logits_of_sources(classifier: Classifier, sources: Sequence[Any]) -> np.ndarray:

@@ -199,6 +199,8 @@ def _read_metadata(
         architecture = Architecture.from_json(header["architecture"])
         if version == "1" and (newer := [name for name in OPTIONAL if name in header["architecture"]]):
             raise InputError(f"architecture: key {newer[0]!r} is unknown in version 1")
+        if version == "1" and architecture.num_heads_out != architecture.prefix_tokens:
+            raise InputError(f"architecture: num_heads_out {architecture.num_heads_out} must equal prefix_tokens")
         preprocessing = Preprocessing(**check_object("preprocessing", header["preprocessing"], PREPROCESSING))
         decision = read_decision(header[DECISION_KEY]) if DECISION_KEY in header else Decision()
     except InputError as error:

@@ -348,10 +348,11 @@ class ReferenceModel:
         a, packed = self.packed.architecture, self.packed
         results = []
         for index, head in enumerate(a.heads):
-            read = x[head.reads.first : head.reads.end]
-            if a.global_pool == "avg":
-                read = sum16(np.ascontiguousarray(read.T)).T * (F32(1) / F32(head.reads.count))
-            (y,) = _held(layer_norm(read, packed["norm.weight"], packed["norm.bias"], a.layer_norm_eps))
+            y = x[head.reads.first : head.reads.end]
+            if a.pool_norm == "after":
+                y = _mean(y)
+            y = _held(layer_norm(y, packed["norm.weight"], packed["norm.bias"], a.layer_norm_eps))
+            (y,) = _mean(y)
             name = f"heads.{index}"
             levels = np.rint((y + packed[f"{name}.shift"]) / packed[f"{name}.input_scale"])
             levels = np.clip(levels, -128, 127)
@@ -361,6 +362,11 @@ class ReferenceModel:
             trace[f"{name}.input"], trace[f"{name}.sum"] = levels.astype(np.int8), sums
             results.append(sums.astype(F32) * packed[f"{name}.scale"] + packed[f"{name}.bias"])
         return results[0] if len(results) == 1 else (results[0] + results[1]) * F32(0.5)
+
+
+def _mean(x: FloatArray) -> FloatArray:
+    """The mean of rows (N, C) → (1, C): ``sum16`` of each column, times f32(1/N); one row is itself."""
+    return x if len(x) == 1 else sum16(np.ascontiguousarray(x.T)).T * (F32(1) / F32(len(x)))
 
 
 def _windows(x: NDArray[np.uint8]) -> NDArray[np.int32]:

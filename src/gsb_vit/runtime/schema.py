@@ -43,6 +43,7 @@ TYPES = {"U64": "uint64", "I8": "int8", "I16": "int16", "F16": "float16", "F32":
 THRESHOLD_SCOPES = ("sample", "fixed")
 ATTENTION_BIASES = ("none", "relative", "full")
 GLOBAL_POOLS = ("token", "avg")
+POOL_NORMS = ("after", "before")
 
 # Popcounts of width C are stored as int16; the other limits only keep a hostile header from asking for absurd work.
 ARCHITECTURE = (
@@ -53,7 +54,7 @@ ARCHITECTURE = (
     Key("depth", "whole", least=1, most=1024),
     Key("num_heads", "whole", least=1, most=32767),
     Key("mlp_hidden", "whole", least=1, most=1 << 20),
-    Key("prefix_tokens", "whole", least=0, most=2),
+    Key("prefix_tokens", "whole", least=0, most=16),
     Key("num_heads_out", "whole", least=1, most=2),
     Key("num_classes", "whole", least=1, most=1 << 20),
     Key("layer_norm_eps", "number", least=0, most=1),
@@ -62,6 +63,7 @@ ARCHITECTURE = (
     Key("threshold_scope", "choice", choices=THRESHOLD_SCOPES),
     Key("attention_bias", "choice", choices=ATTENTION_BIASES),
     Key("global_pool", "choice", choices=GLOBAL_POOLS, default="token"),
+    Key("pool_norm", "choice", choices=POOL_NORMS, default="after"),
     Key("tokenizer_channels", "whole", least=1, most=16384, items=(0, 5), default=()),
 )
 OPTIONAL = tuple(key.name for key in ARCHITECTURE if key.optional)  # since version 2
@@ -154,14 +156,17 @@ class Architecture:
     threshold_scope: str
     attention_bias: str
     global_pool: str = "token"
+    pool_norm: str = "after"
     tokenizer_channels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for key in ARCHITECTURE:
             object.__setattr__(self, key.name, key.check("architecture", getattr(self, key.name)))
-        # Each prefix token has its head, or one head reads the mean of all patches.
-        if self.global_pool == "token" and self.num_heads_out != self.prefix_tokens:
-            raise InputError(f"architecture: num_heads_out {self.num_heads_out} must equal prefix_tokens")
+        # The first prefix tokens have a head each, or one head reads the mean of all patches.
+        if self.global_pool == "token" and self.num_heads_out > self.prefix_tokens:
+            raise InputError(f"architecture: num_heads_out {self.num_heads_out} is more than prefix_tokens")
+        if self.global_pool == "token" and self.pool_norm != "after":
+            raise InputError(f"architecture: pool_norm {self.pool_norm} goes with global_pool avg")
         if self.global_pool == "avg" and self.num_heads_out != 1:
             raise InputError(f"architecture: num_heads_out {self.num_heads_out} must be 1 where global_pool is avg")
         if self.tokenizer_channels and self.patch_size != (2 ** len(self.channels),) * 2:

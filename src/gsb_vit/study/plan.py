@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gsb_vit.errors import InputError
+from gsb_vit.files import as_path, read_text
 from gsb_vit.train.recipe import DistillationRecipe, Recipe, StageRecipe, TwinRecipe
 from gsb_vit.train.recipe_io import build_recipe, dump_recipe, flatten, load_recipe, overlay, parse_toml, read_values
 
@@ -100,11 +101,8 @@ def load_study(path: str | Path) -> Study:
     Raises:
         InputError: for a file that cannot be read and for an unknown key or a wrong value anywhere in the grid.
     """
-    path = Path(path)
-    try:
-        values = parse_toml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the study {str(path)!r} ({error}); give a readable TOML file") from error
+    path = as_path(path, "a study, a TOML file")
+    values = parse_toml(read_text(path, "a study, a TOML file"), str(path))
     _check_keys(values, KEYS, "study key")
     variants = _table(values, "variants") or {"main": {}}
     seeds = _list(values, "seeds", int, [0])

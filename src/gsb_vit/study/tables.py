@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gsb_vit.errors import InputError
+from gsb_vit.files import read_text
 from gsb_vit.metrics import METRIC_NAMES
 
 from .plan import Study
@@ -191,10 +192,7 @@ def replace_between_markers(document: Path, name: str, text: str) -> str:
         InputError: the document cannot be read or lacks the markers, once each.
     """
     start, end = f"<!-- study {name} -->", f"<!-- /study {name} -->"
-    try:
-        old = document.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {document} ({error.strerror}); give a Markdown file") from error
+    old = read_text(document, "a Markdown file")
     if old.count(start) != 1 or old.count(end) != 1 or old.index(start) > old.index(end):
         raise InputError(f"{document} needs the lines {start} and {end}, once each; add them where the table belongs")
     return re.sub(

@@ -61,25 +61,27 @@ def evaluate_run(
     *,
     memory_limit_mb: int = 4096,
     everything: bool = False,
+    skip_bad: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Return :func:`gsb_vit.decision.evaluation` of a trained model on pictures that it has not seen in training.
 
-    ``n_given`` and ``n_seen`` are as for a packed model. A model of before
-    files kept digests of their pictures is judged on the test split that its recipe draws.
-    Raises InputError where model or data cannot be read, their classes differ, or all pictures are seen.
+    ``n_given``, ``n_seen`` and ``n_left_out`` are as for a packed model. A model of before files kept digests of their
+    pictures is judged on the test split that its recipe draws.
+    Raises InputError where model or data cannot be read, their classes differ, all pictures are seen, or some do not
+    decode.
     """
     trained = load_model(path_or_run)
     split = dataclasses.asdict(run_data_options(Path(path_or_run)))
     provenance = {**trained.info.provenance, "split": split}
-    judged = judged_pictures(data_spec, provenance, trained.class_names, everything=everything)
+    judged = judged_pictures(data_spec, provenance, trained.class_names, everything=everything, skip_bad=skip_bad)
     require_same_classes(trained.class_names, judged.class_names, data_spec)
     if say is not None:
         say(judged.line)
     pictures = EvaluationPictures(judged.pictures, trained.preprocessing, memory_limit_mb)
     decision = run_decision(Path(path_or_run)) or Decision()
     found = evaluation(model_logits(trained.model, pictures), judged.pictures.labels, judged.class_names, decision)
-    return {**found, "n_given": judged.given, "n_seen": judged.seen}
+    return {**found, "n_given": judged.given, "n_seen": judged.seen, "n_left_out": len(judged.left_out)}
 
 
 def run_decision(path: Path) -> Decision | None:

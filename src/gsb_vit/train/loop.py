@@ -18,7 +18,7 @@ from gsb_vit.models.trained import BEST, LAST, ModelInfo, find_model, save_model
 from .augment import Mixing
 from .batches import EvaluationPictures, TrainingPictures
 from .checkpoint import STATE, keep_previous, optimizer_tensors, read_stage_file, read_state, restore_optimizer
-from .confidence import Confidence
+from .confidence import CONFIDENCE, Confidence
 from .distill import DistillationTask
 from .evaluate import model_logits, validation_score
 from .guards import check_loss, check_parameters
@@ -28,7 +28,7 @@ from .precision import fast_attention, fast_products
 from .recipe import SEED_NUMBERS, DistillationRecipe, StageRecipe
 from .seeds import seed_everything
 from .teacher import HeadFirst, Teacher
-from .views import CachedViews, LiveViews
+from .views import CachedViews, LiveViews, views_key
 
 Views = LiveViews | CachedViews
 
@@ -51,6 +51,7 @@ class StageSetting:
     validation: EvaluationPictures
     validation_labels: Tensor
     cache_views: int = 0
+    shared_views: str | None = None
 
     @property
     def index(self) -> int:
@@ -64,13 +65,16 @@ class StageSetting:
     def views(self, task: DistillationTask, teacher: Teacher | None, accelerator: Accelerator) -> Views:
         """Where the stage's batches come from: new views in every epoch, or those drawn once.
 
-        Stages that mix alike under one teacher share what it said of their views.
+        Stages that mix alike under one teacher share what it said of their views; runs do where all that decides it is
+        equal and the recipe names a folder for it.
         """
         mixing = Mixing(self.recipe.mixup, self.recipe.cutmix, len(self.info.class_names))
         if not (self.cache_views and teacher is not None and task.has_teacher):
             return LiveViews(self.training, mixing, task)
-        stem = self.folder.parent / "views" / f"{teacher.name}-{self.recipe.mixup:g}-{self.recipe.cutmix:g}"
-        seed = (self.seed, SEED_NUMBERS["views"])
+        mixes, seed = (self.recipe.mixup, self.recipe.cutmix), (self.seed, SEED_NUMBERS["views"])
+        stem = self.folder.parent / "views" / f"{teacher.name}-{mixes[0]:g}-{mixes[1]:g}"
+        if self.shared_views is not None:
+            stem = Path(self.shared_views) / views_key(self.training, mixes, teacher.model, seed)
         shared = accelerator.wait_for_everyone
         return CachedViews(self.training, mixing, task, self.cache_views, seed, stem, accelerator.autocast, shared)
 
@@ -170,6 +174,10 @@ class StageRun:
         """Train from the current epoch to the last, then load the chosen weights."""
         setting, accelerator = self.setting, self.accelerator
         if self.progress.epoch >= setting.recipe.epochs:
+            if (
+                accelerator.is_main_process and not (setting.folder / CONFIDENCE).is_file()
+            ):  # killed before it was there
+                self.confidence.write(setting.folder)
             self._load_chosen()
             return
         check_parameters(self.model, f"{setting.name}, before epoch {self.progress.epoch + 1}")

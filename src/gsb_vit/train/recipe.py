@@ -20,6 +20,7 @@ class ModelRecipe:
     ``tokenizer_channels``: a stack of 3 × 3 convolutions of stride 2 in place of the patch embedding, these the output
     channels of all but the last; ``patch_size`` is then its stride, 8 for three convolutions. Empty: patches.
     ``global_pool``: the heads read the class and distillation ``token``, or one head the mean of all patches (``avg``).
+    ``reg_tokens``: learned tokens that no head reads (https://arxiv.org/abs/2309.16588).
     """
 
     architecture: str = "gsb_vit_tiny_patch16_224"
@@ -30,6 +31,7 @@ class ModelRecipe:
     num_heads: int | None = None
     tokenizer_channels: tuple[int, ...] = ()
     global_pool: Literal["token", "avg"] = "token"
+    reg_tokens: int = 0
     mlp_ratio: float | None = None
     drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
@@ -39,7 +41,7 @@ class ModelRecipe:
         """Return keyword arguments for the architecture, without what the recipe leaves to it."""
         given = {name: value for name, value in vars(self).items() if name != "architecture" and value is not None}
         given["tokenizer_channels"] = list(self.tokenizer_channels)
-        plain = {"tokenizer_channels": [], "global_pool": "token"}
+        plain = {"tokenizer_channels": [], "global_pool": "token", "reg_tokens": 0}
         return {name: value for name, value in given.items() if plain.get(name) != value}
 
 
@@ -140,7 +142,8 @@ class TeacherRecipe(StageRecipe):
 
     ``precision = "fast"``: the teaching model computes in bfloat16 where the machine has instructions for it, pictures
     channels-last. ``cache_views = N`` draws N views of every picture once and keeps what the teacher says of each in
-    the run's folder; epoch e shows view e mod N. 0 draws new views in every epoch.
+    the run's folder, or in the folder ``views``, where runs share it if pictures, variation, mixing, teacher and seed
+    are equal; epoch e shows view e mod N. 0 draws new views in every epoch.
     """
 
     source: str = "twin"
@@ -155,6 +158,7 @@ class TeacherRecipe(StageRecipe):
     freeze_batch_norm: bool | None = None
     precision: Literal["same", "fast"] = "same"
     cache_views: int = 0
+    views: str | None = None
     quantization: Quantization = field(default_factory=Quantization.full_precision)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gsb_vit.errors import InputError
+from gsb_vit.errors import InputError, shown
 
 from .recipe import DistillationRecipe, Recipe
 
@@ -12,7 +12,7 @@ from .recipe import DistillationRecipe, Recipe
 def require(holds: bool, key: str, value: Any, allowed: str) -> None:
     """Raise InputError, naming the recipe key and what is allowed, unless ``holds``."""
     if not holds:
-        raise InputError(f"recipe key {key} = {value!r} is out of range; it must be {allowed}")
+        raise InputError(f"recipe key {key} = {shown(value)} is out of range; it must be {allowed}")
 
 
 def check_teaching(recipe: Recipe) -> None:
@@ -57,6 +57,8 @@ def _check_teacher(recipe: Recipe) -> None:
     rate = teacher.head_learning_rate
     require(rate > 0, "teacher.head_learning_rate", rate, "above 0")
     require(teacher.cache_views >= 0, "teacher.cache_views", teacher.cache_views, "0 (off) or larger")
+    if teacher.views is not None and not teacher.cache_views:
+        raise InputError(f"teacher.views = {teacher.views!r} needs teacher.cache_views above 0; set it, or drop views")
     if teacher.cache_views and recipe.augment.policy != "batch":
         raise InputError(
             f'teacher.cache_views = {teacher.cache_views} needs augment.policy = "batch", not {recipe.augment.policy!r}'

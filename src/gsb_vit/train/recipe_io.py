@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import sys
 import types
 import typing
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from gsb_vit.errors import InputError
+from gsb_vit.files import as_path, read_text
 from gsb_vit.quantization import PRESETS, Quantization
 
 from .recipe import STAGES, Recipe
@@ -93,11 +95,16 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise InputError for a number outside its range or settings that contradict each other."""
+    for key, number in flatten(dataclasses.asdict(recipe)).items():
+        if isinstance(number, (int, float)):
+            require(abs(number) < 2**63, key, number, "finite and within 64 bits")
+    require(recipe.seed >= 0, "seed", recipe.seed, "at least 0")
+    require(recipe.data.split_seed >= 0, "data.split_seed", recipe.data.split_seed, "at least 0")
     for name in ("validation_fraction", "test_fraction", "label_noise"):
         require(0 <= getattr(recipe.data, name) < 1, f"data.{name}", getattr(recipe.data, name), "from 0 to below 1")
     require(recipe.data.shots is None or recipe.data.shots > 0, "data.shots", recipe.data.shots, "at least 1")
     require(recipe.validate_every > 0, "validate_every", recipe.validate_every, "at least 1")
-    require(recipe.threads is None or recipe.threads > 0, "threads", recipe.threads, "at least 1")
+    require(recipe.threads is None or 0 < recipe.threads <= 1024, "threads", recipe.threads, "from 1 to 1024")
     for name in ("img_size", "patch_size"):
         require(getattr(recipe.model, name) > 0, f"model.{name}", getattr(recipe.model, name), "at least 1")
     if recipe.model.img_size % recipe.model.patch_size:
@@ -124,22 +131,19 @@ def _shipped() -> Any:
 
 
 def _read_text(name: str) -> str:
-    path = Path(name)
-    if not path.suffix and not path.exists():
+    path = as_path(name, "a recipe")
+    if not path.suffix and not os.path.lexists(path):
         if name not in shipped_recipes():
             raise InputError(f"no recipe {name!r}; give a .toml file or one of {', '.join(shipped_recipes())}")
         return (_shipped() / f"{name}.toml").read_text(encoding="utf-8")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the recipe {name!r} ({error}); give a readable TOML file") from error
+    return read_text(path, "a recipe, a TOML file")
 
 
 def parse_toml(text: str, name: str) -> dict[str, Any]:
     """TOML as nested dicts. Raises InputError with the place of the mistake."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # besides TOML's: an integer of thousands of digits
         raise InputError(f"the file {name!r} is not valid TOML: {error}; mend that line") from error
 
 
@@ -147,7 +151,7 @@ def toml_value(text: str) -> Any:
     """A value as TOML, or the bare word it is."""
     try:
         return tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text.strip()
 
 

@@ -223,6 +223,7 @@ class _Run:
             validation=self._validation(info.preprocessing),
             validation_labels=torch.from_numpy(self.data.validation.labels),
             cache_views=self.recipe.teacher.cache_views,
+            shared_views=self.recipe.teacher.views,
         )
         setting.folder.mkdir(exist_ok=True)
         run = StageRun(setting, model, teacher, self.accelerator, self.log, self.log_bytes)

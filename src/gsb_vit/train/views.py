@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gsb_vit.errors import InputError
 from gsb_vit.models.trained import read_tensors, write_tensors
@@ -204,6 +205,24 @@ class CachedViews:
     def lesson(self, batch: Taught) -> Lesson:
         """What the teacher said of a batch's views."""
         return Lesson(batch.taught, [])
+
+
+def views_key(training: TrainingPictures, mixes: Sequence[float], teacher: nn.Module, seed: tuple[int, ...]) -> str:
+    """Name what the teacher says of the views: 16 digits of SHA-256 over all that decides it.
+
+    That is the pictures and their labels, how both models read them, how they vary and mix (``mixes``: the strengths of
+    mixup and cutmix), the teacher's tensors, and the seed.
+    """
+    digest = hashlib.sha256()
+    for source in training.pictures.sources:
+        digest.update(source.tobytes() if isinstance(source, np.ndarray) else Path(source).read_bytes())
+        digest.update(b"\n")
+    digest.update(training.pictures.labels.tobytes())
+    digest.update(repr([training.preprocessing, training.teacher, training.recipe, list(mixes), seed]).encode())
+    for name, tensor in teacher.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _padded(mixes: Mixes, count: int) -> Mixes:

@@ -39,6 +39,7 @@ class Twin:
     std: tuple[float, ...] = IMAGENET_STD
     weights: str | None = None
     global_pool: str = "token"
+    pool_norm: str = "after"
     tokenizer_channels: tuple[int, ...] = ()
 
     @classmethod
@@ -59,6 +60,7 @@ class Twin:
             std=tuple(preprocessing.std),
             weights=weights,
             global_pool=architecture.global_pool,
+            pool_norm=architecture.pool_norm,
             tokenizer_channels=architecture.tokenizer_channels,
         )
 
@@ -98,13 +100,15 @@ def build(twin: Twin, precision: str = "fp32") -> nn.Module:
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             x = pixels.permute(0, 3, 1, 2).to(next(self.vit.parameters()).dtype)
-            return self.vit(x if self.zero is None else x - self.zero).to(torch.float32)
+            return self.vit(x - self.zero if isinstance(self.zero, torch.Tensor) else x).to(torch.float32)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         options: dict[str, Any] = {}
         if twin.global_pool == "avg":
-            options = {"global_pool": "avg", "class_token": twin.prefix_tokens > 0}
+            options = {"global_pool": "avg", "class_token": False, "fc_norm": twin.pool_norm == "after"}
+        if registers := twin.prefix_tokens - (0 if options else twin.num_heads_out):
+            options["reg_tokens"] = registers
         vit = (VisionTransformerDistilled if twin.num_heads_out == 2 else VisionTransformer)(
             img_size=twin.image_size,
             patch_size=twin.patch_size,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gsb_vit.errors import InputError
+from gsb_vit.errors import InputError, shown
 
 from .engines import Engine
 from .isa import environment, hold_onnxruntime
@@ -24,12 +24,15 @@ class WorkerError(RuntimeError):
     """An engine's process failed; the message is the last thing it said."""
 
 
+MOST_PICTURES = 65_536  # in one call
+
+
 @dataclass(frozen=True)
 class Setting:
     """How every engine runs: threads (one core each), pictures a call, instruction set (None: all the CPU has).
 
     Raises:
-        InputError: threads or batch below 1, more threads than cores, or an unknown instruction set.
+        InputError: threads or batch out of range, more threads than cores, or an unknown instruction set.
     """
 
     threads: int = 1
@@ -37,8 +40,11 @@ class Setting:
     isa: str | None = None
 
     def __post_init__(self) -> None:
-        if self.threads < 1 or self.batch < 1:
-            raise InputError(f"threads {self.threads} and batch {self.batch} must be at least 1")
+        if self.threads < 1 or not 1 <= self.batch <= MOST_PICTURES:
+            raise InputError(
+                f"threads {shown(self.threads)} must be at least 1, batch {shown(self.batch)} from 1 to "
+                f"{MOST_PICTURES:,}"
+            )
         if self.threads > len(available_cores()):
             raise InputError(f"threads {self.threads}: this process may use {len(available_cores())} cores")
         environment(self.isa)

@@ -55,9 +55,8 @@ std::string checked(const gsb::Error& error) {
 bool is_cheap(const gsb::Architecture& a) {
     const double tokens = a.num_tokens(), width = a.embed_dim, depth = a.depth;
     const double groups = a.attention_groups() + a.value_groups();
-    const double pixels = 3.0 * a.image_height * a.image_width;
     const double products = depth * tokens * width * (4 * width + 2.0 * a.mlp_hidden + tokens * groups);
-    return pixels * width < 1e8 && products < 1e8 && tokens * tokens * a.num_heads * groups < 1e7 &&
+    return a.token_macs() < 1e8 && products < 1e8 && tokens * tokens * a.num_heads * groups < 1e7 &&
            1.0 * a.num_classes * width < 1e7;
 }
 

@@ -199,7 +199,7 @@ def test_both_engines_embed_alike_to_the_last_bit(shape, tmp_path):
     packed = write_random_packed(path, seed=len(shape), **SHAPES[shape])
     pictures = random_pictures(packed.architecture, 5, seed=1)
     expected = ReferenceModel(packed).embed(pictures)
-    assert expected.shape == (5, packed.architecture.prefix_tokens * packed.architecture.embed_dim)
+    assert expected.shape == (5, len(packed.architecture.heads) * packed.architecture.embed_dim)
     assert len({row.tobytes() for row in expected}) == 5
     for backend in BACKENDS:
         for threads in (1, 2):

@@ -267,7 +267,7 @@ def test_short_epochs_are_not_saved_one_by_one(tmp_path: Path, console: Console,
     assert ends[0] == ends[1]
 
 
-@pytest.mark.parametrize("architecture", ["vit_base_patch16_gap_224", "vit_base_patch14_reg4_dinov2"])
+@pytest.mark.parametrize("architecture", ["vit_base_patch16_clip_224", "vit_base_patch14_reg4_dinov2"])
 def test_what_cannot_be_packed_trains_and_says_so_first(tmp_path, architecture):
     switches = [f'model.architecture="{architecture}"', "model.patch_size=8", 'distillation.kind="none"']
     epochs = [f"{stage}.epochs=1" for stage in ("teacher", "stage1", "stage2")]

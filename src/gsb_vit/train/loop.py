@@ -18,7 +18,7 @@ from gsb_vit.models.trained import BEST, LAST, ModelInfo, find_model, save_model
 from .augment import Mixing
 from .batches import EvaluationPictures, TrainingPictures
 from .checkpoint import STATE, keep_previous, optimizer_tensors, read_stage_file, read_state, restore_optimizer
-from .confidence import Confidence
+from .confidence import CONFIDENCE, Confidence
 from .distill import DistillationTask
 from .evaluate import model_logits, validation_score
 from .guards import check_loss, check_parameters
@@ -174,6 +174,10 @@ class StageRun:
         """Train from the current epoch to the last, then load the chosen weights."""
         setting, accelerator = self.setting, self.accelerator
         if self.progress.epoch >= setting.recipe.epochs:
+            if (
+                accelerator.is_main_process and not (setting.folder / CONFIDENCE).is_file()
+            ):  # killed before it was there
+                self.confidence.write(setting.folder)
             self._load_chosen()
             return
         check_parameters(self.model, f"{setting.name}, before epoch {self.progress.epoch + 1}")

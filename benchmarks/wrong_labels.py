@@ -5,7 +5,7 @@
 
 For every stage that kept what it said of its training pictures: how many it suspects, which share of them is flipped
 (precision), which share of the flipped ones it suspects (recall), and how often the class that a found one looks like
-is the true one. Then precision, which is also recall, of as many of the smallest margins as there are flipped labels.
+is the true one. Then precision, which is also recall, of as many of the likeliest pictures as there are flipped labels.
 """
 
 import argparse
@@ -43,11 +43,11 @@ def main() -> None:
         rows = np.arange(len(labels))
         others = probabilities.copy()
         others[rows, labels] = -1
-        first = np.argsort(probabilities[rows, labels] - others.max(axis=1), kind="stable")[: flipped.sum()]
+        first = np.argsort(probabilities[rows, labels] / others.max(axis=1), kind="stable")[: flipped.sum()]
         print(
             f"{stage}: {len(found):,} suspects, precision {len(hits) / max(len(found), 1):.2f}, recall "
             f"{len(hits) / flipped.sum():.2f}, true class named {right:.2f}; "
-            f"of the {len(first):,} smallest margins {flipped[first].mean():.2f} are flipped"
+            f"of the {len(first):,} likeliest {flipped[first].mean():.2f} are flipped"
         )
 
 

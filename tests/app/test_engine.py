@@ -12,6 +12,7 @@ from random_packed import TINY, random_packed, random_pictures
 from selftest_models import write_models
 
 from gsb_vit.data.preprocess import Preprocessing
+from gsb_vit.decision import Decision, Unknown
 from gsb_vit.metrics import softmax
 from gsb_vit.runtime import packed_file
 from gsb_vit.runtime.reference import ReferenceModel
@@ -45,6 +46,19 @@ def test_logits_and_answers_are_those_of_the_reference(models, name, node, tmp_p
     best = np.argsort(-first, kind="stable")[:3]
     assert [answer["name"] for answer in said["top"]] == [model.class_names[k] for k in best]
     assert [answer["probability"] for answer in said["top"]] == pytest.approx(first[best], rel=1e-12)
+
+
+def test_probabilities_have_the_files_temperature(node, tmp_path):
+    model = random_packed(seed=1, **TINY)
+    pixels = random_pictures(model.architecture, 1, seed=0)
+    pixels.tofile(tmp_path / "pixels")
+    decision = Decision(2.5, Unknown("energy", 0.0, 0.05))
+    packed_file.write(tmp_path / "model", replace(model, decision=decision))
+    said = node("logits", model=tmp_path / "model", pixels=tmp_path / "pixels", out=tmp_path / "logits")
+    logits = ReferenceModel(model).logits(pixels)
+    assert (tmp_path / "logits").read_bytes() == logits.tobytes()
+    expected = np.sort(decision.probabilities(logits)[0])[::-1][:3]
+    assert [answer["probability"] for answer in said["top"]] == pytest.approx(expected, rel=1e-12)
 
 
 def test_masks_are_those_of_the_reference(models, node, tmp_path):

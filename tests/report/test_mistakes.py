@@ -113,13 +113,16 @@ def test_wrong_labels_stand_out():
     probabilities[np.arange(200), truth] = strength
     found = suspects(probabilities, labels)
     right = {one.index for one in found} & set(flipped.tolist())
-    assert len(right) >= 0.8 * len(flipped) and len(right) >= 0.9 * len(found)
+    assert len(right) >= 0.7 * len(flipped) and len(right) >= 0.9 * len(found)
     assert all(one.looks_like == truth[one.index] and one.label == labels[one.index] for one in found[:15])
-    margins = [one.label_probability - one.other_probability for one in found]
-    assert margins == sorted(margins)
+    ratios = [one.label_probability / one.other_probability for one in found]
+    assert ratios == sorted(ratios) and max(ratios) < 1 / 4
     assert suspects(np.eye(4)[truth] * 0.9 + 0.025, truth) == []
 
 
-def test_a_class_without_training_pictures_is_never_likely():
-    probabilities = np.array([[0.3, 0.1, 0.6], [0.2, 0.2, 0.6]])
-    assert suspects(probabilities, np.array([0, 1])) == []
+def test_another_class_must_be_that_many_times_as_probable():
+    probabilities = np.array([[0.15, 0.7, 0.15], [0.2, 0.2, 0.6], [0.0, 0.5, 0.5]], np.float32)
+    labels = np.array([0, 1, 0])
+    assert [(one.index, one.looks_like) for one in suspects(probabilities, labels)] == [(2, 1), (0, 1)]
+    assert [one.index for one in suspects(probabilities, labels, times=2.5)] == [2, 0, 1]
+    assert suspects(np.zeros((0, 3)), np.zeros(0, int)) == []

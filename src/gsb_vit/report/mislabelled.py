@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+TIMES = 4.0
+
 
 @dataclass(frozen=True)
 class Suspect:
@@ -19,24 +21,20 @@ class Suspect:
     other_probability: float
 
 
-def suspects(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> list[Suspect]:
+def suspects(probabilities: NDArray[np.floating], labels: NDArray[np.integer], times: float = TIMES) -> list[Suspect]:
     """Return the pictures whose label is probably wrong, the surest first.
 
-    ``probabilities`` (n, K) are means over the epochs of training: a wrong label is learnt late or never. As in
-    confident learning (https://arxiv.org/abs/1911.00068), class k is likely for a picture where its mean probability
-    p_k is at least t_k, the mean of p_k over the pictures that are labelled k. A picture is a suspect where the most
-    probable of its likely classes is not its label. Suspects are ordered by the margin, p of that class less p of the
-    label.
+    ``probabilities`` p (n, K) are means over the epochs of training. A wrong label is learnt late or never, so over
+    time the true class is the more probable one; the area under the margin has the same idea
+    (https://arxiv.org/abs/2001.10528). A picture with label y is a suspect where max_k p_k > times · p_y. Suspects are
+    ordered by p_y / max_k p_k.
     """
-    classes = probabilities.shape[1]
-    own = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    counts = np.bincount(labels, minlength=classes)
-    sums = np.bincount(labels, weights=own, minlength=classes)
-    thresholds = np.divide(sums, counts, out=np.full(classes, np.inf), where=counts > 0)
-    likely = np.where(probabilities >= thresholds, probabilities, -1.0)
-    best = likely.argmax(axis=1)
-    found = [
-        Suspect(int(i), int(labels[i]), int(best[i]), float(own[i]), float(probabilities[i, best[i]]))
-        for i in np.flatnonzero((likely.max(axis=1) >= 0) & (best != labels))
-    ]
-    return sorted(found, key=lambda one: (one.label_probability - one.other_probability, one.index))
+    rows = np.arange(len(labels))
+    own = probabilities[rows, labels].astype(np.float64)
+    others = probabilities.astype(np.float64)
+    others[rows, labels] = -1.0
+    best = others.argmax(axis=1)
+    other = others[rows, best]
+    chosen = np.flatnonzero(other > times * own)
+    order = chosen[np.argsort(own[chosen] / other[chosen], kind="stable")]
+    return [Suspect(i, int(labels[i]), int(best[i]), float(own[i]), float(other[i])) for i in map(int, order)]

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from native_build import build_aarch64, build_here, needed
+from needs import skip_without
 from paths import ROOT
 from PIL import Image
 from random_packed import random_pictures, write_random_packed
@@ -101,6 +102,39 @@ def test_a_grey_picture_with_comments_is_classified(native, tmp_path):
     best = int(np.argmax(logits))
     done = run(native / "classify", tmp_path / "model.safetensors", tmp_path / "grey.pgm")
     check_classify(done, model.class_names[best], logits[best])
+
+
+def check_jpegs(program, folder):
+    """Every orientation and grey; blocks of one grey level each, on which all decoders of JPEG agree."""
+    write_random_packed(folder / "model.safetensors", seed=7, **MODELS["relative"])
+    levels = np.random.default_rng(6).integers(0, 256, (3, 5), dtype=np.uint8)
+    image = Image.fromarray(np.kron(levels, np.ones((16, 16), dtype=np.uint8)))
+    paths = [folder / f"{number}.jpg" for number in range(9)]
+    image.save(paths[0], quality=90)
+    for mark in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = mark
+        image.convert("RGB").save(paths[mark], quality=90, exif=exif)
+    model = gsb_vit.load(folder / "model.safetensors", engine="reference")
+    expected = model.logits(np.stack([model.preprocessing(path) for path in paths]))
+    done = run(program, folder / "model.safetensors", *paths)
+    assert done.returncode == 0, done.stderr
+    for path, logits, line in zip(paths, expected, done.stdout.splitlines(), strict=True):
+        name, logit = line.removesuffix(f" {path}").rsplit(" ", 1)
+        assert (name, np.float32(logit)) == (model.class_names[int(np.argmax(logits))], logits.max())
+    assert len({row.tobytes() for row in expected}) > 4
+    (folder / "cut.jpg").write_bytes(paths[1].read_bytes()[:-20])
+    done = run(program, folder / "model.safetensors", folder / "cut.jpg", folder / "absent.jpg", paths[0])
+    assert done.returncode == 1
+    assert len(done.stdout.splitlines()) == 1
+    assert "cut.jpg: damaged or truncated" in done.stderr
+    assert "absent.jpg: cannot be opened" in done.stderr
+
+
+def test_a_c_program_classifies_jpegs(native, tmp_path):
+    if not (native / "classify_jpeg").exists():
+        skip_without("the example that reads JPEG", "libjpeg-turbo's header")
+    check_jpegs(native / "classify_jpeg", tmp_path)
 
 
 def turned(pixels, orientation):

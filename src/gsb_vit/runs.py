@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsb_vit.errors import InputError
-from gsb_vit.files import read_json
+from gsb_vit.files import as_path, read_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -225,7 +225,8 @@ def fit(
 
 def free_folder(spec: str) -> Path:
     """The first of runs/NAME-1, runs/NAME-2, … that does not exist, where NAME is the data's."""
-    last = Path(spec.partition(":")[0] if not Path(spec).exists() else spec).resolve().name
+    folder = as_path(spec, "a folder of pictures")
+    last = (folder if folder.exists() else Path(spec.partition(":")[0])).resolve().name
     name = re.sub(r"[^\w.-]+", "-", last) or "data"
     return next(path for n in itertools.count(1) if not (path := _RUNS / f"{name}-{n}").exists())
 

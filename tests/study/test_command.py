@@ -121,7 +121,7 @@ def test_a_moved_study_stays_finished_and_a_changed_one_is_refused(done, tmp_pat
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path: Path, monkeypatch) -> None:
-    text = STUDY.replace('stage2.quantization.scheme = "bit"', "stage1.learning_rate = 1e30")
+    text = STUDY.replace('stage2.quantization.scheme = "bit"', "stage1.learning_rate = 1e18")
     text = text.replace('stage1.quantization.preset = "authors_stage1"\n', "")
     errors, started = run_here(monkeypatch, write_study(tmp_path, text, 2), tmp_path / "out")
     (broken,) = (name for name in errors if name.startswith("stage1-"))

@@ -125,7 +125,7 @@ def test_markers(tmp_path: Path) -> None:
         document.write_text(text)
         with pytest.raises(InputError, match="once each"):
             replace_between_markers(document, "s", "new")
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="cannot be read"):
         replace_between_markers(tmp_path / "none.md", "s", "new")
 
 

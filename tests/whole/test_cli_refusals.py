@@ -55,6 +55,8 @@ PLAIN = {
     "MODEL": "model.safetensors",
     "MODEL.safetensors": "packed.safetensors",
     "MODEL|ARCH": "model.safetensors",
+    "MODEL...": "model.safetensors",
+    "APP.html": "app.html",
     "PATH...": "picture.png",
     "STUDY.toml": "study.toml",
     "DIR": "new",

@@ -6,7 +6,7 @@
 //
 // The same path on one page, without threads and packed operands, is src/gsb_vit/runtime/reference.py. Its steps here:
 //   _embed            embed
-//   _convolve         convolve, and embed for the last convolution
+//   _convolve         convolve, embed
 //   _attention        norm, query_key_value
 //   _attention_masks  expand_bias, scores_of, score_task, attention_limits, list_groups
 //   _value_planes     value_limits, limit_counts, value_task

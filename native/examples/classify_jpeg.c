@@ -1,11 +1,10 @@
 /* Name what is in JPEG files, decoded by libjpeg-turbo: classify_jpeg MODEL.safetensors PICTURE.jpg ...
  * A line each: class, logit, name of the file. EXIF's orientation is read, CMYK is refused by the decoder. */
+#include <jpeglib.h>
 #include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <jpeglib.h>
 
 #include "gsb_vit.h"
 

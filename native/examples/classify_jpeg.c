@@ -1,10 +1,12 @@
 /* Name what is in JPEG files, decoded by libjpeg-turbo: classify_jpeg MODEL.safetensors PICTURE.jpg ...
  * A line each: class, logit, name of the file. EXIF's orientation is read, CMYK is refused by the decoder. */
-#include <jpeglib.h>
 #include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+// clang-format off
+#include <jpeglib.h>  // behind stdio.h, whose FILE it names
+// clang-format on
 
 #include "gsb_vit.h"
 

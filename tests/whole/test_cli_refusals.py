@@ -172,13 +172,11 @@ def words_of(name, tried, value):
     return [*words, "--", *arguments] if arguments else words
 
 
-commands_with_json = {
-    name for name, parameters in COMMANDS.items() if any(one.option == "--json" for one in parameters)
-}
+json_commands = {name for name, parameters in COMMANDS.items() if any(one.option == "--json" for one in parameters)}
 
 
-def test_the_commands_with_json_are_known():
-    assert commands_with_json == {"evaluate", "predict", "summary", "bench"}
+def test_the_json_commands_are_known():
+    assert json_commands == {"evaluate", "predict", "summary", "bench"}
 
 
 def call(words, capfd):
@@ -198,7 +196,7 @@ def test_a_bad_value_is_one_line(name, parameter, value, folder, capfd, monkeypa
         (line,) = errors.splitlines()
         assert line.startswith("gsb-vit: ") and line.isprintable()
         assert len(line) < 1200 + 3 * len(value)
-    if name in commands_with_json:
+    if name in json_commands:
         status, output, errors = call([words[0], "--json", *words[1:]], capfd)
         found = json.loads(output)
         if status == 2 and name != "predict":

@@ -19,7 +19,11 @@ def staged(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; what is written there replaces ``path`` when the block ends well.
 
     The data is flushed to disk before it gets its name. Where the block raises, ``path`` stays as it was.
+
+    Raises:
+        InputError: ``path`` is a device, pipe or socket, or a link to one: a file would take its place.
     """
+    _require_replaceable(path)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(descriptor)
     temporary = Path(name)
@@ -31,6 +35,18 @@ def staged(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _require_replaceable(path: Path) -> None:
+    try:
+        mode = os.stat(path).st_mode
+        # /dev/stdout is a link that may lead to a regular file.
+        replaceable = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+        replaceable &= os.path.realpath(path.parent) != os.path.realpath("/dev")
+    except (OSError, ValueError):
+        return  # not there yet, or what comes next says why it cannot be written
+    if not replaceable:
+        raise InputError(f"{path} is a device, pipe or socket, which a file would replace; name a file to write")
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -10,7 +10,7 @@ from processes import HANG_SECONDS
 from gsb_vit.data.pictures import open_picture
 from gsb_vit.errors import InputError
 from gsb_vit.export.architecture import find_architecture, is_trained_model
-from gsb_vit.files import MOST_TEXT, as_path, read_json, read_text
+from gsb_vit.files import MOST_TEXT, as_path, read_json, read_text, write_atomically
 from gsb_vit.runtime import packed_file
 from gsb_vit.runtime.classifier import load
 
@@ -106,3 +106,20 @@ def test_texts_are_bounded_and_utf_8(tmp_path):
     path.write_bytes(b"\xff")
     with pytest.raises(InputError, match="give a text in UTF-8"):
         read_text(path, "a text")
+
+
+def test_no_file_takes_the_place_of_a_device_pipe_or_socket(tmp_path):
+    """A file that is written whole is renamed, and root may rename over a device."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    before = [os.lstat(path) for path in ("/dev/null", tmp_path / "pipe", tmp_path / "link")]
+    for path in ("/dev/null", "/dev/stdout", tmp_path / "pipe", tmp_path / "link"):
+        with pytest.raises(InputError, match="which a file would replace"):
+            write_atomically(as_path(path, "a file"), b"x")
+    after = [os.lstat(path) for path in ("/dev/null", tmp_path / "pipe", tmp_path / "link")]
+    assert [(one.st_ino, one.st_mode) for one in after] == [(one.st_ino, one.st_mode) for one in before]
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+    (tmp_path / "old").write_bytes(b"old")
+    (tmp_path / "name").symlink_to("old")
+    write_atomically(tmp_path / "name", b"new")
+    assert (tmp_path / "name").read_bytes() == b"new" and (tmp_path / "old").read_bytes() == b"old"

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -100,12 +101,12 @@ class StageBar:
         self._shown = 0.0
         self._started: tuple[float, int] = (time.perf_counter(), 0)
         self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            TextColumn("{task.percentage:3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            # In a narrow terminal the numbers are cut first.
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, min_width=7)),
+            BarColumn(bar_width=8),
+            TextColumn("{task.percentage:3.0f}%", table_column=Column(no_wrap=True, min_width=4)),
+            TextColumn("left", table_column=Column(no_wrap=True, min_width=4)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
             TextColumn("{task.fields[numbers]}", markup=False),
             console=console,
             disable=not active,

@@ -235,12 +235,14 @@ def train(
     """Train a teacher, then the one-bit student in two stages: gsb-vit train FOLDER."""
     _require_training("training")
     from gsb_vit.runs import free_folder
-    from gsb_vit.train.folder import RECIPE_FILE, read_run
+    from gsb_vit.train.folder import RECIPE_FILE, RUN_FILE, read_run
     from gsb_vit.train.recipe_io import load_recipe
     from gsb_vit.train.run import train as train_run
 
     if resume and place is not None and out is None:
         out, place = Path(place), None
+        if data is None and not (out / RUN_FILE).is_file():
+            raise InputError(f"{out} holds no {RUN_FILE}; give the run's folder: gsb-vit train --resume runs/NAME-N")
     if place is not None and data is not None:
         raise InputError(f"the data is given twice, {place!r} and --data {data!r}; give it once")
     data = place if data is None else data

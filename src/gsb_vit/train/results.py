@@ -48,7 +48,7 @@ def show_results(
         console.print("Probabilities are not calibrated: the run has no validation pictures.")
     else:
         console.print(
-            f"Temperature {decision.temperature:.3g}, fitted on {measured['pictures']:,} validation pictures\n"
+            f"Temperature {decision.temperature:,.2f}, fitted on {measured['pictures']:,} validation pictures\n"
             f"  expected calibration error on test: {measured['test_error_before']:.1%} before, "
             f"{measured['test_error_after']:.1%} after\n"
             f"Threshold for unknown pictures, set to reject {decision.unknown.false_alarm_rate:.1%} of known ones\n"

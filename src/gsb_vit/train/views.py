@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gsb_vit.data.digests import digests
 from gsb_vit.errors import InputError
 from gsb_vit.models.trained import read_tensors, write_tensors
 
@@ -214,9 +215,7 @@ def views_key(training: TrainingPictures, mixes: Sequence[float], teacher: nn.Mo
     mixup and cutmix), the teacher's tensors, and the seed.
     """
     digest = hashlib.sha256()
-    for source in training.pictures.sources:
-        digest.update(source.tobytes() if isinstance(source, np.ndarray) else Path(source).read_bytes())
-        digest.update(b"\n")
+    digest.update("\n".join(digests(training.pictures.sources)).encode())
     digest.update(training.pictures.labels.tobytes())
     digest.update(repr([training.preprocessing, training.teacher, training.recipe, list(mixes), seed]).encode())
     for name, tensor in teacher.state_dict().items():

@@ -20,12 +20,34 @@ const tasks = {
     const loaded = await Model.load(read(`${job.app}/gsb_vit.wasm`), read(model));
     writeFileSync(out, loaded.logits(read(pixels)));
     const { classNames, height, width, classes, grid, prefixTokens } = loaded;
-    const top = loaded.predict(read(pixels).subarray(0, height * width * 3), 3);
+    const top = loaded.predict(read(pixels).subarray(0, height * width * 3), { top: 3 });
     return { classNames, height, width, classes, grid, prefixTokens, top };
   },
   async masks({ model, pixels, out }) {
     const loaded = await Model.load(read(`${job.app}/gsb_vit.wasm`), read(model));
     writeFileSync(out, loaded.masks(read(pixels)));
+  },
+  async decide({ model, pixels, top, unknown }) {
+    const loaded = await Model.load(read(`${job.app}/gsb_vit.wasm`), read(model));
+    const all = read(pixels);
+    const size = loaded.height * loaded.width * 3;
+    const said = Array.from({ length: all.length / size }, (_, i) => all.subarray(i * size, (i + 1) * size)).map((one) =>
+      loaded.predict(one, { top, unknown }),
+    );
+    return { said, threshold: loaded.unknown?.threshold };
+  },
+  // What each wrong call says.
+  async misuse({ model }) {
+    const loaded = await Model.load(read(`${job.app}/gsb_vit.wasm`), read(model));
+    const pixels = new Uint8Array(loaded.height * loaded.width * 3);
+    const said = {
+      threshold: await refusal(() => loaded.predict(pixels, { unknown: true })),
+      top: await refusal(() => loaded.predict(pixels, { top: 0 })),
+      picture: await refusal(() => loaded.prepare(new Uint8Array(12), -2, -2)),
+      logits: await refusal(() => loaded.answers(new Float32Array(2))),
+    };
+    loaded.free();
+    return { ...said, freed: await refusal(() => loaded.logits(pixels)) };
   },
   async prepare({ model, rgba, width, height, out }) {
     const loaded = await Model.load(read(`${job.app}/gsb_vit.wasm`), read(model));

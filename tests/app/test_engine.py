@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from deciding import write_deciding
 from node import run_script
 from PIL import Image
 from random_packed import TINY, random_packed, random_pictures
 from selftest_models import write_models
 
 from gsb_vit.data.preprocess import Preprocessing
-from gsb_vit.decision import Decision, Unknown
+from gsb_vit.decision import SCORES, Decision, Unknown
 from gsb_vit.metrics import softmax
 from gsb_vit.runtime import packed_file
 from gsb_vit.runtime.reference import ReferenceModel
@@ -59,6 +60,28 @@ def test_probabilities_have_the_files_temperature(node, tmp_path):
     assert (tmp_path / "logits").read_bytes() == logits.tobytes()
     expected = np.sort(decision.probabilities(logits)[0])[::-1][:3]
     assert [answer["probability"] for answer in said["top"]] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_what_is_none_of_the_classes_gets_no_answer_as_in_python(node, tmp_path, score):
+    decision, pictures, logits, unknown = write_deciding(tmp_path / "model", score)
+    pictures.tofile(tmp_path / "pixels")
+    job = {"model": tmp_path / "model", "pixels": tmp_path / "pixels", "top": 1}
+    found = node("decide", unknown=True, **job)
+    assert found["threshold"] == decision.unknown.threshold
+    assert [not answers for answers in found["said"]] == unknown.tolist()
+    said = node("decide", unknown=False, **job)["said"]
+    assert [answers[0]["name"] for answers in said] == [f"class {k}" for k in logits.argmax(axis=1)]
+
+
+def test_wrong_calls_are_refused_in_words(node, tmp_path):
+    packed_file.write(tmp_path / "model", random_packed(seed=1, **TINY))
+    said = node("misuse", model=tmp_path / "model")
+    assert said["threshold"].startswith("ModelError: the model has no threshold for unknown pictures; export its run")
+    assert said["top"] == "RangeError: top 0 must be a whole number of at least 1"
+    assert said["picture"] == "RangeError: 12 bytes are no grey, RGB or RGBA picture of -2 × -2 pixels"
+    assert said["logits"] == "RangeError: 2 numbers are no logits of 4 classes"
+    assert said["freed"] == "ModelError: the model was freed; load it again"
 
 
 def test_masks_are_those_of_the_reference(models, node, tmp_path):

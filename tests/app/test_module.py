@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from deciding import write_deciding
 from native_build import found
 from random_packed import SHAPES, write_random_packed
 from selftest_models import write_models
 from wasm_build import MODULE, build_module
 
+from gsb_vit.decision import SCORES
 from gsb_vit.runtime.packed_file import read
 from gsb_vit.runtime.reference import ReferenceModel
 
@@ -39,6 +41,17 @@ def test_logits_and_masks_are_those_of_the_reference(models, name):
     assert expected.any()
     assert not expected.all()
     assert np.array_equal(model.masks(pictures[0]), expected)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_decisions_are_those_of_python(score, tmp_path):
+    path = tmp_path / "model.safetensors"
+    decision, pictures, expected, unknown = write_deciding(path, score)
+    model = WasmModel(WASM, path.read_bytes())
+    logits = model.logits(pictures)
+    assert np.array_equal(logits, expected)
+    assert np.array_equal(model.is_unknown(logits), unknown)
+    assert model.probabilities(logits) == pytest.approx(decision.probabilities(logits), rel=1e-13)
 
 
 def test_a_file_that_is_no_model_is_refused_in_words(tmp_path):

@@ -4,15 +4,18 @@ import base64
 import io
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from browser import chromium, open_app
+from deciding import write_deciding
 from PIL import Image
 from random_packed import TINY, random_pictures, write_random_packed
 from wasm_build import MODULE
 
 from gsb_vit.app.page import write_app
+from gsb_vit.decision import SCORES, Decision, Unknown
 from gsb_vit.runtime import packed_file
 from gsb_vit.runtime.classifier import load
 from gsb_vit.runtime.reference import ReferenceModel
@@ -129,6 +132,38 @@ def test_another_model_answers_for_itself(opened, folder):
     check(opened, load(folder / "second.safetensors", engine="reference"), file["buffer"])
 
 
+@pytest.fixture(scope="module", params=SCORES)
+def deciding(request, browser, tmp_path_factory):
+    """A page whose model calls half of its pictures unknown, the pictures, and which of them these are."""
+    folder = tmp_path_factory.mktemp("deciding")
+    _, pictures, _, unknown = write_deciding(folder / "model.safetensors", request.param, count=12)
+    write_app([folder / "model.safetensors"], folder / "app.html")
+    page, _ = open_app(browser, folder / "app.html")
+    yield page, load(folder / "model.safetensors", engine="reference"), pictures, unknown
+    page.context.close()
+
+
+def test_a_picture_of_no_class_is_called_none_of_these_as_by_predict(deciding):
+    page, classifier, pictures, unknown = deciding
+    assert page.inner_text("#strangers") == "told apart, 5.0 % false alarms"
+    for pixels, expected in zip(pictures, unknown, strict=True):
+        file = file_of(Image.fromarray(pixels))
+        page.evaluate("document.querySelector('#answers').replaceChildren()")
+        page.set_input_files("#file", file)
+        check(page, classifier, file["buffer"])  # the closest classes, with calibrated probabilities
+        assert page.is_visible("#none") == expected == (classifier.predict(file["buffer"], unknown=True) == [])
+        best = classifier.predict(file["buffer"])[0].name
+        assert page.inner_text("#spoken").startswith(f"None of these. Closest: {best}, " if expected else f"{best}, ")
+        assert page.get_attribute("#view", "aria-label") == f"Picture: {'None of these' if expected else best}"
+
+
+def test_a_file_without_a_threshold_calls_nothing_unknown(opened):
+    assert opened.inner_text("#strangers") == "not told apart"
+    opened.set_input_files("#file", file_of(picture()))
+    answers(opened)
+    assert opened.is_hidden("#none")
+
+
 def test_masks_are_those_of_the_reference(opened, folder, classifier):
     file = file_of(picture(seed=4))
     opened.set_input_files("#file", file)
@@ -218,7 +253,7 @@ def test_nothing_is_cut_off(browser, folder, width, scheme):
     page.context.close()
 
 
-def test_two_hundred_pictures_give_the_logits_of_the_engine(browser, tmp_path):
+def test_two_hundred_pictures_give_the_logits_and_decisions_of_the_engine(browser, tmp_path):
     """Decoded and prepared in the browser, from lossless files."""
     native = pytest.importorskip("gsb_vit._native")
     assert native
@@ -226,6 +261,10 @@ def test_two_hundred_pictures_give_the_logits_of_the_engine(browser, tmp_path):
     model = write_random_packed(path, seed=8, **dict(TINY, image_size=32, num_classes=11))
     pictures = [file_of(Image.fromarray(one))["buffer"] for one in random_pictures(model.architecture, 150, seed=2)]
     pictures += [file_of(picture((40 + i, 90 - i), seed=i))["buffer"] for i in range(50)]
+    classifier = load(path)
+    expected = classifier.logits(np.stack([classifier.preprocessing(data) for data in pictures]))
+    threshold = float(np.median(expected.max(axis=1)))
+    packed_file.write(path, replace(model, decision=Decision(1.3, Unknown("max_logit", threshold, 0.05))))
     page = browser.new_page()
     page.add_script_tag(content=(APP / "engine.js").read_text() + "\nwindow.Model = Model;", type="module")
     page.wait_for_function("() => window.Model !== undefined")
@@ -241,13 +280,14 @@ def test_two_hundred_pictures_give_the_logits_of_the_engine(browser, tmp_path):
                 [context.canvas.width, context.canvas.height] = [image.width, image.height];
                 context.drawImage(image, 0, 0);
                 const { data } = context.getImageData(0, 0, image.width, image.height);
-                rows.push([...loaded.logits(loaded.prepare(data, image.width, image.height))]);
+                const logits = loaded.logits(loaded.prepare(data, image.width, image.height));
+                rows.push([...logits, loaded.isUnknown(logits)]);
             }
             return rows;
         }""",
         encoded,
     )
-    classifier = load(path)
-    expected = classifier.logits(np.stack([classifier.preprocessing(data) for data in pictures]))
-    assert np.array_equal(np.array(found, np.float32), expected)
+    assert np.array_equal(np.array([row[:-1] for row in found], np.float32), expected)
+    assert [row[-1] for row in found] == load(path).decision.is_unknown(expected).tolist()
+    assert 80 <= sum(row[-1] for row in found) <= 120
     page.close()

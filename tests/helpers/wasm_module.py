@@ -50,6 +50,20 @@ class WasmModel:
         assert self._call("gsb_vit_masks", self._model, pixels, out) == 0
         return np.frombuffer(self._get(out, int(np.prod(shape))), np.uint8).reshape(shape)
 
+    def probabilities(self, logits):
+        """Float32 (B, K) → float64 (B, K)."""
+        place, out = self._put(logits.tobytes()), self._call("malloc", 8 * logits.size)
+        assert self._call("gsb_vit_probabilities", self._model, place, len(logits), out) == 0
+        return np.frombuffer(self._get(out, 8 * logits.size), np.float64).reshape(logits.shape)
+
+    def is_unknown(self, logits):
+        """Float32 (B, K) → bool (B,)."""
+        place = self._put(logits.tobytes())
+        row = 4 * self.classes
+        said = [self._call("gsb_vit_is_unknown", self._model, place + i * row) for i in range(len(logits))]
+        assert set(said) <= {0, 1}
+        return np.array(said, bool)
+
     def _call(self, name, *arguments):
         try:
             return self._exports[name](self._store, *arguments)

@@ -31,23 +31,21 @@ export class Model {
   constructor(module, bytes) {
     this.#module = module;
     this.#bytes = bytes;
+    /** Bytes of the packed file. */
+    this.size = bytes.length;
     this.#start();
     const { architecture, class_names: names, preprocessing, decision } = readMetadata(bytes);
     this.architecture = architecture;
     this.classNames = names;
     this.preprocessing = preprocessing;
-    this.temperature = decision?.temperature ?? 1;
+    /** What the file says of "none of these": { score, threshold, false_alarm_rate }, or null. */
+    this.unknown = decision?.unknown ?? null;
     const info = this.#call("malloc", 4 * INFO_WORDS);
     this.#call("gsb_vit_get_info", info, this.#model);
     const words = new Int32Array(this.#runtime.memory.buffer, info, INFO_WORDS);
     [this.height, this.width, this.classes, this.tokens, , this.depth, this.heads] = words;
     this.groups = words[INFO_WORDS - 1];
     this.#call("free", info);
-  }
-
-  /** Bytes of the packed file. */
-  get size() {
-    return this.#bytes.length;
   }
 
   /** Rows and columns of patches. */
@@ -70,10 +68,10 @@ export class Model {
    */
   prepare(pixels, width, height) {
     const format = pixels.length / (width * height);
-    if (![1, 3, 4].includes(format)) {
-      throw new RangeError(`${pixels.length} bytes are no picture of ${width} × ${height} pixels`);
+    if (![1, 3, 4].includes(format) || !isCount(width) || !isCount(height)) {
+      throw new RangeError(`${pixels.length} bytes are no grey, RGB or RGBA picture of ${width} × ${height} pixels`);
     }
-    if (!this.#runtime) this.#start();
+    this.#start();
     const size = this.height * this.width * 3;
     const from = this.#call("malloc", pixels.length);
     const to = this.#call("malloc", size);
@@ -98,7 +96,7 @@ export class Model {
     if (!Number.isInteger(count)) {
       throw new RangeError(`${pixels.length} bytes are no pictures of ${this.height} × ${this.width} × 3 bytes`);
     }
-    if (!this.#runtime) this.#start();
+    this.#start();
     const found = new Float32Array(count * this.classes);
     const room = Math.min(count, STEP);
     const from = this.#call("malloc", room * picture);
@@ -116,14 +114,61 @@ export class Model {
   }
 
   /**
+   * The probabilities of one picture, softmax(logits / temperature), with the temperature that the file holds.
+   * @param {Float32Array} logits (K)
+   * @returns {Float64Array} (K), of sum 1
+   */
+  probabilities(logits) {
+    const [from, to] = this.#putLogits(logits, 8 * this.classes);
+    this.#call("gsb_vit_probabilities", this.#model, from, 1, to);
+    const found = new Float64Array(this.#runtime.memory.buffer, to, this.classes).slice();
+    this.#call("free", from);
+    this.#call("free", to);
+    return found;
+  }
+
+  /**
+   * Is a picture none of the classes, as the file's threshold says?
+   * @param {Float32Array} logits (K)
+   * @returns {boolean}
+   * @throws {ModelError} as requireUnknown
+   */
+  isUnknown(logits) {
+    this.requireUnknown();
+    const [from] = this.#putLogits(logits, 0);
+    const found = this.#call("gsb_vit_is_unknown", this.#model, from);
+    this.#call("free", from);
+    return found === 1;
+  }
+
+  /** Throw a ModelError where the file holds no threshold: where `unknown` is null. */
+  requireUnknown() {
+    if (this.unknown) return;
+    const way = "export its run again, trained with some validation pictures (data.validation_fraction)";
+    throw new ModelError(`the model has no threshold for unknown pictures; ${way}`);
+  }
+
+  /**
    * Name the most likely classes of one picture, best first; equal probabilities in the order of the classes.
-   * @param {Uint8Array | Uint8ClampedArray} pixels (H, W, 3), as prepare() makes them
+   * @param {Float32Array} logits (K)
+   * @param {number} top at most so many answers
    * @returns {{name: string, probability: number}[]}
    */
-  predict(pixels, top = 5) {
-    const probabilities = softmax(this.logits(pixels), this.temperature);
+  answers(logits, top = 5) {
+    if (!isCount(top)) throw new RangeError(`top ${top} must be a whole number of at least 1`);
+    const probabilities = this.probabilities(logits);
     const order = Array.from(probabilities.keys()).sort((a, b) => probabilities[b] - probabilities[a] || a - b);
     return order.slice(0, top).map((k) => ({ name: this.classNames[k], probability: probabilities[k] }));
+  }
+
+  /**
+   * Name what is in one picture: answers(), and with `unknown` none where it is none of the classes.
+   * @param {Uint8Array | Uint8ClampedArray} pixels (H, W, 3), as prepare() makes them
+   */
+  predict(pixels, { top = 5, unknown = false } = {}) {
+    if (unknown) this.requireUnknown();
+    const logits = this.logits(pixels);
+    return unknown && this.isUnknown(logits) ? [] : this.answers(logits, top);
   }
 
   /**
@@ -135,7 +180,7 @@ export class Model {
     if (pixels.length !== this.height * this.width * 3) {
       throw new RangeError(`${pixels.length} bytes are no picture of ${this.height} × ${this.width} × 3 bytes`);
     }
-    if (!this.#runtime) this.#start();
+    this.#start();
     const size = this.depth * this.groups * this.heads * this.tokens ** 2;
     const from = this.#call("malloc", pixels.length);
     const to = this.#call("malloc", size);
@@ -147,7 +192,26 @@ export class Model {
     return found;
   }
 
+  /** Forget the model and its memory; nothing can be asked of it afterwards. */
+  free() {
+    this.#runtime = this.#bytes = null;
+  }
+
+  // Logits of one picture and room for a result, which may be 0 bytes: their places.
+  #putLogits(logits, room) {
+    if (logits.length !== this.classes) {
+      throw new RangeError(`${logits.length} numbers are no logits of ${this.classes} classes`);
+    }
+    this.#start();
+    const places = [this.#call("malloc", 4 * logits.length), ...(room ? [this.#call("malloc", room)] : [])];
+    new Float32Array(this.#runtime.memory.buffer, places[0]).set(logits);
+    return places;
+  }
+
+  // Make an instance with the model, unless there is one.
   #start() {
+    if (this.#runtime) return;
+    if (!this.#bytes) throw new ModelError("the model was freed; load it again");
     this.#runtime = new WebAssembly.Instance(this.#module, {}).exports;
     this.#call("_initialize");
     const place = this.#call("malloc", this.#bytes.length);
@@ -171,6 +235,8 @@ export class Model {
   }
 }
 
+const isCount = (value) => Number.isInteger(value) && value > 0;
+
 function textAt(runtime, place) {
   const bytes = new Uint8Array(runtime.memory.buffer, place);
   return new TextDecoder().decode(bytes.slice(0, bytes.indexOf(0)));
@@ -181,12 +247,4 @@ function readMetadata(bytes) {
   const length = Number(new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true));
   const header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + length)));
   return JSON.parse(header.__metadata__.model);
-}
-
-/** Logits of one picture → probabilities, softmax(logits / temperature), in float64. */
-export function softmax(logits, temperature = 1) {
-  const largest = logits.reduce((a, b) => Math.max(a, b), -Infinity) / temperature;
-  const found = Float64Array.from(logits, (logit) => Math.exp(logit / temperature - largest));
-  const sum = found.reduce((a, b) => a + b, 0);
-  return found.map((value) => value / sum);
 }

@@ -8,6 +8,7 @@ const MIN_SIDE = 480;
 const TINTS = ["31, 158, 128", "240, 170, 88", "226, 92, 74", "150, 110, 220"]; // of masks, as in the report
 const SPOKEN_MS = 2000; // between two answers that a screen reader hears from the camera
 const TOP = 5;
+const NONE = "None of these";
 
 const element = (id) => document.getElementById(id);
 const decoder = document.createElement("canvas").getContext("2d", { willReadFrequently: true, alpha: true });
@@ -49,6 +50,9 @@ async function choose(index) {
   model = loaded.get(index);
   element("size").textContent = `${(model.size / 1e6).toFixed(2)} MB`;
   element("reads").textContent = `${model.height} × ${model.width} pixels, ${model.classes} classes`;
+  const rate = model.unknown && percent(model.unknown.false_alarm_rate);
+  element("strangers").textContent = rate ? `told apart, ${rate} false alarms` : "not told apart";
+  element("false-alarms").textContent = rate ?? "";
   element("block").replaceChildren(...numbered(model.depth));
   element("head").replaceChildren(...numbered(model.heads));
   element("token").replaceChildren(...Array.from({ length: model.tokens }, (_, i) => new Option(nameOfToken(model, i))));
@@ -63,11 +67,13 @@ function answer({ rgba, width, height }) {
   const start = performance.now();
   const pixels = model.prepare(rgba, width, height);
   const middle = performance.now();
-  const answers = model.predict(pixels, TOP);
+  const logits = model.logits(pixels);
+  const answers = model.answers(logits, TOP);
+  const none = model.unknown !== null && model.isUnknown(logits);
   const end = performance.now();
   element("time").textContent = milliseconds(end - middle);
   element("resizing").textContent = milliseconds(middle - start);
-  showAnswers(answers);
+  showAnswers(answers, none);
   const isNew = attention === null;
   attention = { pixels, masks: null };
   element("looks").hidden = false;
@@ -77,7 +83,10 @@ function answer({ rgba, width, height }) {
 const milliseconds = (value) => `${value.toFixed(value < 10 ? 1 : 0)} ms`;
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
-function showAnswers(answers) {
+/** Show answers, best first; with `none` they are only what is closest, as the picture is none of the classes. */
+function showAnswers(answers, none) {
+  element("none").hidden = !none;
+  element("answers").classList.toggle("doubted", none);
   element("answers").replaceChildren(
     ...answers.map(({ name, probability }) => {
       const item = document.createElement("li");
@@ -95,10 +104,10 @@ function showAnswers(answers) {
     }),
   );
   const [{ name, probability }] = answers;
-  view.setAttribute("aria-label", `Picture: ${name}`);
+  view.setAttribute("aria-label", `Picture: ${none ? NONE : name}`);
   if (stream && performance.now() - spokenAt < SPOKEN_MS) return;
   spokenAt = performance.now();
-  const text = `${name}, ${percent(probability)}`;
+  const text = `${none ? `${NONE}. Closest: ` : ""}${name}, ${percent(probability)}`;
   if (element("spoken").textContent !== text) element("spoken").textContent = text;
 }
 

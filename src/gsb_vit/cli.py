@@ -541,13 +541,25 @@ def _find_each(paths: Sequence[Path]) -> list[tuple[Path, str | None]]:
 @app.command(name="app")
 def offline_page(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Packed models; the page offers a choice.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="APP.html", help="The page, one file.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="APP.html", help="The page, one file.")
+    ] = None,
+    pwa: Annotated[
+        Path | None, typer.Option("--pwa", metavar="DIR", help="A folder for a web server: an app to install.")
+    ] = None,
 ) -> None:
     """Write a page that names what is in pictures: one file, opened from disk in any browser, offline."""
     from gsb_vit.app.page import write_app
+    from gsb_vit.app.pwa import write_pwa
 
-    size = write_app(models, output)
-    print(f"{printable(str(output))}: {size / 1e6:.2f} MB; open it in a browser, also on a phone and offline")
+    if output is None and pwa is None:
+        raise InputError("name the page with -o APP.html, or a folder for a web server with --pwa DIR")
+    if output is not None:
+        size = write_app(models, output)
+        print(f"{printable(str(output))}: {size / 1e6:.2f} MB; open it in a browser, also on a phone and offline")
+    if pwa is not None:
+        size = write_pwa(models, pwa)
+        print(f"{printable(str(pwa))}: {size / 1e6:.2f} MB; serve it over https, and browsers offer to install it")
 
 
 @app.command()

@@ -15,15 +15,30 @@ WAIT_MS = 120_000  # a busy machine
 def chromium(*flags):
     """Give a browser that Playwright drives; skip where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason=f"{PART}: without playwright")
-    program = next(filter(None, map(found, NAMES)), None)
-    if program is None:
-        skip_without(PART, "chromium")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", *flags])
+        browser = driver.chromium.launch(**_options(*flags))
         try:
             yield browser
         finally:
             browser.close()
+
+
+def _options(*flags):
+    program = next(filter(None, map(found, NAMES)), None)
+    if program is None:
+        skip_without(PART, "chromium")
+    return {"executable_path": program, "args": ["--no-sandbox", *flags]}
+
+
+@contextlib.contextmanager
+def profile(browser, folder):
+    """Give a page of a second browser that keeps its profile in a folder: apps are installed in no other."""
+    context = browser.browser_type.launch_persistent_context(folder, **_options())
+    context.set_default_timeout(WAIT_MS)
+    try:
+        yield context.new_page()
+    finally:
+        context.close()
 
 
 def open_app(browser, path, **options):

@@ -17,6 +17,10 @@ class _Quiet(SimpleHTTPRequestHandler):
         "": "application/octet-stream",
     }
 
+    def end_headers(self):
+        self.send_header("Cache-Control", "no-store")
+        super().end_headers()
+
     def log_message(self, *_):
         pass
 

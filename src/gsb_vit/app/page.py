@@ -15,6 +15,11 @@ from gsb_vit.runtime.packed_file import read
 _SCRIPTS = ("engine.js", "picture.js", "masks.js", "page.js")
 _LINKS = re.compile(r"^import .*\n", re.MULTILINE)  # between the scripts, which become one
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
+_SERVED_LINKS = """<link rel="manifest" href="manifest.webmanifest">
+<link rel="icon" href="icon-192.png">
+<link rel="apple-touch-icon" href="icon-180.png">"""
+_INSTALL = """<p id="news" class="soft" role="status"></p>
+  <button id="install" type="button" hidden>Install as an app</button>"""
 
 
 def write_app(models: Sequence[Path], out: Path) -> int:
@@ -26,12 +31,27 @@ def write_app(models: Sequence[Path], out: Path) -> int:
     Raises:
         InputError: for a file that is no packed model, and for an output that is one of them.
     """
-    for path in models:
-        if out.exists() and path.exists() and out.samefile(path):
-            raise InputError(f"{out} is one of the models; name another file, as in -o app.html")
-    page = _page([(name, _read(path)) for name, path in _named(models).items()])
+    refuse_models_as_output(models, [out])
+    page = make_page(read_models(models))
     write_atomically(out, page)
     return len(page)
+
+
+def refuse_models_as_output(models: Sequence[Path], outputs: Sequence[Path]) -> None:
+    """Raise InputError where one of the models would be overwritten."""
+    for out in outputs:
+        if any(out.exists() and path.exists() and out.samefile(path) for path in models):
+            raise InputError(f"{out} is one of the models; name another file, as in -o app.html")
+
+
+def read_models(models: Sequence[Path]) -> list[tuple[str, bytes]]:
+    """Return each packed file's name for people and its bytes. Raises InputError for what is no packed model."""
+    return [(name, _read(path)) for name, path in _named(models).items()]
+
+
+def title_of(models: Sequence[tuple[str, bytes]]) -> str:
+    """Return the title of the page for models as :func:`read_models` gives them."""
+    return models[0][0] if len(models) == 1 else "What is in this picture?"
 
 
 def _read(path: Path) -> bytes:
@@ -53,20 +73,23 @@ def _named(models: Sequence[Path]) -> Mapping[str, Path]:
     return found
 
 
-def _page(models: Sequence[tuple[str, bytes]]) -> bytes:
-    style = _text("page.css")
-    script = "\n".join(_LINKS.sub("", _text(name)) for name in _SCRIPTS)
+def make_page(models: Sequence[tuple[str, bytes]], *, served: bool = False) -> bytes:
+    """Return the page for models as :func:`read_models` gives them; ``served``: one that is installed from a server."""
+    style = text_of("page.css")
+    script = "\n".join(_LINKS.sub("", text_of(name)) for name in (*_SCRIPTS, *(("install.js",) if served else ())))
     policy = [
         "default-src 'none'",
         f"script-src {_hash(script)} 'wasm-unsafe-eval'",
         f"style-src {_hash(style)}",
-        "img-src data:",
+        *(["img-src 'self'", "manifest-src 'self'", "worker-src 'self'"] if served else ["img-src data:"]),
         "base-uri 'none'",
         "form-action 'none'",
     ]
     places = {
         "policy": "; ".join(policy),
-        "title": escape(models[0][0] if len(models) == 1 else "What is in this picture?"),
+        "title": escape(title_of(models)),
+        "links": _SERVED_LINKS if served else '<link rel="icon" href="data:,">',
+        "install": _INSTALL if served else "",
         "style": style,
         "runtime": _base64(files(__package__).joinpath("gsb_vit.wasm").read_bytes()),
         "models": "\n".join(
@@ -75,10 +98,16 @@ def _page(models: Sequence[tuple[str, bytes]]) -> bytes:
         ),
         "script": script,
     }
-    return _PLACE.sub(lambda place: places[place[1]], _text("page.html")).encode()
+    return fill(text_of("page.html"), places)
 
 
-def _text(name: str) -> str:
+def fill(text: str, places: Mapping[str, str]) -> bytes:
+    """Return the text with every ``{{name}}`` replaced."""
+    return _PLACE.sub(lambda place: places[place[1]], text).encode()
+
+
+def text_of(name: str) -> str:
+    """Return one of this folder's text files."""
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 

@@ -1,14 +1,12 @@
 """The offline page in Chromium: opened from disk without a network, it says what `gsb-vit predict` says."""
 
 import base64
-import io
 import math
-import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from browser import chromium, open_app
+from browser import answers, chromium, file_of, open_app, picture
 from deciding import write_deciding
 from PIL import Image
 from random_packed import TINY, random_pictures, write_random_packed
@@ -21,12 +19,11 @@ from gsb_vit.runtime.classifier import load
 from gsb_vit.runtime.reference import ReferenceModel
 
 APP = MODULE.parent
-SHOWN = "#answers li .share"
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream") as found:
+    with chromium() as found:
         yield found
 
 
@@ -51,23 +48,6 @@ def opened(browser, folder):
     yield page
     assert asked == [(folder / "app.html").as_uri()]
     page.context.close()
-
-
-def picture(size=(90, 61), seed=1):
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1] // 6 + 1, size[0] // 6 + 1, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).resize(size)
-
-
-def file_of(image, name="picture.png", **options):
-    data = io.BytesIO()
-    image.save(data, Image.registered_extensions()[f".{name.split('.')[-1]}"], **options)
-    return {"name": name, "mimeType": f"image/{name.split('.')[-1]}", "buffer": data.getvalue()}
-
-
-def answers(page):
-    page.wait_for_selector(SHOWN)
-    items = page.query_selector_all("#answers li")
-    return [(item.query_selector("span").inner_text(), float(item.get_attribute("data-probability"))) for item in items]
 
 
 def check(page, classifier, data, tolerance=1e-12):
@@ -136,7 +116,7 @@ def test_another_model_answers_for_itself(opened, folder):
 def deciding(request, browser, tmp_path_factory):
     """A page whose model calls half of its pictures unknown, the pictures, and which of them these are."""
     folder = tmp_path_factory.mktemp("deciding")
-    _, pictures, _, unknown = write_deciding(folder / "model.safetensors", request.param, count=12)
+    _, pictures, _, unknown = write_deciding(folder / "model.safetensors", request.param, count=6)
     write_app([folder / "model.safetensors"], folder / "app.html")
     page, _ = open_app(browser, folder / "app.html")
     yield page, load(folder / "model.safetensors", engine="reference"), pictures, unknown
@@ -145,7 +125,7 @@ def deciding(request, browser, tmp_path_factory):
 
 def test_a_picture_of_no_class_is_called_none_of_these_as_by_predict(deciding):
     page, classifier, pictures, unknown = deciding
-    assert page.inner_text("#strangers") == "told apart, 5.0 % false alarms"
+    assert page.inner_text("#strangers") == "5.0 % false alarms"
     for pixels, expected in zip(pictures, unknown, strict=True):
         file = file_of(Image.fromarray(pixels))
         page.evaluate("document.querySelector('#answers').replaceChildren()")
@@ -158,7 +138,7 @@ def test_a_picture_of_no_class_is_called_none_of_these_as_by_predict(deciding):
 
 
 def test_a_file_without_a_threshold_calls_nothing_unknown(opened):
-    assert opened.inner_text("#strangers") == "not told apart"
+    assert opened.inner_text("#strangers") == "never said"
     opened.set_input_files("#file", file_of(picture()))
     answers(opened)
     assert opened.is_hidden("#none")
@@ -189,29 +169,6 @@ def test_masks_are_those_of_the_reference(opened, folder, classifier):
         assert opened.locator("#legend li").all_inner_texts() == expected
 
 
-def test_the_camera_is_answered_live_and_stops(opened):
-    opened.click("#camera")
-    opened.locator("#rate", has_text="frames/s").wait_for()
-    assert opened.get_attribute("#camera", "aria-pressed") == "true"
-    assert len(answers(opened)) == 5
-    opened.click("#camera")
-    assert opened.get_attribute("#camera", "aria-pressed") == "false"
-    assert opened.evaluate("document.querySelector('#video').srcObject") is None
-
-
-def test_everything_is_reached_by_keyboard(opened):
-    opened.set_input_files("#file", file_of(picture()))
-    answers(opened)
-    reached = []
-    for _ in range(6):
-        opened.keyboard.press("Tab")
-        reached.append(opened.evaluate("document.activeElement.id"))
-    assert {"file", "camera", "masks", "model"} <= set(reached)
-    opened.focus("#masks")
-    opened.keyboard.press("Space")
-    opened.wait_for_selector("#legend li")
-
-
 def test_the_page_may_ask_nobody(browser, folder):
     context = browser.new_context()  # with a network, so that only the policy is in the way
     page = context.new_page()
@@ -238,19 +195,6 @@ def test_the_page_may_ask_nobody(browser, folder):
     assert set(refused[0]) >= {"connect-src", "img-src", "script-src-elem", "style-src-elem", "frame-src"}
     assert refused[1] is False
     context.close()
-
-
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_is_cut_off(browser, folder, width, scheme):
-    page, _ = open_app(browser, folder / "app.html", viewport={"width": width, "height": 844}, color_scheme=scheme)
-    page.set_input_files("#file", file_of(picture()))
-    answers(page)
-    page.check("#masks")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    red, green, blue = map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).color")))
-    assert (red + green + blue > 380) is (scheme == "dark")  # the colour of the text
-    page.context.close()
 
 
 def test_two_hundred_pictures_give_the_logits_and_decisions_of_the_engine(browser, tmp_path):

@@ -1,10 +1,13 @@
 """Chromium, where this machine has it and Playwright, for tests of the offline page."""
 
 import contextlib
+import io
 
+import numpy as np
 import pytest
 from native_build import found
 from needs import skip_without
+from PIL import Image
 
 PART = "the offline page in a browser"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -53,3 +56,23 @@ def open_app(browser, path, **options):
     page.wait_for_selector("html[data-ready]", state="attached")
     assert not wrong
     return page, asked
+
+
+def picture(size=(90, 61), seed=1):
+    """Return a smooth random picture of (width, height)."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1] // 6 + 1, size[0] // 6 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize(size)
+
+
+def file_of(image, name="picture.png", **options):
+    """Return a picture's file, as Playwright gives it to an input."""
+    data = io.BytesIO()
+    image.save(data, Image.registered_extensions()[f".{name.split('.')[-1]}"], **options)
+    return {"name": name, "mimeType": f"image/{name.split('.')[-1]}", "buffer": data.getvalue()}
+
+
+def answers(page):
+    """Wait for the page's answers: → (name, probability) of each."""
+    page.wait_for_selector("#answers li .share")
+    items = page.query_selector_all("#answers li")
+    return [(item.query_selector("span").inner_text(), float(item.get_attribute("data-probability"))) for item in items]

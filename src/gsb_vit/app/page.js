@@ -51,7 +51,7 @@ async function choose(index) {
   element("size").textContent = `${(model.size / 1e6).toFixed(2)} MB`;
   element("reads").textContent = `${model.height} × ${model.width} pixels, ${model.classes} classes`;
   const rate = model.unknown && percent(model.unknown.false_alarm_rate);
-  element("strangers").textContent = rate ? `told apart, ${rate} false alarms` : "not told apart";
+  element("strangers").textContent = rate ? `${rate} false alarms` : "never said";
   element("false-alarms").textContent = rate ?? "";
   element("block").replaceChildren(...numbered(model.depth));
   element("head").replaceChildren(...numbered(model.heads));

@@ -1,14 +1,18 @@
 """The WebAssembly module in wasmtime: the same bits as the reference, refusals in words, and what it was built from."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from deciding import write_deciding
 from native_build import found
-from random_packed import SHAPES, write_random_packed
+from random_packed import SHAPES, TINY, random_packed, write_random_packed
 from selftest_models import write_models
 from wasm_build import MODULE, build_module
 
+from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.decision import SCORES
+from gsb_vit.runtime import packed_file
 from gsb_vit.runtime.packed_file import read
 from gsb_vit.runtime.reference import ReferenceModel
 
@@ -41,6 +45,25 @@ def test_logits_and_masks_are_those_of_the_reference(models, name):
     assert expected.any()
     assert not expected.all()
     assert np.array_equal(model.masks(pictures[0]), expected)
+
+
+@pytest.mark.parametrize("resize", ["crop", "squash"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_pictures_of_all_sizes_are_prepared_as_in_python(resize, interpolation, tmp_path):
+    """Rows in fours and what is left of them, taps in fours and fewer, bytes of a row in sixteens and what is left."""
+    rng = np.random.default_rng(9)
+    path = tmp_path / "model.safetensors"
+    for size in ((16, 16), (40, 24), (64, 88)):
+        how = Preprocessing(size, resize, 0.9 if resize == "crop" else 1.0, interpolation)
+        model = random_packed(seed=1, **dict(TINY, image_size=size))
+        packed_file.write(path, replace(model, preprocessing=how))
+        module = WasmModel(WASM, path.read_bytes())
+        for index in range(40):
+            shape = (*rng.integers(1, 150, 2), (1, 3, 4)[index % 3])
+            picture = rng.integers(0, 2, shape, dtype=np.uint8) * 255  # it rings
+            if index % 2:
+                picture[..., 3:] = 255
+            assert np.array_equal(module.prepare(picture), how(picture)), (size, shape)
 
 
 @pytest.mark.parametrize("score", SCORES)

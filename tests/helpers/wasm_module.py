@@ -1,5 +1,6 @@
 """The runtime as a WebAssembly module, run in wasmtime: what js/ and the page do, for tests."""
 
+import functools
 import struct
 
 import numpy as np
@@ -12,12 +13,19 @@ class WasmError(Exception):
     """The module stopped; the text is that of gsb_vit_error()."""
 
 
+@functools.cache
+def _compiled(module):
+    engine = wasmtime.Engine()
+    return engine, wasmtime.Module(engine, module)
+
+
 class WasmModel:
     """One instance with one model; ``module`` is the bytes of the module, ``model`` those of a packed file."""
 
     def __init__(self, module, model):
-        store = wasmtime.Store()
-        instance = wasmtime.Instance(store, wasmtime.Module(store.engine, module), [])
+        compiled = _compiled(module)
+        store = wasmtime.Store(compiled[0])
+        instance = wasmtime.Instance(store, compiled[1], [])
         exports = instance.exports(store)
         self._store, self._memory = store, exports["memory"]
         self._exports = exports
@@ -49,6 +57,18 @@ class WasmModel:
         pixels, out = self._put(picture.tobytes()), self._call("malloc", int(np.prod(shape)))
         assert self._call("gsb_vit_masks", self._model, pixels, out) == 0
         return np.frombuffer(self._get(out, int(np.prod(shape))), np.uint8).reshape(shape)
+
+    def prepare(self, picture):
+        """Uint8 (h, w, channels) → uint8 (H, W, 3)."""
+        size = self.height * self.width * 3
+        height, width, channels = picture.shape
+        pixels, out = self._put(picture.tobytes()), self._call("malloc", size)
+        args = (self._model, pixels, width, height, 0, channels, 1, out)
+        assert self._call("gsb_vit_prepare_image", *args) == 0
+        found = np.frombuffer(self._get(out, size), np.uint8).reshape(self.height, self.width, 3)
+        self._call("free", pixels)
+        self._call("free", out)
+        return found
 
     def probabilities(self, logits):
         """Float32 (B, K) → float64 (B, K)."""

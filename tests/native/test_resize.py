@@ -129,6 +129,21 @@ def test_a_stored_picture_is_turned_as_pillow_turns_it(tmp_path, orientation, ch
         assert np.array_equal(found, expected)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("shape", [(13, 22), (9, 1), (1, 9), (1, 1)])
+def test_opaque_rows_are_those_without_opacity(shape, orientation):
+    pixels = np.random.default_rng(3).integers(0, 256, (*shape, 4), dtype=np.uint8)
+    pixels[..., 3] = 255
+    how = ((16, 10), "squash", 1.0, "bilinear")
+    found = _native.prepare(pixels, *how, orientation=orientation)
+    expected = _native.prepare(np.ascontiguousarray(pixels[..., :3]), *how, orientation=orientation)
+    assert np.array_equal(found, expected)
+    pixels[::2, ..., 3] = 7  # every other row
+    white = np.asarray(open_picture(pixels))
+    found = _native.prepare(pixels, *how, orientation=orientation)
+    assert np.array_equal(found, _native.prepare(white, *how, orientation=orientation))
+
+
 @needs_flowers
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_photos_are_prepared_as_pillow_prepares_them(interpolation):

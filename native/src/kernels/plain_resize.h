@@ -1,8 +1,9 @@
 // Resampling without vector instructions of one's own: what compilers make of it is enough for some backends, and
-// others take it for what their registers do not fit.
+// others take it for what their registers do not fit. And what backends with products of 16 bits have in common.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/contract.h"
 
@@ -53,6 +54,18 @@ inline void plain_resize_columns(const ResizeColumns& r, int first) {
             for (int i = 0; i < count; ++i) sum[i] += row[i] * weight;
         }
         for (int i = 0; i < count; ++i) r.out[begin + i] = grey_level(sum[i]);
+    }
+}
+
+// A weight of 23 bits and a sign is high·2^11 + low. Pieces of an output: low (stride), then high (stride), int16.
+constexpr int kLowBits = 11;
+
+inline void split_into_words(const int32_t* weights, size_t stride, uint8_t* pieces) {
+    for (size_t i = 0; i < stride; ++i) {
+        const auto low = static_cast<int16_t>(weights[i] & ((1 << kLowBits) - 1));
+        const auto high = static_cast<int16_t>(weights[i] >> kLowBits);
+        std::memcpy(pieces + 2 * i, &low, sizeof(low));
+        std::memcpy(pieces + 2 * (stride + i), &high, sizeof(high));
     }
 }
 

@@ -46,8 +46,23 @@ uint8_t on_white(int value, int opacity) {
     return static_cast<uint8_t>(((sum >> 8) + sum) >> 8);
 }
 
+bool is_opaque(const uint8_t* rgba, ptrdiff_t across, int width) {
+    uint8_t all = 255;
+    for (int x = 0; x < width; ++x) all &= rgba[x * across + 3];
+    return all == 255;
+}
+
+// Four bytes at a time: the fourth is overwritten by the next pixel.
+void gather_opaque(const uint8_t* rgba, ptrdiff_t across, int width, uint8_t* to) {
+    for (int x = 0; x + 1 < width; ++x) std::memcpy(to + 3 * static_cast<ptrdiff_t>(x), rgba + x * across, 4);
+    std::memcpy(to + 3 * static_cast<ptrdiff_t>(width - 1), rgba + (width - 1) * across, 3);
+}
+
 template <PixelFormat format>
 void gather(const uint8_t* from, ptrdiff_t across, int width, uint8_t* to) {
+    if constexpr (format == PixelFormat::rgba) {
+        if (is_opaque(from, across, width)) return gather_opaque(from, across, width, to);
+    }
     for (int x = 0; x < width; ++x) {
         const uint8_t* pixel = from + x * across;
         if constexpr (format == PixelFormat::grey) {

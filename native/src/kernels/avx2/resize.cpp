@@ -1,7 +1,7 @@
-// AVX2 kernels: resampling of pictures. A weight of 23 bits and a sign is high·2^11 + low, and two products of 16 bits
-// and their sum are one instruction.
+// AVX2 kernels: resampling of pictures. A weight is two words of 16 bits, and two products and their sum are one
+// instruction.
 //
-// Contract: kernels/contract.h. Pieces of an output: low (stride), then high (stride), int16.
+// Contract: kernels/contract.h. Pieces of an output: kernels/plain_resize.h.
 #include <cstring>
 
 #include "kernels/avx2/isa.h"
@@ -10,8 +10,6 @@
 namespace gsb::avx2 {
 
 namespace {
-
-constexpr int kLowBits = 11;
 
 // The pair of weights from `tap` on, in every lane.
 GSB_AVX2_INLINE __m256i pair_at(const uint8_t* pieces, int tap) {
@@ -109,12 +107,7 @@ struct Pairs {
 }  // namespace
 
 void split_weights(const int32_t* weights, size_t stride, uint8_t* pieces) {
-    for (size_t i = 0; i < stride; ++i) {
-        const auto low = static_cast<int16_t>(weights[i] & ((1 << kLowBits) - 1));
-        const auto high = static_cast<int16_t>(weights[i] >> kLowBits);
-        std::memcpy(pieces + 2 * i, &low, sizeof(low));
-        std::memcpy(pieces + 2 * (stride + i), &high, sizeof(high));
-    }
+    split_into_words(weights, stride, pieces);
 }
 
 GSB_AVX2 void resize_rows(const ResizeRows& r) {

@@ -79,6 +79,7 @@ kernel::MakeValuePlanes value_planes;
 kernel::CombineProducts combine;
 
 // resize.cpp
+kernel::SplitWeights split_weights;
 kernel::ResizePictureRows resize_rows;
 kernel::ResizePictureColumns resize_columns;
 

@@ -22,7 +22,8 @@ constexpr Kernels kWasmKernels = [] {
     table.count_extremes = wasm::count_extremes;
     table.value_planes = wasm::value_planes;
     table.combine = wasm::combine;
-    table.tap_group = 1;
+    table.tap_group = 4;
+    table.split_weights = wasm::split_weights;
     table.resize_rows = wasm::resize_rows;
     table.resize_columns = wasm::resize_columns;
     return table;

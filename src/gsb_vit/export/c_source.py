@@ -1,4 +1,4 @@
-"""A packed model as one portable C file and its header: weights as constants, and the engine ``c/engine.c`` behind them.
+"""A packed model as one portable C file and its header: weights as constants, behind them the engine ``c/engine.c``.
 
 NumPy alone. What the numbers mean is in ``docs/numerics.md``; the engine follows it to the last bit.
 """
@@ -35,15 +35,22 @@ _PLACE = re.compile(r"\{\{(\w+)\}\}")
 class CSource:
     """The two files, and what a device needs for them, in bytes.
 
-    ``flash_bytes`` are weights, tables and names, without the code. ``arena_bytes`` is the working memory that the
-    caller gives. ``stack_bytes`` is a bound.
+    ``flash_bytes`` are weights, tables and names, without the code. ``run_bytes`` is the working memory to classify,
+    ``resize_bytes`` that to resize a picture of at most ``max_picture_width`` columns. ``stack_bytes`` is a bound.
     """
 
     source: str
     header: str
     flash_bytes: int
-    arena_bytes: int
+    run_bytes: int
+    resize_bytes: int
+    max_picture_width: int = MAX_PICTURE_WIDTH
     stack_bytes: int = STACK_BYTES
+
+    @property
+    def arena_bytes(self) -> int:
+        """The working memory that the caller gives: resizing ends before classifying begins."""
+        return max(self.run_bytes, self.resize_bytes)
 
 
 def write_c(model: Path, folder: Path, engine: str = "native") -> CSource:
@@ -152,14 +159,16 @@ def c_source(model: PackedModel, check: int) -> CSource:
         "max_width": MAX_PICTURE_WIDTH,
         "most_taps": f"((MODEL_MAX_PICTURE_WIDTH + {width - 1}) / {width} * {2 * taps} + 2)",
         "run_bytes": run,
-        "resize_bytes": "0" if taps == 0 else f"({resize} + {4 * width} * MODEL_MOST_TAPS + 3 * MODEL_MAX_PICTURE_WIDTH)",
+        "resize_bytes": "0"
+        if taps == 0
+        else f"({resize} + {4 * width} * MODEL_MOST_TAPS + 3 * MODEL_MAX_PICTURE_WIDTH)",
         "preparation": _preparation(model),
     }
     header = files(__package__).joinpath("c", "model.h").read_text(encoding="utf-8")
     header = _PLACE.sub(lambda place: str(places[place[1]]), header)
     most_taps = (MAX_PICTURE_WIDTH + width - 1) // width * 2 * taps + 2
     resizing = 0 if taps == 0 else resize + 4 * width * most_taps + 3 * MAX_PICTURE_WIDTH
-    return CSource("\n".join(parts), header, flash, max(run, resizing))
+    return CSource("\n".join(parts), header, flash, run, resizing)
 
 
 _SOURCE_HEAD = """\

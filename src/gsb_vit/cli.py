@@ -402,7 +402,9 @@ def export(
         if (packed_file := output) is None:
             packed_file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.safetensors"
         try:
-            packed, parity = export_run(run, packed_file, data_spec=data, engine=engine, most=most, keep_digests=digests)
+            packed, parity = export_run(
+                run, packed_file, data_spec=data, engine=engine, most=most, keep_digests=digests
+            )
         except InputError as error:
             if output is not None or c_folder is None:
                 raise

@@ -1,7 +1,8 @@
 """A model as one C file: logits equal to the bit, whatever compiles it; and what is refused."""
 
-import shutil
 from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from paths import HELPERS
 from random_packed import SHAPES, TINY, random_packed, random_pictures
 
 from gsb_vit.data.preprocess import Preprocessing
-from gsb_vit.decision import Decision, Unknown
+from gsb_vit.decision import Decision, Unknown, unknown_scores
 from gsb_vit.errors import InputError, ModelError
 from gsb_vit.export import c_source
 from gsb_vit.export.c_source import check_fits, norm_signs, write_c
@@ -19,42 +20,52 @@ from gsb_vit.runtime.classifier import load
 from gsb_vit.runtime.packed_file import write
 from gsb_vit.runtime.reference import ReferenceModel
 
+X87 = "-DAS_A_COMPILER_FOR_THE_X87"
+ENGINE = "native" if find_spec("gsb_vit._native") else "reference"  # both have the same logits; the first is quick
 WAYS = [(compiler, level) for compiler in COMPILERS for level in LEVELS]
 
 
 def exported(folder, model):
     """Write a model and its C files; → what write_c says."""
     write(folder / "model.safetensors", model)
-    return write_c(folder / "model.safetensors", folder, "reference")
+    return write_c(folder / "model.safetensors", folder, ENGINE)
 
 
-def assert_equal_logits(model, built, pictures):
-    logits, status = built.logits(pictures)
-    assert status == 0 and built.check() == 0
-    expected = ReferenceModel(model).logits(pictures)
-    assert logits.tobytes() == expected.tobytes()
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """Return a function: a shape's name → its folder, model, what write_c says, two pictures and their logits."""
+
+    @cache
+    def of(name):
+        folder = tmp_path_factory.mktemp(name)
+        model = random_packed(seed=11, **SHAPES[name])
+        pictures = random_pictures(model.architecture, 2, seed=3)
+        made = exported(folder, model)
+        return folder, model, made, pictures, load(folder / "model.safetensors", engine=ENGINE).logits(pictures)
+
+    return of
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_logits_equal_the_reference(tmp_path, shape, compiler):
-    """Shapes take the levels of optimization in turn; the next test takes them all."""
+def test_logits_equal_the_reference(shapes, shape, compiler):
+    """Shapes take the levels of optimization in turn; the next test takes them all, on the reference's logits."""
     needs_compiler(compiler)
-    model = random_packed(seed=11, **SHAPES[shape])
+    folder, model, made, pictures, expected = shapes(shape)
     level = LEVELS[(list(SHAPES).index(shape) + COMPILERS.index(compiler)) % len(LEVELS)]
-    built = CModel(tmp_path, exported(tmp_path, model), model.architecture, compiler, level)
-    assert_equal_logits(model, built, random_pictures(model.architecture, 2, seed=3))
+    built = CModel(folder, made, model.architecture, compiler, level)
+    logits, status = built.logits(pictures)
+    assert status == 0 and built.check() == 0
+    assert logits.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize(("compiler", "level"), WAYS)
-def test_every_way_to_compile_gives_the_engines_logits(tmp_path, compiler, level):
+def test_every_way_to_compile_gives_the_references_logits(shapes, compiler, level):
     needs_compiler(compiler)
-    pytest.importorskip("gsb_vit._native")
-    model = random_packed(seed=12, **SHAPES["mean_behind_a_prefix"])
-    built = CModel(tmp_path, exported(tmp_path, model), model.architecture, compiler, level)
+    folder, model, made, _, _ = shapes("mean_behind_a_prefix")
     pictures = random_pictures(model.architecture, 20, seed=4)
-    logits, _ = built.logits(pictures)
-    assert logits.tobytes() == load(tmp_path / "model.safetensors").logits(pictures).tobytes()
+    logits, _ = CModel(folder, made, model.architecture, compiler, level).logits(pictures)
+    assert logits.tobytes() == ReferenceModel(model).logits(pictures).tobytes()
 
 
 def has_fma():
@@ -65,17 +76,17 @@ def has_fma():
         return False
 
 
-def test_no_option_makes_gcc_fuse(tmp_path):
+def test_no_option_makes_gcc_fuse(shapes, tmp_path):
     """Without the pragma the options do change results, and model_check says so."""
+    needs_compiler("gcc")
     if not has_fma():
         skip_without("fused multiply-add", "a processor that has it")
-    model = random_packed(seed=13, **SHAPES["head_48"])
-    made = exported(tmp_path, model)
-    options = ("-O2", "-mfma", "-ffp-contract=fast")
-    assert_equal_logits(model, CModel(tmp_path, made, model.architecture, "gcc", *options), random_pictures(model.architecture, 2))
-    text = (tmp_path / "model.c").read_text()
-    (tmp_path / "model.c").write_text(text.replace('#pragma GCC optimize("fp-contract=off")', ""))
-    assert CModel(tmp_path, made, model.architecture, "gcc", *options, "-DFUSED").check() == -3
+    folder, model, made, pictures, expected = shapes("mean_of_norms")
+    options = ("-std=gnu99", "-O2", "-mfma", "-ffp-contract=fast")
+    assert CModel(folder, made, model.architecture, "gcc", *options).logits(pictures)[0].tobytes() == expected.tobytes()
+    (tmp_path / "model.h").write_text(made.header)
+    (tmp_path / "model.c").write_text(made.source.replace('#pragma GCC optimize("fp-contract=off")', ""))
+    assert CModel(tmp_path, made, model.architecture, "gcc", *options).check() == -3
     assert CModel(tmp_path, made, model.architecture, "gcc", *options, EXACT).check() == 0
 
 
@@ -84,60 +95,58 @@ def test_no_option_makes_gcc_fuse(tmp_path):
     [
         (("-Ofast",), "fast-math"),
         (("-O2", "-ffinite-math-only"), "finite-math-only"),
-        (("-DFLT_EVAL_METHOD=2",), "x87"),
+        ((X87,), "x87"),
     ],
 )
 def test_options_that_change_results_do_not_compile(tmp_path, flags, says):
     needs_compiler("gcc")
     exported(tmp_path, random_packed(seed=1, **TINY))
     source = tmp_path / "model.c"
-    if flags[0].startswith("-D"):  # as of a compiler for the x87
-        source.write_text(source.read_text().replace("#include <string.h>", "#include <string.h>\n#undef FLT_EVAL_METHOD\n#define FLT_EVAL_METHOD 2"))
+    if flags == (X87,):
+        text = source.read_text()
+        source.write_text(text.replace("#include <string.h>", "#undef FLT_EVAL_METHOD\n#define FLT_EVAL_METHOD 2"))
     with pytest.raises(AssertionError, match=says):
         run("gcc", "-std=c99", *flags, "-c", source, "-o", tmp_path / "model.o")
 
 
-def test_sanitizers_find_nothing(tmp_path):
+@pytest.mark.parametrize("shape", ["two_convolutions", "mean_of_norms"])
+def test_sanitizers_find_nothing(shapes, tmp_path, shape):
     needs_compiler("gcc")
-    for shape in ("oblong_full_bias", "two_convolutions", "mean_of_norms"):
-        folder = tmp_path / shape
-        folder.mkdir()
-        model = random_packed(seed=14, **SHAPES[shape])
-        exported(folder, model)
-        program = folder / "program"
-        checks = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
-        run("gcc", *WARNINGS, *checks, f"-I{folder}", HELPERS / "c_model_main.c", folder / "model.c", "-lm", "-o", program)
-        (picture,) = random_pictures(model.architecture, 1, seed=5)
-        said = run(program, input=picture.tobytes()).split()
-        expected = ReferenceModel(model).logits(picture[None])[0].view(np.uint32)
-        assert [int(word, 16) for word in said] == expected.tolist()
+    folder, _, _, pictures, expected = shapes(shape)
+    checks = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
+    sources, program = (HELPERS / "c_model_main.c", folder / "model.c"), tmp_path / "program"
+    run("gcc", *WARNINGS, *checks, f"-I{folder}", *sources, "-lm", "-o", program)
+    said = run(program, input=pictures[0].tobytes()).split()
+    assert [int(word, 16) for word in said] == expected[0].view(np.uint32).tolist()
 
 
-def test_the_header_is_c_and_cpp_and_states_the_memory(tmp_path):
+@pytest.mark.parametrize("shape", ["registers", "three_convolutions_mean", "one_head"])
+def test_the_header_states_the_memory(shapes, tmp_path, shape):
     needs_compiler("gcc")
-    for shape in ("registers", "three_convolutions_mean", "one_head"):
-        folder = tmp_path / shape
-        folder.mkdir()
-        made = exported(folder, random_packed(seed=2, **SHAPES[shape]))
-        (folder / "says.c").write_text(
-            '#include <stdio.h>\n#include "model.c"\n'
-            'int main(void) { printf("%zu %d %d %d", sizeof(struct arena), MODEL_ARENA_BYTES, MODEL_FLASH_BYTES, '
-            "MODEL_RUN_BYTES); return 0; }\n"
-        )
-        run("gcc", "-O0", folder / "says.c", "-lm", "-o", folder / "says")
-        arena, stated, flash, run_bytes = map(int, run(folder / "says").split())
-        assert (stated, flash, run_bytes) == (made.arena_bytes, made.flash_bytes, made.run_bytes)
-        assert stated - 64 <= arena <= stated
-    if shutil.which("g++"):
-        run("g++", "-Wall", "-Wextra", "-pedantic", "-Werror", "-fsyntax-only", "-x", "c++", folder / "model.h")
+    folder, _, made, _, _ = shapes(shape)
+    (tmp_path / "says.c").write_text(
+        '#include <stdio.h>\n#include "model.c"\n'
+        'int main(void) { printf("%zu %d %d %d", sizeof(struct arena), MODEL_ARENA_BYTES, MODEL_FLASH_BYTES, '
+        "MODEL_RUN_BYTES); return 0; }\n"
+    )
+    run("gcc", "-O0", f"-I{folder}", tmp_path / "says.c", "-lm", "-o", tmp_path / "says")
+    arena, stated, flash, run_bytes = map(int, run(tmp_path / "says").split())
+    assert (stated, flash, run_bytes) == (made.arena_bytes, made.flash_bytes, made.run_bytes)
+    assert stated - 64 <= arena <= stated
 
 
-def test_flash_is_what_the_object_file_holds(tmp_path):
+def test_the_header_is_cpp_too(shapes):
+    needs_compiler("g++")
+    folder = shapes("one_head")[0]
+    run("g++", "-Wall", "-Wextra", "-pedantic", "-Werror", "-fsyntax-only", "-x", "c++", folder / "model.h")
+
+
+def test_flash_is_what_the_object_file_holds(shapes, tmp_path):
     needs_compiler("gcc")
-    model = random_packed(seed=2, **SHAPES["registers"])
-    made = exported(tmp_path, model)
-    run("gcc", "-Os", "-c", tmp_path / "model.c", "-o", tmp_path / "model.o")
-    sizes = dict(line.split()[:2] for line in run("size", "-A", tmp_path / "model.o").splitlines() if line.startswith("."))
+    folder, model, made, _, _ = shapes("registers")
+    run("gcc", "-Os", "-c", folder / "model.c", "-o", tmp_path / "model.o")
+    lines = run("size", "-A", tmp_path / "model.o").splitlines()
+    sizes = dict(line.split()[:2] for line in lines if line.startswith("."))
     held = sum(int(size) for name, size in sizes.items() if "rodata" in name or name.startswith(".data.rel.ro"))
     assert made.flash_bytes <= held <= made.flash_bytes + 2000 + 4 * model.architecture.num_classes
     assert int(sizes.get(".data", 0)) == int(sizes.get(".bss", 0)) == 0
@@ -150,7 +159,16 @@ def test_pictures_of_any_size_give_pillows_pixels(tmp_path, interpolation, resiz
     model = replace(random_packed(seed=3, **{**TINY, "image_size": (16, 24)}), preprocessing=how)
     built = CModel(tmp_path, exported(tmp_path, model), model.architecture, "gcc", "-O1")
     rng = np.random.default_rng(6)
-    for height, width in [(1, 1), (16, 24), (24, 16), (7, 640), (333, 5), (61, 97), (200, 31), *rng.integers(1, 130, (25, 2))]:
+    for height, width in [
+        (1, 1),
+        (16, 24),
+        (24, 16),
+        (7, 640),
+        (333, 5),
+        (61, 97),
+        (200, 31),
+        *rng.integers(1, 130, (25, 2)),
+    ]:
         picture = rng.integers(0, 2, (height, width, 3)) * rng.integers(100, 256)
         picture = picture.astype(np.uint8)
         assert np.array_equal(built.prepare(picture), how(picture)), (height, width)
@@ -171,7 +189,13 @@ def test_every_format_and_orientation_equals_the_engine(tmp_path):
             upright = turned(pixels, orientation)
             how = model.preprocessing
             expected = native.prepare(
-                np.ascontiguousarray(upright), how.size, how.resize, how.crop_ratio, how.interpolation, "portable", 10**6
+                np.ascontiguousarray(upright),
+                how.size,
+                how.resize,
+                how.crop_ratio,
+                how.interpolation,
+                "portable",
+                10**6,
             )
             assert np.array_equal(found, expected), (channels, orientation)
 
@@ -207,8 +231,6 @@ def test_decision_and_names(tmp_path, score):
     logits = ReferenceModel(model).logits(pictures)
     decision = Decision(0.37)
     if score:
-        from gsb_vit.decision import unknown_scores
-
         middle = float(np.median(unknown_scores(logits, score, 0.37)))
         decision = Decision(0.37, Unknown(score, middle, 0.5))
     model = replace(model, decision=decision, class_names=names)
@@ -220,21 +242,26 @@ def test_decision_and_names(tmp_path, score):
     assert [built.class_name(k) for k in (-1, 0, 1, 2, 3)] == [None, *(name.encode() for name in names), None]
 
 
-def test_numbers_that_overflow_give_a_status_and_nan(tmp_path):
+def overflowing():
+    """A model with prefix tokens whose squares no float holds."""
     model = random_packed(seed=5, **TINY)
-    built_from = exported(tmp_path, model)
-    text = (tmp_path / "model.c").read_text()
-    (name,) = {line for line in text.splitlines() if line.startswith("static const float prefix_tokens")}
-    (tmp_path / "model.c").write_text(text.replace(name, name + "\n0x1p126f, -0x1p126f,").replace("prefix_tokens[64]", "prefix_tokens[66]"))
-    built = CModel(tmp_path, built_from, model.architecture, "gcc", "-O1")
-    assert built.check() in (-1, -3)
+    tokens = np.where(np.arange(model.architecture.embed_dim) % 2, 3e38, -3e38) * np.ones((2, 1))
+    return replace(model, tensors={**model.tensors, "prefix_tokens": tokens.astype(np.float32)})
+
+
+def test_numbers_that_overflow_give_a_status_and_nan(tmp_path):
+    model = overflowing()
+    made = c_source.c_source(model, 0)
+    (tmp_path / "model.h").write_text(made.header)
+    (tmp_path / "model.c").write_text(made.source)
+    built = CModel(tmp_path, made, model.architecture, "gcc", "-O1")
+    logits, status = built.logits(random_pictures(model.architecture, 2))
+    assert status == built.check() == -1
+    assert np.isnan(logits).all()
 
 
 def test_a_model_whose_numbers_overflow_is_refused(tmp_path):
-    model = random_packed(seed=5, **TINY)
-    tensors = {**model.tensors, "prefix_tokens": np.full_like(model["prefix_tokens"], 3e38)}
-    tensors["prefix_tokens"][:, ::2] = -3e38
-    write(tmp_path / "model.safetensors", replace(model, tensors=tensors))
+    write(tmp_path / "model.safetensors", overflowing())
     with pytest.raises(ModelError, match=r"model.safetensors: the model's numbers overflow"):
         write_c(tmp_path / "model.safetensors", tmp_path / "c", "reference")
     assert not (tmp_path / "c").exists()

@@ -54,14 +54,18 @@ class CModel:
     def logits(self, pictures):
         """Uint8 (B, H, W, 3) → float32 (B, K), and the worst status."""
         out = np.zeros((len(pictures), self._a.num_classes), np.float32)
-        status = [self._call("logits", picture.copy(), self._arena, row) for picture, row in zip(pictures, out, strict=True)]
+        status = [
+            self._call("logits", picture.copy(), self._arena, row) for picture, row in zip(pictures, out, strict=True)
+        ]
         return out, min(status)
 
     def prepare(self, pixels, orientation=1, stride=0, size=None):
         """Uint8 (h, w, channels) → (H, W, 3), or None where it is refused; ``size`` says (w, h) of padded rows."""
         height, width, channels = pixels.shape
         width, height = size or (width, height)
-        where = self._call("prepare", pixels, width, height, ctypes.c_size_t(stride), channels, orientation, self._arena)
+        where = self._call(
+            "prepare", pixels, width, height, ctypes.c_size_t(stride), channels, orientation, self._arena
+        )
         shape = (*self._a.image_size, 3)
         if where is None:
             return None
@@ -108,7 +112,9 @@ def needs_cortex_m():
     lacking = [tool for tool in ("arm-none-eabi-gcc", "qemu-system-arm") if shutil.which(tool) is None]
     if lacking:
         skip_without("Cortex-M", *lacking)
-    if subprocess.run(["arm-none-eabi-gcc", "-E", "-x", "c", "-"], input=b"#include <math.h>", capture_output=True).returncode:
+    if subprocess.run(
+        ["arm-none-eabi-gcc", "-E", "-x", "c", "-"], input=b"#include <math.h>", capture_output=True
+    ).returncode:
         skip_without("Cortex-M", "libnewlib-arm-none-eabi")
 
 
@@ -127,13 +133,24 @@ def run_on_board(folder, board, *flags):
     machine, _, cpu = BOARDS[board]
     program = folder / f"{machine}.elf"
     sources = (CORTEX_M / "main.c", CORTEX_M / "startup.c", folder / "model.c")
-    linked = ("-nostartfiles", "-specs=nano.specs", "-specs=nosys.specs", "-T", CORTEX_M / "device.ld", "-Wl,--gc-sections")
+    linked = (
+        "-nostartfiles",
+        "-specs=nano.specs",
+        "-specs=nosys.specs",
+        "-T",
+        CORTEX_M / "device.ld",
+        "-Wl,--gc-sections",
+    )
     defined = ['-DPICTURES="pictures.h"', f"-I{folder}", "-ffunction-sections"]
     run("arm-none-eabi-gcc", *WARNINGS, *flags, *cpu, *defined, *linked, *sources, "-lm", "-o", program)
-    said = run(
-        "qemu-system-arm", "-M", machine, "-icount", "shift=0", "-display", "none", "-monitor", "none", "-serial", "none",
-        "-semihosting-config", "enable=on,target=native", "-kernel", program, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    emulator = ("qemu-system-arm", "-M", machine, "-icount", "shift=0", "-display", "none", "-monitor", "none")
+    to_here = (
+        "-serial",
+        "none",
+        "-chardev",
+        "stdio,id=here",
+        "-semihosting-config",
+        "enable=on,target=native,chardev=here",
+    )
+    said = run(*emulator, *to_here, "-kernel", program, stdin=subprocess.DEVNULL)
     return [tuple(line.partition(" ")[::2]) for line in said.splitlines()]
-
-

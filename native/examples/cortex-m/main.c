@@ -43,10 +43,10 @@ int main(void) {
 #ifdef PICTURES
     for (int i = 0; i < PICTURE_COUNT; ++i) {
         begin = ticks();
-        if (!model_prepare(pictures[i], PICTURE_WIDTH, PICTURE_HEIGHT, 0, MODEL_RGB, 1, &arena)) return 1;
+        pixels = model_prepare(pictures[i], PICTURE_WIDTH, PICTURE_HEIGHT, 0, MODEL_RGB, 1, &arena);
         print_number("prepared", (uint32_t)(ticks() - begin));
         begin = ticks();
-        if (model_picture_logits(pictures[i], PICTURE_WIDTH, PICTURE_HEIGHT, 0, MODEL_RGB, 1, &arena, logits)) return 1;
+        if (!pixels || model_logits(pixels, &arena, logits) != MODEL_OK) return 1;
         print_number("classified", (uint32_t)(ticks() - begin));
         print("logits");
         for (int k = 0; k < MODEL_CLASSES; ++k) {

@@ -473,21 +473,22 @@ static void attention_limits(struct block *b, int block, float *limits) {
 #endif
 }
 
-/* Σ_j mask[j]·plane[j] of a channel: signs where `members` are, 0 elsewhere. Every token is a member of group 0. */
-static inline int group_product(const uint32_t *mask, int ones, const uint32_t *signs, const uint32_t *members) {
-    int positive = 0, present = ones;
-    if (members) {
-        present = 0;
-        for (int i = 0; i < TOKEN_WORDS; ++i) {
-            const uint32_t both = mask[i] & members[i];
-            if (both == 0) continue;
-            present += count_bits(both);
-            positive += count_bits(both & signs[i]);
-        }
-    } else {
-        positive = count_common(mask, signs, TOKEN_WORDS);
+/* Σ_j mask[j]·plane[j] of a channel: its signs where `members` are, 0 elsewhere. Upper groups have few tokens, so that
+ * most words are 0. */
+static inline int sparse_product(const uint32_t *mask, const uint32_t *signs, const uint32_t *members) {
+    int positive = 0, present = 0;
+    for (int i = 0; i < TOKEN_WORDS; ++i) {
+        const uint32_t both = mask[i] & members[i];
+        if (both == 0) continue;
+        present += count_bits(both);
+        positive += count_bits(both & signs[i]);
     }
     return 2 * positive - present;
+}
+
+/* The same of plane 0, which has every token; `ones` are those of the mask. */
+static inline int dense_product(const uint32_t *mask, int ones, const uint32_t *signs) {
+    return 2 * count_common(mask, signs, TOKEN_WORDS) - ones;
 }
 
 /* One token's attention over all heads, into b->bits: what the projection reads. */
@@ -510,12 +511,14 @@ static void attend(struct block *b, int block, int token, const float *limits) {
             const float *scale = product_scale[block];
             float y = 0.0f;
             for (int group = 0; group < ATTENTION_GROUPS; ++group) {
-                for (int plane = 0; plane < VALUE_GROUPS; ++plane, ++scale) {
-                    int product;
-                    if (ones[group] == 0) continue; /* would add 0 */
-                    product = group_product(b->masks[group], ones[group], b->planes[0][c],
-                                            plane == 0 ? NULL : b->planes[plane][c]);
-                    y = y + (float)product * *scale;
+                const uint32_t *mask = b->masks[group];
+                if (ones[group] == 0) { /* would add 0 */
+                    scale += VALUE_GROUPS;
+                    continue;
+                }
+                y = y + (float)dense_product(mask, ones[group], b->planes[0][c]) * *scale++;
+                for (int plane = 1; plane < VALUE_GROUPS; ++plane) {
+                    y = y + (float)sparse_product(mask, b->planes[0][c], b->planes[plane][c]) * *scale++;
                 }
             }
             if (y + proj_shift[block][c] >= 0.0f) set_bit(b->bits, c);
@@ -693,16 +696,18 @@ static inline const uint8_t *read_line(const struct upright *u, int y, uint8_t *
 
 /* One axis of the part of a picture that is kept. */
 struct axis {
-    double scale, widening, support;
+    double scale, support, factor;
     float begin;
     int pixels;
 };
 
 static struct axis axis_of(int pixels, float begin, float end, int outputs) {
     struct axis a;
+    double widening;
     a.scale = (double)(end - begin) / outputs;
-    a.widening = a.scale < 1.0 ? 1.0 : a.scale;
-    a.support = FILTER_SUPPORT * a.widening;
+    widening = a.scale < 1.0 ? 1.0 : a.scale;
+    a.support = FILTER_SUPPORT * widening;
+    a.factor = 1.0 / widening;
     a.begin = begin;
     a.pixels = pixels;
     return a;
@@ -740,7 +745,7 @@ static inline double filter_at(double x) {
 static inline double centre_of(const struct axis *a, int output) { return a->begin + (output + 0.5) * a->scale; }
 
 static inline double weight_of(const struct axis *a, double centre, int pixel) {
-    return filter_at((pixel - centre + 0.5) * (1.0 / a->widening));
+    return filter_at((pixel - centre + 0.5) * a->factor);
 }
 
 static struct window window_of(const struct axis *a, int output) {

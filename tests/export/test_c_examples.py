@@ -72,15 +72,20 @@ def test_the_arduino_sketch_runs(model, tmp_path):
     assert second == f"{expected(model, ramp)}, microseconds: 7"
 
 
-@pytest.mark.parametrize("compiler", ["xtensa-lx106-elf-gcc", "riscv64-unknown-elf-gcc", "avr-gcc"])
-def test_other_processors_compile_or_say_why(model, tmp_path, compiler):
-    """The ESP8266's relative of the ESP32, the RISC-V core of the ESP32-C3, and AVR, whose int is too small."""
+OTHERS = {  # an older relative of the ESP32's core, the ESP32-C3's kind of core, and one whose int is too small
+    "xtensa-lx106-elf-gcc": ("-isystem", "/usr/include/newlib"),  # Debian has no C library for it
+    "riscv64-unknown-elf-gcc": ("-march=rv32imc", "-mabi=ilp32", "-specs=picolibc.specs"),
+    "avr-gcc": (),
+}
+
+
+@pytest.mark.parametrize("compiler", OTHERS)
+def test_other_processors_compile_it_or_say_why_not(model, tmp_path, compiler):
     if shutil.which(compiler) is None:
         skip_without("C files", compiler)
-    own = {"riscv64-unknown-elf-gcc": ("-march=rv32imc", "-mabi=ilp32", "-specs=picolibc.specs")}
-    command = (compiler, "-std=c99", "-Os", *own.get(compiler, ()), "-c", tmp_path / "model.c", "-o", tmp_path / "m.o")
+    command = (compiler, "-std=c99", "-Os", *OTHERS[compiler], "-c", tmp_path / "model.c", "-o", tmp_path / "m.o")
     if compiler == "avr-gcc":
-        with pytest.raises(AssertionError, match="int must have 32 bits|IEEE 754"):
+        with pytest.raises(AssertionError, match=r"int must have 32 bits"):
             run(*command)
     else:
         run(*command)

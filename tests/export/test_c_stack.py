@@ -1,4 +1,4 @@
-"""How much stack the C file takes: the longest chain of calls, as GCC counts frames, is what the header states or less."""
+"""How much stack the C file takes: the longest chain of calls, as GCC counts frames, is at most what is stated."""
 
 import re
 

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from gsb_vit import __version__
 from gsb_vit.errors import InputError, ModelError
-from gsb_vit.files import staged
+from gsb_vit.files import as_path, staged
 from gsb_vit.runtime.classifier import load
 from gsb_vit.runtime.packed_file import PackedModel, read
 from gsb_vit.runtime.schema import Architecture, Formats
 
 MAX_PICTURE_WIDTH = 640  # of a camera's VGA; a macro that a user may define otherwise
-STACK_BYTES = 1024  # more than every chain of calls takes: tests/export/test_c_stack.py measures it
+STACK_BYTES = 1024  # more than every chain of calls takes: measured by tests/export/test_c_stack.py
 MOST_BYTES = 64 << 20  # of constants; compilers take minutes and gigabytes for more
 MOST_NAME_BYTES = 4095  # that C99 asks a compiler to take as one text
 _SUPPORT = {"nearest": 0, "bilinear": 1, "bicubic": 2}
@@ -62,6 +62,7 @@ def write_c(model: Path, folder: Path, engine: str = "native") -> CSource:
         InputError: for what is no packed model, a model that C99 has no room for, and a folder that cannot be written;
             then nothing is written.
     """
+    folder = as_path(folder, "a folder for model.c and model.h")
     packed = read(model)
     check_fits(packed)
     classifier = load(model, threads=1, engine=engine)

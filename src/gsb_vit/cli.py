@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from gsb_vit.data.datasets import SPECS
 from gsb_vit.errors import InputError, ModelError
 from gsb_vit.limits import MAX_MEMORY_VARIABLE
 from gsb_vit.terminal import as_json, printable
+
+if TYPE_CHECKING:
+    from gsb_vit.export.c_source import CSource
 
 app = typer.Typer(
     name="gsb-vit",
@@ -357,8 +360,19 @@ def quickstart(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a trained model file of stage 2.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL.safetensors", help="The packed file.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|MODEL", help="A run's folder, a trained model file of stage 2; for --c also a packed one."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="MODEL.safetensors", help="The packed file.")
+    ] = None,
+    c_folder: Annotated[
+        Path | None,
+        typer.Option("--c", metavar="OUT/", help="A folder for model.c and model.h: the packed model in portable C99."),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option("--data", metavar="SPEC", help="Pictures for the check (default: the run's validation part)."),
@@ -370,24 +384,62 @@ def export(
     engine: Engine = "native",
     max_gigabytes: MaxGigabytes = None,
 ) -> None:
-    """Pack a trained model into bits, and refuse if the packed model disagrees with it."""
+    """Pack a trained model into bits, and refuse if the packed model disagrees with it; or write it as one C file."""
+    from gsb_vit.export.architecture import is_trained_model
+    from gsb_vit.export.c_source import write_c
+
+    if output is None and c_folder is None:
+        raise InputError("name what to write: -o MODEL.safetensors, a folder for C with --c OUT/, or both")
+    if c_folder is not None and not run.is_dir() and not is_trained_model(run):
+        if output is not None or data is not None:
+            raise InputError(f"{run} is packed already, or no model: give --c OUT/ alone, or a run")
+        _tell_c(write_c(run, c_folder, engine), c_folder)
+        return
     _require_training("export")
     from gsb_vit.export.run import export_run
 
-    packed, parity = export_run(run, output, data_spec=data, engine=engine, most=most, keep_digests=digests)
-    flipped = ", ".join(f"{kind} {share:.1e}" for kind, share in parity.flipped.items() if share) or "none"
-    print(f"{printable(str(output))}: {output.stat().st_size / 1e6:.3f} MB")
-    print(
-        f"same answer as the trained model on {parity.top1_agreement:.2%} of {parity.n} pictures, "
-        f"{parity.logits_line}; share of flipped bits on {parity.traced} of them: {flipped}"
-    )
-    if (unknown := packed.decision.unknown) is not None:
+    with contextlib.ExitStack() as stack:
+        if (packed_file := output) is None:
+            packed_file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.safetensors"
+        try:
+            packed, parity = export_run(
+                run, packed_file, data_spec=data, engine=engine, most=most, keep_digests=digests
+            )
+        except InputError as error:
+            if output is not None or c_folder is None:
+                raise
+            raise InputError(str(error).replace(str(packed_file), str(c_folder / "model.c"))) from error
+        if output is not None:
+            print(f"{printable(str(output))}: {output.stat().st_size / 1e6:.3f} MB")
+        flipped = ", ".join(f"{kind} {share:.1e}" for kind, share in parity.flipped.items() if share) or "none"
         print(
-            f"temperature {packed.decision.temperature:.3g} for probabilities, and a threshold that calls "
-            f"{unknown.false_alarm_rate:.1%} of known pictures unknown, fitted on validation pictures"
+            f"same answer as the trained model on {parity.top1_agreement:.2%} of {parity.n} pictures, "
+            f"{parity.logits_line}; share of flipped bits on {parity.traced} of them: {flipped}"
         )
-    else:
-        print("there are no validation pictures: probabilities are not calibrated, and no picture is called unknown")
+        if (unknown := packed.decision.unknown) is not None:
+            print(
+                f"temperature {packed.decision.temperature:.3g} for probabilities, and a threshold that calls "
+                f"{unknown.false_alarm_rate:.1%} of known pictures unknown, fitted on validation pictures"
+            )
+        else:
+            print(
+                "there are no validation pictures: probabilities are not calibrated, and no picture is called unknown"
+            )
+        if c_folder is not None:
+            _tell_c(write_c(packed_file, c_folder, engine), c_folder)
+
+
+def _tell_c(made: "CSource", folder: Path) -> None:
+    """Print what a device needs for the C files in a folder."""
+    source = printable(str(folder / "model.c"))
+    print(f"{source} and model.h: C99, the same logits to the last bit")
+    print(f"flash {made.flash_bytes:,} bytes of weights, tables and names, and the code on top")
+    print(
+        f"RAM   {made.arena_bytes:,} bytes, a model_arena: {made.run_bytes:,} to classify, {made.resize_bytes:,} to "
+        f"resize pictures of up to {made.max_picture_width} columns (-DMODEL_MAX_PICTURE_WIDTH)"
+    )
+    print(f"stack at most {made.stack_bytes:,} bytes")
+    print(f"compile it with  cc -std=c99 -O2 -ffp-contract=off -c {shlex.quote(source)}")
 
 
 @app.command()

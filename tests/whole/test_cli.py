@@ -351,6 +351,17 @@ def test_train_export_evaluate_predict(run, trained, tmp_path):
     assert run("summary", trained, "--json")[0] == 0
 
 
+def test_a_run_becomes_a_packed_file_and_c_or_c_alone(run, trained, tmp_path):
+    path, both, alone = tmp_path / "model.safetensors", tmp_path / "both", tmp_path / "alone"
+    status, output, _ = run("export", trained, "-o", path, "--c", both, "--most", 5)
+    assert status == 0 and "same answer" in output and f"{path}: " in output and "RAM" in output
+    status, output, _ = run("export", trained, "--c", alone, "--most", 5)
+    assert status == 0 and "same answer" in output and ".safetensors" not in output and "RAM" in output
+    assert sorted(file.name for file in alone.iterdir()) == ["model.c", "model.h"]
+    assert (alone / "model.c").read_bytes() == (both / "model.c").read_bytes()
+    assert path.is_file() and len(list(tmp_path.iterdir())) == 3
+
+
 def test_a_run_ends_with_the_next_three_commands(run, trained, recipe):
     status, output, _ = run("train", "--data", "digits", "--out", trained, "--recipe", recipe, "--resume")
     assert status == 0

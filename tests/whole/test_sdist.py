@@ -23,7 +23,8 @@ NEEDED = ("pyproject.toml", "CMakeLists.txt", "LICENSE", "README.md")
 BUILT = (
     ("src/gsb_vit/", (".py", ".toml", ".html")),
     ("src/gsb_vit/app/", (".js", ".css", ".wasm")),
-    ("native/", (".cpp", ".c", ".h", ".cmake", ".txt")),
+    ("src/gsb_vit/export/c/", (".c", ".h")),
+    ("native/", (".cpp", ".c", ".h", ".cmake", ".txt", ".ld", ".ino")),
     ("cmake/", (".cmake",)),
 )
 

@@ -1,4 +1,4 @@
-"""gsb-vit-classify: the class, probability and logits of Python for JPEG, PNG and PPM, on every processor it is built for.
+"""gsb-vit-classify: class, probability and logits of Python for JPEG, PNG and PPM, on every processor it is built for.
 
 The builds for this machine and for AArch64 are made here. Those of the presets classify-*, which need zig, are tested
 where they lie in build/: `cmake --preset classify-armv7 && cmake --build --preset classify-armv7`.

@@ -1,11 +1,11 @@
-"""Instructions of the engine on other processors, counted under QEMU and fitted: the figures of `gsb-vit bench --board`.
+"""Instructions of the engine on other processors, counted under QEMU and fitted: figures of `gsb-vit bench --board`.
 
     python benchmarks/board_instructions.py --write src/gsb_vit/bench/counted.json [--only aarch64] [--json]
 
 Needs build/classify-NAME/gsb-vit-classify for each processor (docs/devices.md tells how to build them), qemu-user with
-plugins, a C compiler, and scipy. Random models of many shapes name two pictures, and one; the difference is what one costs.
-Costs a unit of each kind of work are fitted by least squares of the relative errors, none below zero. The models of
-HELD_OUT are not fitted: they tell how far an estimate is off.
+plugins, a C compiler, and scipy. Random models of many shapes name three pictures, and two; the difference is what one
+costs. Costs a unit of each kind of work are fitted by least squares of the relative errors, none below zero. The models
+of HELD_OUT are not fitted: they tell how far an estimate is off.
 """
 
 import argparse

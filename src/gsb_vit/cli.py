@@ -609,8 +609,8 @@ def bench(
         typer.Option(
             "--board",
             metavar="NAME|all",
-            help="Time nothing; print what a board needs, as pi4: RAM, flash, operations and estimated ms, of MODEL, of "
-            "--arch, or of what a recipe would train.",
+            help="Time nothing; print what a board needs, as pi4: RAM, flash, operations and estimated ms, for MODEL, "
+            "--arch, or what a recipe would train.",
         ),
     ] = None,
     recipe: Annotated[

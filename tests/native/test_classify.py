@@ -69,7 +69,7 @@ def pictures(tmp_path_factory):
     image.convert("RGB").convert("P").save(folder / "palette.png")
     Image.fromarray(rng.integers(0, 65536, (60, 50), dtype=np.uint16)).save(folder / "wide.png")
     image.convert("RGB").save(folder / "plain.ppm")
-    write_random_packed(folder / "model.safetensors", seed=7, **SHAPES["two_convolutions"])
+    write_random_packed(folder / "model.safetensors", seed=7, **SHAPES["head_48"])
     names = ["photo.jpg", "turned.jpeg", "grey.jpg", "translucent.png", "palette.png", "wide.png", "plain.ppm"]
     return folder / "model.safetensors", [folder / name for name in names]
 

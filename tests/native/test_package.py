@@ -1,4 +1,4 @@
-"""The installed C library: find_package, pkg-config, what the shared library shows, and the header in other languages."""
+"""The installed C library: find_package, pkg-config, what the shared library shows, the header in other languages."""
 
 import re
 import shutil
@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 from native_build import build, build_here, needed, run
-from needs import skip_without
 from paths import ROOT
 from random_packed import SHAPES, random_pictures, write_random_packed
 
@@ -47,10 +46,7 @@ target_link_libraries(consumer PRIVATE gsb_vit::gsb_vit)
 @pytest.fixture(scope="module", params=["static", "shared"])
 def installed(request, tmp_path_factory):
     """Kind and prefix of an installation, moved to another place afterwards."""
-    if request.param == "static":
-        folder = build_here("gsb_vit", "gsb-vit-classify")
-    else:
-        folder = build_shared()
+    folder = build_here("gsb_vit", "gsb-vit-classify") if request.param == "static" else build_shared()
     first, prefix = tmp_path_factory.mktemp(request.param) / "first", tmp_path_factory.mktemp(request.param) / "moved"
     run(needed("cmake"), "--install", folder, "--prefix", first)
     shutil.move(first, prefix)

@@ -24,7 +24,8 @@ BUILT = (
     ("src/gsb_vit/", (".py", ".toml", ".html")),
     ("src/gsb_vit/app/", (".js", ".css", ".wasm")),
     ("native/", (".cpp", ".c", ".h", ".cmake", ".txt")),
-    ("cmake/", (".cmake",)),
+    ("src/gsb_vit/bench/", (".json",)),
+    ("cmake/", (".cmake", ".in")),
 )
 
 

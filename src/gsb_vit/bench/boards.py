@@ -1,7 +1,7 @@
 """What a board needs for a model, before anything is trained: ``gsb-vit bench --board``.
 
-RAM and flash follow from the shape. Time is estimated: instructions that were counted, divided by the board's clock and by
-instructions per cycle, which are *assumed* here. Where nothing was counted there is no time.
+RAM and flash follow from the shape. Time is estimated: instructions that were counted, divided by the board's clock and
+by instructions per cycle, which are *assumed* here. Where nothing was counted there is no time.
 """
 
 import difflib
@@ -96,7 +96,7 @@ def find_boards(name: str) -> list[Board]:
 
 
 def estimate(a: Architecture, board: Board, file_bytes: int | None = None) -> Estimate:
-    """Estimate what a model of this shape needs on a board; ``file_bytes`` are those of the packed file, if it exists."""
+    """Estimate what a model of this shape needs on a board; ``file_bytes``: those of its packed file, if it exists."""
     memory = memory_of(a, file_bytes)
     if board.is_micro:
         ram, ram_is = least_ram(a), "a lower bound: what is alive at once"

@@ -1,8 +1,8 @@
 """Instructions of a forward pass on another processor, from its shape: counted ones, put together.
 
-``benchmarks/board_instructions.py`` runs ``gsb-vit-classify`` under QEMU for models of many shapes, counts instructions
-of a picture, and fits what each kind of work below costs. ``counted.json`` holds the result and how far models that were
-not fitted are off.
+``benchmarks/board_instructions.py`` runs ``gsb-vit-classify`` under QEMU for models of many shapes, counts
+instructions of a picture, and fits what each kind of work below costs. ``counted.json`` holds the result and how far
+models that were not fitted are off.
 """
 
 import json

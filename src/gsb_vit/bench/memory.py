@@ -1,7 +1,7 @@
 """Bytes of memory that the native engine takes for a model, from its shape alone: what a board must have.
 
-One thread, its arrays as ``native/src/forward/workspace.cpp`` and ``native/src/weights/`` make them, each on a cache line.
-The program itself, its stack and the operating system come on top.
+One thread, its arrays as ``native/src/forward/workspace.cpp`` and ``native/src/weights/`` make them, each on a cache
+line. The program itself, its stack and the operating system come on top.
 """
 
 from dataclasses import dataclass

@@ -132,7 +132,10 @@ def board_tables(summary: Summary, rows: Sequence["Estimate"]) -> Iterator[Table
             "–" if row.instructions is None else f"{row.instructions / 1e6:,.1f}",
             "–" if row.ms is None else f"{row.ms:,.1f}",
         )
-    notes = [f"{row.board.name}: {row.time_is}." for row in rows]
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        names.setdefault(row.time_is, []).append(row.board.name)
+    notes = [f"{', '.join(those)}: {said}." for said, those in names.items()]
     if any(row.board.is_micro for row in rows):
         notes.append("≥: a lower bound; a microcontroller's flash is that of the model, its program comes on top.")
     made.caption = "\n".join(notes)

@@ -4,10 +4,10 @@
 
 1. Debian's Python 3.11 for arm64 and its headers are unpacked into WORK_FOLDER/root. apt's lists and settings are
    WORK_FOLDER's own, so nothing of this machine's packages is touched.
-2. The wheel is built with aarch64-linux-gnu-g++ and this Python, which must be 3.11 with scikit-build-core and nanobind.
+2. The wheel is built with aarch64-linux-gnu-g++ and this Python: 3.11 with scikit-build-core, nanobind and ninja.
 3. Its requirements are downloaded as wheels for manylinux on AArch64.
-4. `pip install` and `gsb-vit predict` run under qemu-aarch64, on models of every shape of tests/helpers. The answers must be
-   those of this machine.
+4. `pip install` and `gsb-vit predict` run under qemu-aarch64, on models of every shape of tests/helpers. The answers
+   must be those of this machine.
 
 What is there already is kept, so a second run only repeats what changed. Needs qemu-user, g++-aarch64-linux-gnu, apt.
 """

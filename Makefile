@@ -13,7 +13,7 @@ FUZZ_SECONDS ?= 60
 
 BIN     := $(VENV)/bin
 SOURCES := pyproject.toml $(CONSTRAINTS) $(shell find src native CMakeLists.txt -type f -not -name '*.pyc' -not -name '*.so' 2>/dev/null)
-NATIVE  := $(shell find native -name '*.cpp' -o -name '*.h' 2>/dev/null)
+NATIVE  := $(shell find native -name third_party -prune -o \( -name '*.cpp' -o -name '*.h' \) -print 2>/dev/null)
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-lowest check docs format native wasm fuzz tsan clean

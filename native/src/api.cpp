@@ -7,7 +7,14 @@
 #include <utility>
 
 #include "error.h"
+// A shared library shows what this header declares, and nothing else.
+#if defined(GSB_VIT_SHARED)
+#pragma GCC visibility push(default)
+#endif
 #include "gsb_vit.h"
+#if defined(GSB_VIT_SHARED)
+#pragma GCC visibility pop
+#endif
 #include "model.h"
 
 struct gsb_vit_model {

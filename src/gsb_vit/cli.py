@@ -668,10 +668,42 @@ def bench(
         bool, typer.Option("--profile", help="Show where the packed model's time goes, and compare with nothing.")
     ] = False,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the rows: PNG, SVG or PDF.")] = None,
+    board: Annotated[
+        str | None,
+        typer.Option(
+            "--board",
+            metavar="NAME|all",
+            help="Time nothing; print what a board needs, as pi4: RAM, flash, operations and estimated ms, for MODEL, "
+            "--arch, or what a recipe would train.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", metavar="FILE.toml", help="With --board: a recipe, or a shipped one's name."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="With --recipe: change one value, as in model.depth=4."),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", metavar="PX", help="With --board: side of the pictures.")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option("--classes", min=1, metavar="N", help="With --board: how many (default: 1000).")
+    ] = None,
     to_json: Json = False,
     max_gigabytes: MaxGigabytes = None,
 ) -> None:
-    """Time a packed model beside its full-precision twin."""
+    """Time a packed model beside its full-precision twin, or print what a board needs for it."""
+    planned = {"recipe": recipe, "settings": settings, "image_size": image_size, "num_classes": classes}
+    given = {name: value for name, value in planned.items() if value is not None}
+    if board is not None:
+        if profile or plot or against or isa or data:
+            raise InputError("--board times nothing; leave out --profile, --plot, --against, --isa and --data")
+        _board(board, model, arch, given, to_json)
+        return
+    if given:
+        raise InputError("--recipe, --set, --image-size and --classes go with --board, as in --board pi4")
     if (model is None) == (arch is None):
         raise InputError("give either MODEL, a packed file, or --arch NAME, as in --arch gsb_vit_small_patch16_224")
     if profile and (plot or against):
@@ -692,6 +724,32 @@ def bench(
             _profile(path, options, to_json)
         else:
             _compare(path, against, options, plot, to_json)
+
+
+def _board(board: str, model: Path | None, arch: str | None, planned: dict[str, Any], to_json: bool) -> None:
+    from gsb_vit.bench.boards import estimates, find_boards
+    from gsb_vit.export.architecture import find_architecture, planned_architecture
+    from gsb_vit.report.tables import board_tables
+    from gsb_vit.terminal import show
+
+    find_boards(board)  # refused before anything is built
+    if [model, arch, planned.get("recipe")].count(None) != 2:
+        raise InputError("--board takes one of MODEL, --arch NAME and --recipe FILE.toml")
+    if model is not None and planned:
+        raise InputError("a MODEL has its size and its classes; leave out --set, --image-size and --classes")
+    if "settings" in planned and "recipe" not in planned:
+        raise InputError("--set changes a recipe; give --recipe, as in --recipe flowers102_64")
+    size = None
+    if model is not None:
+        architecture, size, _ = find_architecture(str(model))
+    else:
+        architecture = planned_architecture(arch, **planned)
+    summary, rows = estimates(architecture, board, size)
+    if to_json:
+        total = {"name": architecture.name, "classes": architecture.num_classes, **summary.packed.to_json()}
+        _print_json({"model": total, "boards": [row.to_json() for row in rows]})
+    else:
+        show(*board_tables(summary, rows))
 
 
 def _profile(model: Path, options: dict[str, Any], to_json: bool) -> None:

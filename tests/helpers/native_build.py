@@ -50,7 +50,8 @@ def locked(name):
 def build(name, *options, targets=("all",)):
     """Build without Python in build/tests/``name`` and return that folder; what is up to date there is kept."""
     cmake, ninja = needed("cmake"), needed("ninja")
-    settings = ["-DGSB_VIT_PYTHON=OFF", "-DGSB_VIT_EXAMPLES=ON", "-DGSB_VIT_TESTS=ON", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    settings = [f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DGSB_VIT_PYTHON=OFF"]
+    settings += [f"-DGSB_VIT_{part}=ON" for part in ("EXAMPLES", "CLASSIFY", "TESTS")]
     jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", "2")
     with locked(name) as folder:
         run(cmake, "-S", ROOT, "-B", folder, "-G", "Ninja", *settings, *options)
@@ -58,14 +59,15 @@ def build(name, *options, targets=("all",)):
     return folder
 
 
-def build_here():
-    """Build for this machine; warnings are errors."""
-    return build("here", "-DGSB_VIT_NATIVE_WARNINGS=ON")
+def build_here(*targets):
+    """Build for this machine, all or these targets; warnings are errors."""
+    return build("here", "-DGSB_VIT_NATIVE_WARNINGS=ON", targets=targets or ("all",))
 
 
-def build_aarch64():
+def build_aarch64(*targets):
     """Build for 64-bit ARM, programs linked statically; skip where the cross compiler or the emulator is missing."""
     if lacking := [tool for tool in CROSS_TOOLS if found(tool) is None]:
         skip_without("AArch64", *lacking)
     toolchain = ROOT / "cmake" / "aarch64-linux-gnu.cmake"
-    return build("aarch64", f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", "-DGSB_VIT_NATIVE_WARNINGS=ON")
+    options = [f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", "-DGSB_VIT_NATIVE_WARNINGS=ON"]
+    return build("aarch64", *options, targets=targets or ("all",))

@@ -7,14 +7,16 @@ instructions of a start (tests/native/test_cross.py) and threads that do not sle
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from needs import needs
+from needs import needs, skip_without
 from paths import ROOT
+from PIL import Image
 from processes import HANG_SECONDS
 from random_packed import write_random_packed
 
@@ -48,6 +50,16 @@ def deit_small(tmp_path_factory):
         num_classes=1000,
     )  # fmt: skip
     return path
+
+
+def test_jpegs_are_compared_with_pillow(tmp_path):
+    if shutil.which("cc") is None:
+        skip_without("decoders of gsb-vit-classify", "cc")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), dtype=np.uint8)
+    for number, one in enumerate(pixels):
+        Image.fromarray(one).save(tmp_path / f"{number}.jpg")
+    row = script("jpeg.py", tmp_path, "--count", 2)
+    assert row == {"photos": 2, "equal_pixels": 2, "equal_logits": 2, "largest_pixel": 0, "largest_logit": 0.0}
 
 
 def test_resizing_is_compared_with_pillow():

@@ -24,8 +24,9 @@ BUILT = (
     ("src/gsb_vit/", (".py", ".toml", ".html")),
     ("src/gsb_vit/app/", (".js", ".css", ".wasm")),
     ("src/gsb_vit/export/c/", (".c", ".h")),
-    ("native/", (".cpp", ".c", ".h", ".cmake", ".txt", ".ld", ".ino")),
-    ("cmake/", (".cmake",)),
+    ("src/gsb_vit/bench/", (".json",)),
+    ("native/", (".cpp", ".c", ".h", ".cs", ".cmake", ".txt", ".ld", ".ino")),
+    ("cmake/", (".cmake", ".in")),
 )
 
 

@@ -1,5 +1,6 @@
 """The architecture of a packed model: read off a trained one, or found by a file or a name."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,41 @@ def find_architecture(target: str) -> tuple[Architecture, int | None, tuple[str,
         check_exportable(trained.model)
         return architecture_of(trained.model), None, tuple(trained.class_names)
     return architecture_of(build_model(target, {}, NUM_CLASSES, Quantization())), None, None
+
+
+def planned_architecture(
+    name: str | None = None,
+    recipe: str | None = None,
+    settings: Sequence[str] = (),
+    image_size: int | None = None,
+    num_classes: int = NUM_CLASSES,
+) -> Architecture:
+    """Return the architecture that a recipe would train, or that has a name; nothing is trained or written.
+
+    ``recipe`` is a recipe's file or the name of a shipped one, changed by ``settings`` as in ``model.depth=4``. Without
+    one, ``name`` is that of a timm vision transformer, with its default quantization. ``image_size`` replaces the side
+    of the pictures (pixels).
+
+    Raises:
+        InputError: PyTorch is missing, an unknown name or key, or a model that cannot be packed.
+    """
+    if find_spec("timm") is None:
+        raise InputError("the shape of what is not trained yet needs PyTorch: pip install 'gsb-vit[train]'")
+    from gsb_vit.models.build import build_model
+    from gsb_vit.models.packable import check_packable
+    from gsb_vit.train.recipe_io import load_recipe
+
+    arguments: dict[str, Any] = {}
+    quantization = Quantization()
+    if name is None:
+        size = [] if image_size is None else [f"model.img_size={image_size}"]
+        chosen = load_recipe(recipe, [*settings, *size])
+        name, arguments, quantization = chosen.model.architecture, chosen.model.arguments(), chosen.stage2.quantization
+    elif image_size is not None:
+        arguments["img_size"] = image_size
+    model = build_model(name, arguments, num_classes, quantization)
+    check_packable(model)
+    return architecture_of(model)
 
 
 def is_trained_model(path: Path) -> bool:

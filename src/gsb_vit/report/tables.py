@@ -12,6 +12,7 @@ from gsb_vit.metrics import METRIC_NAMES
 from gsb_vit.terminal import NARROWEST, Table, folded, printable, shortened
 
 if TYPE_CHECKING:
+    from gsb_vit.bench.boards import Estimate
     from gsb_vit.bench.profile import Profile
     from gsb_vit.runtime.classifier import Prediction
 
@@ -106,6 +107,44 @@ def bench_table(rows: Sequence[Measurement]) -> Table:
         made.add_row(row.engine, row.precision, str(row.threads), str(row.batch), *texts)
     made.caption = "\n".join(f"{row.engine} {row.precision}: {row.problem}" for row in rows if row.problem is not None)
     return made
+
+
+def board_tables(summary: Summary, rows: Sequence["Estimate"]) -> Iterator[Table]:
+    """Show what boards need for a model, and where every time comes from."""
+    a, cost = summary.architecture, summary.packed
+    height, width = a.image_size
+    made = Table(
+        f"{a.name}, {width} × {height} pixels, {a.num_classes:,} classes: {_count(cost.ops)} OPs a picture "
+        f"({_count(cost.flops)} FLOPs, {_count(cost.bops)} BOPs)",
+        ("board", "processor", "needs RAM", "has", "needs flash", "has", "fits", "Minstr", "ms"),
+        left=("processor",),
+    )
+    for row in rows:
+        board = row.board
+        made.add_row(
+            board.name,
+            board.processor,
+            ("≥ " if board.is_micro else "") + _binary(row.ram),
+            _binary(board.ram),
+            _binary(row.flash),
+            "any" if board.flash is None else _binary(board.flash),
+            "no" if not row.fits else "perhaps" if board.is_micro else "yes",
+            "–" if row.instructions is None else f"{row.instructions / 1e6:,.1f}",
+            "–" if row.ms is None else f"{row.ms:,.1f}",
+        )
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        names.setdefault(row.time_is, []).append(row.board.name)
+    notes = [f"{', '.join(those)}: {said}." for said, those in names.items()]
+    if any(row.board.is_micro for row in rows):
+        notes.append("≥: a lower bound; a microcontroller's flash is that of the model, its program comes on top.")
+    made.caption = "\n".join(notes)
+    yield made
+
+
+def _binary(size: int) -> str:
+    """Bytes as a data sheet has them: ``256 KiB``, ``1.4 MiB``."""
+    return f"{size / 1024:,.0f} KiB" if size < 1 << 20 else f"{size / (1 << 20):,.1f} MiB"
 
 
 def profile_tables(profile: "Profile") -> Iterator[Table]:

@@ -1,4 +1,4 @@
-"""Learned scales stay above zero: every one of every scheme and preset, pushed below by a step, and training goes on."""
+"""Learned scales stay above zero: each of every scheme and preset is pushed below it, and training goes on."""
 
 import io
 import json

@@ -27,7 +27,8 @@ class ScaleFloor:
 
     def __init__(self, model: nn.Module) -> None:
         found = dict(quantizer_scales(model))
-        self._names, self._scales = list(found), list(found.values())
+        self._names: list[str] = list(found)
+        self._scales: list[Tensor] = list(found.values())
         self._sizes = [scale.numel() for scale in self._scales]
         self._held: Tensor | None = None
         self._told: set[str] = set()
@@ -56,8 +57,8 @@ class ScaleFloor:
             return None
         more = f", … ({len(fresh)} in all)" if len(fresh) > _LISTED else ""
         return (
-            f"scales that fell below {SCALE_MIN:g} are held there: {', '.join(fresh[:_LISTED])}{more}; a lower learning "
-            'rate, or scale_learning_rate = "relative", keeps them above'
+            f"scales that fell below {SCALE_MIN:g} are held there: {', '.join(fresh[:_LISTED])}{more}; a lower "
+            'learning rate, or scale_learning_rate = "relative", keeps them above'
         )
 
 

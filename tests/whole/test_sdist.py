@@ -23,6 +23,7 @@ NEEDED = ("pyproject.toml", "CMakeLists.txt", "LICENSE", "README.md")
 BUILT = (
     ("src/gsb_vit/", (".py", ".toml", ".html")),
     ("src/gsb_vit/app/", (".js", ".css", ".wasm")),
+    ("src/gsb_vit/shipped/", (".safetensors", ".md")),
     ("native/", (".cpp", ".c", ".h", ".cmake", ".txt")),
     ("cmake/", (".cmake",)),
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from gsb_vit.errors import InputError
 from gsb_vit.files import open_regular, write_atomically
 from gsb_vit.runtime.packed_file import read
+from gsb_vit.runtime.shipped import find_model
 
 _SCRIPTS = ("engine.js", "picture.js", "masks.js", "page.js")
 _LINKS = re.compile(r"^import .*\n", re.MULTILINE)  # between the scripts, which become one
@@ -18,7 +19,7 @@ _PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
 def write_app(models: Sequence[Path], out: Path) -> int:
-    """Write the page for these packed files and return its bytes.
+    """Write the page for these packed files, or shipped models by name, and return its bytes.
 
     The page carries the runtime in WebAssembly and every model as it is. Its Content-Security-Policy names its own
     script and style by hash and allows no request. Where there are several models, it offers a choice.
@@ -26,6 +27,7 @@ def write_app(models: Sequence[Path], out: Path) -> int:
     Raises:
         InputError: for a file that is no packed model, and for an output that is one of them.
     """
+    models = [find_model(path) for path in models]
     for path in models:
         if out.exists() and path.exists() and out.samefile(path):
             raise InputError(f"{out} is one of the models; name another file, as in -o app.html")

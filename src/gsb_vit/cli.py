@@ -44,6 +44,8 @@ _DATA = typer.Option(
 )
 Data = Annotated[str, _DATA]
 DataOrNone = Annotated[str | None, _DATA]
+_PACKED = "a packed model, or the name of one that comes with gsb-vit (gsb-vit models lists them)"
+_MODEL = f"{_PACKED.capitalize()}."
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the engine; 0 takes all cores.")]
 
 
@@ -444,7 +446,13 @@ def _tell_c(made: "CSource", folder: Path) -> None:
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run's folder, a trained or a packed model.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|MODEL",
+            help=f"A run's folder, a trained model, or {_PACKED}.",
+        ),
+    ],
     data: Data,
     everything: Annotated[
         bool, typer.Option("--all", help="Judge on all pictures given, those seen in training, too.")
@@ -457,7 +465,9 @@ def evaluate(
 ) -> None:
     """Classify the held-out pictures of a data set and print top-1, top-5, precision, recall and F1."""
     from gsb_vit.export.architecture import is_trained_model
+    from gsb_vit.runtime.shipped import find_model
 
+    model = find_model(model)
     if model.is_dir() or is_trained_model(model):
         _require_training("evaluating a run")
         from gsb_vit.train.evaluate import evaluate_run
@@ -482,7 +492,10 @@ def evaluate(
 
 @app.command()
 def report(
-    model: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run's folder, or a packed model.")],
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|MODEL", help=f"A run's folder, or {_PACKED}."),
+    ],
     data: Annotated[
         str | None,
         typer.Option("--data", metavar="SPEC", help="The pictures, as for evaluate (default: those of the run)."),
@@ -496,6 +509,9 @@ def report(
     """Write one HTML file: how good, every mistake, class by class, training pictures that may have a wrong label."""
     if find_spec("jinja2") is None:
         raise InputError("a report needs jinja2: pip install 'gsb-vit[train]'")
+    from gsb_vit.runtime.shipped import find_model
+
+    given, model = model, find_model(model)
     if model.is_dir():
         _require_training("the report of a run")
         from gsb_vit.runs import Run
@@ -512,14 +528,14 @@ def report(
         judged = judged_pictures(data, packed.provenance, packed.class_names)
         require_same_classes(packed.class_names, judged.class_names, data)
         _tell(judged.line)
-        out = output or model.with_suffix(".html")
+        out = output or given.with_name(f"{model.stem}.html")  # of a shipped model, here
         path = write_report(None, packed=model, test=judged.pictures, out=out, engine=engine)
     print(f"report: {printable(path.resolve().as_uri())}")
 
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help=_MODEL)],
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures, and folders of pictures.")],
     top: Annotated[int, typer.Option("--top", min=1, help="How many classes to name.")] = 5,
     max_megapixels: Annotated[
@@ -592,7 +608,10 @@ def _find_each(paths: Sequence[Path]) -> list[tuple[Path, str | None]]:
 
 @app.command(name="app")
 def offline_page(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Packed models; the page offers a choice.")],
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL...", help="Packed models, or names as for predict; the page offers a choice."),
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="APP.html", help="The page, one file.")
     ] = None,
@@ -615,8 +634,38 @@ def offline_page(
 
 
 @app.command()
+def models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", show_default=False, help="Print this model's card.")
+    ] = None,
+    to_json: Json = False,
+) -> None:
+    """List the models that come with gsb-vit; each name is a MODEL of the other commands."""
+    from gsb_vit.runtime.shipped import shipped_models
+
+    found = shipped_models()
+    if name is not None:
+        if name not in found:
+            raise InputError(f"there is no shipped model {name!r}; there are {', '.join(found) or 'none'}")
+        found = {name: found[name]}
+        if not to_json:
+            print(found[name].card.strip())
+            return
+    if to_json:
+        _print_json([one.to_json() for one in found.values()])
+        return
+    from gsb_vit.report.tables import models_table
+    from gsb_vit.terminal import show
+
+    show(models_table(list(found.values())))
+
+
+@app.command()
 def summary(
-    model: Annotated[str, typer.Argument(metavar="MODEL|ARCH", help="A model file, a run, or an architecture's name.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL|ARCH", help="A model file, a name as for predict, a run, or an architecture."),
+    ],
     to_json: Json = False,
     max_gigabytes: MaxGigabytes = None,
 ) -> None:
@@ -636,7 +685,7 @@ def summary(
 
 @app.command()
 def bench(
-    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="A packed model.")] = None,
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help=_MODEL)] = None,
     arch: Annotated[
         str | None,
         typer.Option("--arch", metavar="NAME", help="Instead of MODEL: an untrained model of this architecture."),
@@ -708,8 +757,10 @@ def bench(
         raise InputError("give either MODEL, a packed file, or --arch NAME, as in --arch gsb_vit_small_patch16_224")
     if profile and (plot or against):
         raise InputError("--profile goes with --threads, --batch, --isa and --data; leave out --against and --plot")
+    from gsb_vit.runtime.shipped import find_model
+
     with tempfile.TemporaryDirectory(prefix="gsb-vit-arch-") as folder:
-        path = model or Path(folder) / "model.safetensors"
+        path = Path(folder) / "model.safetensors" if model is None else find_model(model)
         if arch is not None:
             from gsb_vit.export.untrained import pack_untrained
 

@@ -202,7 +202,7 @@ def fit(
 
     Raises:
         InputError: the data, the recipe or ``out`` cannot be used, or a library of the extra ``train`` is missing.
-        TrainingError: the loss or a parameter is not finite, or a quantizer's scale collapsed.
+        TrainingError: the loss or a parameter is not finite.
     """
     spec = os.fspath(data) if isinstance(data, (str, os.PathLike)) else data
     if not isinstance(spec, str):

@@ -125,6 +125,10 @@ def test_the_wheel_holds_extension_recipes_and_template(wheel):
     assert "gsb_vit/report/templates/report.html" in found
     for recipe in (ROOT / "src" / "gsb_vit" / "train" / "recipes").glob("*.toml"):
         assert f"gsb_vit/train/recipes/{recipe.name}" in found
+    shipped = list((ROOT / "src" / "gsb_vit" / "shipped").iterdir())
+    assert {path.suffix for path in shipped} == {".safetensors", ".md"}
+    for path in shipped:
+        assert f"gsb_vit/shipped/{path.name}" in found
     for source in (ROOT / "src" / "gsb_vit").rglob("*.py"):
         assert source.relative_to(ROOT / "src").as_posix() in found
     assert any(name.endswith("licenses/LICENSE") for name in found)
@@ -148,6 +152,7 @@ import numpy as np, gsb_vit
 assert gsb_vit.__file__.startswith(sys.argv[1]), gsb_vit.__file__
 model = gsb_vit.load(sys.argv[2])
 print(model.logits(np.zeros((1, 16, 16, 3), np.uint8)).shape, "torch" in sys.modules)
+print(len(gsb_vit.load("digits").class_names))
 """
     done = subprocess.run(
         [sys.executable, "-I", "-c", code, str(tmp_path / "site"), str(model)],
@@ -155,4 +160,4 @@ print(model.logits(np.zeros((1, 16, 16, 3), np.uint8)).shape, "torch" in sys.mod
         text=True,
         cwd=tmp_path,
     )
-    assert done.stdout.strip() == "(1, 3) False", done.stderr
+    assert done.stdout.split("\n") == ["(1, 3) False", "10", ""], done.stderr

@@ -23,6 +23,7 @@ NEEDED = ("pyproject.toml", "CMakeLists.txt", "LICENSE", "README.md")
 BUILT = (
     ("src/gsb_vit/", (".py", ".toml", ".html")),
     ("src/gsb_vit/app/", (".js", ".css", ".wasm")),
+    ("src/gsb_vit/shipped/", (".safetensors", ".md")),
     ("src/gsb_vit/export/c/", (".c", ".h")),
     ("src/gsb_vit/bench/", (".json",)),
     ("native/", (".cpp", ".c", ".h", ".cs", ".cmake", ".txt", ".ld", ".ino")),

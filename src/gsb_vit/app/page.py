@@ -11,6 +11,7 @@ from pathlib import Path
 from gsb_vit.errors import InputError
 from gsb_vit.files import open_regular, write_atomically
 from gsb_vit.runtime.packed_file import read
+from gsb_vit.runtime.shipped import find_model
 
 _SCRIPTS = ("engine.js", "picture.js", "masks.js", "page.js")
 _LINKS = re.compile(r"^import .*\n", re.MULTILINE)  # between the scripts, which become one
@@ -23,7 +24,7 @@ _INSTALL = """<p id="news" class="soft" role="status"></p>
 
 
 def write_app(models: Sequence[Path], out: Path) -> int:
-    """Write the page for these packed files and return its bytes.
+    """Write the page for these packed files, or shipped models by name, and return its bytes.
 
     The page carries the runtime in WebAssembly and every model as it is. Its Content-Security-Policy names its own
     script and style by hash and allows no request. Where there are several models, it offers a choice.
@@ -31,6 +32,7 @@ def write_app(models: Sequence[Path], out: Path) -> int:
     Raises:
         InputError: for a file that is no packed model, and for an output that is one of them.
     """
+    models = [find_model(path) for path in models]
     refuse_models_as_output(models, [out])
     page = make_page(read_models(models))
     write_atomically(out, page)

@@ -9,6 +9,7 @@ from gsb_vit.app.icon import icon
 from gsb_vit.app.page import fill, make_page, read_models, refuse_models_as_output, text_of, title_of
 from gsb_vit.errors import InputError
 from gsb_vit.files import write_atomically
+from gsb_vit.runtime.shipped import find_model
 
 PAGE, MANIFEST, WORKER = "index.html", "manifest.webmanifest", "sw.js"
 _ICONS = {"icon-180.png": (180, True), "icon-192.png": (192, False), "icon-512.png": (512, False)}
@@ -17,7 +18,7 @@ _VERSION_DIGITS = 16
 
 
 def write_pwa(models: Sequence[Path], folder: Path) -> int:
-    """Write the page for these packed files, with all that makes it installable, and return the bytes.
+    """Write the page for these packed files, or shipped models by name, with all that makes it installable, and return the bytes.
 
     ``folder`` receives ``index.html``, a web app manifest, icons and a service worker. It is made where it is missing;
     other files in it stay. The page is that of :func:`gsb_vit.app.page.write_app`, except that its
@@ -28,6 +29,7 @@ def write_pwa(models: Sequence[Path], folder: Path) -> int:
         InputError: for a file that is no packed model, and for a folder that cannot be made or holds one of the models
             under a name that is needed.
     """
+    models = [find_model(path) for path in models]
     read = read_models(models)
     written = _files(read)
     refuse_models_as_output(models, [folder / name for name in written])

@@ -12,6 +12,7 @@ from gsb_vit.files import as_path, open_regular
 from gsb_vit.quantization import Quantization
 from gsb_vit.runtime.packed_file import read
 from gsb_vit.runtime.schema import Architecture
+from gsb_vit.runtime.shipped import find_model
 
 NUM_CLASSES = 1000  # of an architecture that is only named
 
@@ -52,8 +53,8 @@ def heads_of(model: Any) -> list[Any]:
 def find_architecture(target: str) -> tuple[Architecture, int | None, tuple[str, ...] | None]:
     """Return the architecture, the packed file's bytes and the class names of a model, or of an architecture's name.
 
-    ``target`` is a packed file, a run, a trained model file, or a name. Only packed files have bytes, and names have no
-    classes.
+    ``target`` is a packed file, the name of one that comes with the package, a run, a trained model file, or the name
+    of an architecture. Only packed files have bytes, and architectures have no classes.
 
     A name is that of a timm vision transformer, built with the default quantization; that, and a trained model, need
     PyTorch.
@@ -61,7 +62,7 @@ def find_architecture(target: str) -> tuple[Architecture, int | None, tuple[str,
     Raises:
         InputError: neither a file nor a known architecture, or an architecture that cannot be packed.
     """
-    path = as_path(target, "a model file, a run or the name of an architecture")
+    path = find_model(as_path(target, "a model file, a run or the name of an architecture"))
     if path.is_file() and not is_trained_model(path):
         packed = read(path)
         return packed.architecture, path.stat().st_size, packed.class_names

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gsb_vit.bench.boards import Estimate
     from gsb_vit.bench.profile import Profile
     from gsb_vit.runtime.classifier import Prediction
+    from gsb_vit.runtime.shipped import ShippedModel
 
 _GAP = "  "
 _PERCENT = "100.0 %"
@@ -39,6 +40,17 @@ def classes_table(classes: Sequence[Mapping[str, Any]]) -> Table:
     made = Table("Classes, the worst first", ("class", "recall", "precision", "F1", "pictures"))
     for one in sorted((one for one in classes if one["n"]), key=lambda one: (one["recall"], one["precision"])):
         made.add_row(one["class"], *(f"{one[key]:.1%}" for key in ("recall", "precision", "f1")), f"{one['n']:,}")
+    return made
+
+
+def models_table(models: Sequence["ShippedModel"]) -> Table:
+    """Show the models that come with the package: names, what they know, sizes."""
+    made = Table("Models that come with gsb-vit", ("name", "classes", "pixels", "kB", "what it is"), ("what it is",))
+    for one in models:
+        facts = one.to_json()
+        height, width = facts["image_size"]
+        size = f"{facts['bytes'] / 1000:.0f}"
+        made.add_row(one.name, f"{facts['classes']:,}", f"{height} × {width}", size, one.title)
     return made
 
 

@@ -18,7 +18,7 @@ from gsb_vit.data.pictures import Picture
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.decision import Decision
 from gsb_vit.errors import InputError, ModelError, shown
-from gsb_vit.files import as_path, open_regular
+from gsb_vit.files import open_regular
 from gsb_vit.limits import memory_limit
 
 from .card import html_card, line_card
@@ -26,6 +26,7 @@ from .packed_file import read
 from .pictures import batches, is_many, is_stored, prepare
 from .reference import ReferenceModel, check_batch
 from .schema import DECISION_KEY, MAX_MEMORY, Architecture, read_decision
+from .shipped import find_model, what_to_give
 
 ENGINES = ("native", "reference")
 _UNDECODED = re.compile("[\ud800-\udfff]")
@@ -242,7 +243,9 @@ def load(
     backend: str | None = None,
     max_memory: int | None = None,
 ) -> Classifier:
-    """Load a packed model.
+    """Load a packed model: a file, or by its name one that comes with the package (``gsb-vit models`` lists them).
+
+    A path that exists goes before a name; ``shipped:NAME`` is the shipped model in any case.
 
     ``threads`` counts those of the native engine; 0 takes every core this process may run on. ``engine`` is
     ``"native"``, or ``"reference"``: NumPy, slow, the same logits bit for bit. The native engine uses the fastest
@@ -257,7 +260,7 @@ def load(
         InputError: for a missing, truncated or foreign file, an unknown engine or backend, a number of threads out of
             range, a model that takes more than ``max_memory``, and where the native extension is not built.
     """
-    path = as_path(path, "a packed model file")
+    path = find_model(path)
     if not isinstance(engine, str) or engine not in ENGINES:
         raise InputError(f"engine {shown(engine)} is unknown; use one of {', '.join(ENGINES)}")
     if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads < 2**31:
@@ -265,7 +268,7 @@ def load(
     if backend is not None and not (isinstance(backend, str) and backend.isprintable()):
         raise InputError(f"backend {shown(backend)} is unknown; give its name, or None for the fastest")
     most = min(memory_limit(max_memory, MAX_MEMORY), sys.maxsize)
-    with open_regular(path, "a packed model file") as file:
+    with open_regular(path, what_to_give(path)) as file:
         # The extension takes text; a path whose bytes are no UTF-8 has another name.
         name = str(path) if not _UNDECODED.search(str(path)) else f"/proc/self/fd/{file.fileno()}"
         return _load(path, name, threads, engine, backend, most)

@@ -40,6 +40,7 @@ from .schema import (
     model_keys,
     read_decision,
 )
+from .shipped import find_model, what_to_give
 
 PathLike = Union[str, "os.PathLike[str]"]
 _DIGITS = re.compile("[0-9a-f]{16}")
@@ -66,7 +67,7 @@ class PackedModel:
 
 
 def read(path: PathLike, *, max_memory: int | None = None) -> PackedModel:
-    """Read and check a packed file.
+    """Read and check a packed file, or by its name one that comes with the package.
 
     The file is read whole and may be replaced afterwards. It has at most ``max_memory`` bytes, by default those of the
     environment variable ``GSB_VIT_MAX_MEMORY`` or else 1 GiB.
@@ -75,7 +76,7 @@ def read(path: PathLike, *, max_memory: int | None = None) -> PackedModel:
         InputError: for a missing, truncated or foreign file, an unknown version, and a tensor that is missing,
             unknown, of the wrong type or shape, or out of range, naming it; and for a checksum that does not fit.
     """
-    path, most = _checked_path(path), memory_limit(max_memory, MAX_MEMORY)
+    path, most = find_model(_checked_path(path)), memory_limit(max_memory, MAX_MEMORY)
     try:
         with _naming(path):
             file = read_safetensors(path, most)
@@ -89,7 +90,7 @@ def read(path: PathLike, *, max_memory: int | None = None) -> PackedModel:
             return model
     except OSError as error:
         reason = "is a folder" if path.is_dir() else " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read ({reason}); give a packed model file") from error
+        raise InputError(f"{path}: cannot be read ({reason}); give {what_to_give(path)}") from error
 
 
 def write(path: PathLike, model: PackedModel) -> None:

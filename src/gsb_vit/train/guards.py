@@ -1,4 +1,4 @@
-"""Checks that stop a run before it saves a broken model; the message names the layer."""
+"""What keeps a run sound: scales held at their floor, and checks that stop it before it saves a broken model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,60 @@ import torch
 from torch import Tensor, nn
 
 from gsb_vit.errors import InputError
+from gsb_vit.nn.quantize import SCALE_MIN
 
 from .optimize import quantizer_scales
 
-COLLAPSED = 1e-5
+_LISTED = 4  # scales named in one line
 
 
 class TrainingError(InputError):
-    """Training cannot go on: a number is not finite, or a quantizer's scale collapsed. The last checkpoint is good."""
+    """Training cannot go on: a number is not finite. The last checkpoint is good."""
+
+
+class ScaleFloor:
+    """Holds a model's learned scales at 1e-5 or above, which is what forward passes use of a smaller one.
+
+    AdamW moves a parameter by about the learning rate whatever its size, so that a step may throw a scale of 0.003
+    across zero. Left there it would come back as slowly as it went; held at the floor it grows again in the first step
+    whose gradient says so. Scales above the floor are left alone, to the last bit.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        found = dict(quantizer_scales(model))
+        self._names: list[str] = list(found)
+        self._scales: list[Tensor] = list(found.values())
+        self._sizes = [scale.numel() for scale in self._scales]
+        self._held: Tensor | None = None
+        self._told: set[str] = set()
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Raise every scale that is below the floor to it; call it after each step."""
+        if not self._scales:
+            return
+        below = torch.cat([scale.detach().reshape(-1) for scale in self._scales]) < SCALE_MIN
+        self._held = below if self._held is None else self._held.logical_or_(below)
+        # Comparing costs less than writing, and on a CPU its answer is at hand.
+        if below.device.type != "cpu" or bool(below.any()):
+            torch._foreach_clamp_min_(self._scales, SCALE_MIN)
+
+    def news(self) -> str | None:
+        """Name the scales that had to be held since the last call and never before, in one line; None without any."""
+        if self._held is None or not bool(self._held.any()):
+            return None
+        parts = self._held.split(self._sizes)
+        self._held = None
+        names = [name for name, part in zip(self._names, parts, strict=True) if bool(part.any())]
+        fresh = [name for name in names if name not in self._told]
+        self._told.update(fresh)
+        if not fresh:
+            return None
+        more = f", … ({len(fresh)} in all)" if len(fresh) > _LISTED else ""
+        return (
+            f"scales that fell below {SCALE_MIN:g} are held there: {', '.join(fresh[:_LISTED])}{more}; a lower "
+            'learning rate, or scale_learning_rate = "relative", keeps them above'
+        )
 
 
 def check_loss(loss: Tensor, model: nn.Module, images: Tensor, place: str) -> None:
@@ -28,21 +74,9 @@ def check_loss(loss: Tensor, model: nn.Module, images: Tensor, place: str) -> No
 
 
 def check_parameters(model: nn.Module, place: str) -> None:
-    """Raise TrainingError for a parameter that is not finite or a quantizer scale that is at most 1e-5.
-
-    Of a superposition's scales only the first counts: an increment may be at its floor. Of a scale per channel all
-    must have collapsed.
-    """
+    """Raise TrainingError for a parameter or buffer that is not finite."""
     if (name := first_non_finite_parameter(model)) is not None:
         raise TrainingError(f"{place}: {name} is not finite; lower the learning rate; the last checkpoint is good")
-    for name, parameter in quantizer_scales(model):
-        values = parameter.detach()
-        scale = values.max() if name.endswith("weight_scale") else values.flatten()[0]
-        if float(scale) <= COLLAPSED:
-            raise TrainingError(
-                f"{place}: the scale {name} collapsed to {float(scale):.3g} (at most {COLLAPSED:g}); "
-                "lower the learning rate; the last checkpoint is good"
-            )
 
 
 def first_non_finite_parameter(model: nn.Module) -> str | None:

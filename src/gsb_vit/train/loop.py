@@ -21,7 +21,7 @@ from .checkpoint import STATE, keep_previous, optimizer_tensors, read_stage_file
 from .confidence import CONFIDENCE, Confidence
 from .distill import DistillationTask
 from .evaluate import model_logits, validation_score
-from .guards import check_loss, check_parameters
+from .guards import ScaleFloor, check_loss, check_parameters
 from .log import RunLog
 from .optimize import make_optimizer, scale_factors
 from .precision import fast_attention, fast_products
@@ -116,6 +116,7 @@ class StageRun:
         self.task = DistillationTask(model, taught_by[0], setting.distillation, recipe.label_smoothing, taught_by[1])
         self.views = setting.views(self.task, teacher, accelerator)
         self.head_first = HeadFirst(model, recipe)
+        self.floor = ScaleFloor(model)
         self.steps = setting.training.steps(recipe.batch_size)
         self.confidence = Confidence(len(setting.training.pictures), len(setting.info.class_names))
         self.best: tuple[float, float] | None = None
@@ -190,6 +191,8 @@ class StageRun:
                 with fast_products(accelerator.device):
                     record = self._epoch(task, optimizer, epoch, bar)
                 check_parameters(self.model, f"{setting.name}, epoch {epoch + 1}")
+                if (news := self.floor.news()) is not None:
+                    self.log.say(f"{setting.name}, epoch {epoch + 1}: {news}")
                 if (epoch + 1) % setting.validate_every == 0 or epoch + 1 == setting.recipe.epochs:
                     record |= self._validate(epoch)
                 self._finish_epoch(epoch, record, time.perf_counter() - started, bar)
@@ -223,6 +226,7 @@ class StageRun:
             if setting.recipe.clip_grad > 0:
                 accelerator.clip_grad_norm_(task.parameters(), setting.recipe.clip_grad)
             optimizer.step()
+            self.floor.hold()
             optimizer.zero_grad(set_to_none=True)
             if self.average is not None:
                 self.average.update(self.model)

@@ -90,7 +90,7 @@ def train(
     Raises:
         InputError: data or recipe cannot be used; ``out`` is not empty and ``resume`` is off, or holds another recipe,
             is held by another process, or cannot be written to while the run goes on.
-        TrainingError: the loss or a parameter is not finite, or a quantizer's scale collapsed.
+        TrainingError: the loss or a parameter is not finite.
     """
     request = Request(recipe, data_spec, Path(out), resume, skip_bad, allow_missing)
     with contextlib.ExitStack() as stack, _naming_the_disk(request.folder):

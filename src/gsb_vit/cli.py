@@ -571,6 +571,39 @@ def summary(
 
 
 @app.command()
+def sensitivity(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a trained model file.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="SPEC",
+            help="Other pictures, those seen in training left out (default: the run's validation part).",
+        ),
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option("--budget", metavar="BYTES", help="Choose what to keep in more bits for so many more bytes."),
+    ] = None,
+    most: Annotated[int, typer.Option("--most", min=1, help="Measure on at most so many pictures.")] = 1000,
+    to_json: Json = False,
+    max_gigabytes: MaxGigabytes = None,
+) -> None:
+    """Tell what each layer's binarization costs: the trained model with one part at a time in more bits."""
+    _require_training("sensitivity")
+    from gsb_vit.train.sensitivity import run_sensitivity
+
+    found = run_sensitivity(run, data, budget=budget, most=most, say=_tell)
+    if to_json:
+        _print_json(found.to_json())
+        return
+    from gsb_vit.report.tables import sensitivity_tables
+    from gsb_vit.terminal import show
+
+    show(*sensitivity_tables(found.to_json()))
+
+
+@app.command()
 def bench(
     model: Annotated[Path | None, typer.Argument(metavar="MODEL", help="A packed model.")] = None,
     arch: Annotated[

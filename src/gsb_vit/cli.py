@@ -18,14 +18,13 @@ from gsb_vit import __version__
 from gsb_vit.data.datasets import SPECS
 from gsb_vit.errors import InputError, ModelError
 from gsb_vit.limits import MAX_MEMORY_VARIABLE
-from gsb_vit.terminal import as_json, printable
+from gsb_vit.terminal import as_json, plain_console, printable
 
 app = typer.Typer(
     name="gsb-vit",
     help="Train one-bit vision transformers on few pictures, pack them, and run them on packed bits.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -33,6 +32,7 @@ app = typer.Typer(
 TRAINING_LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "sklearn", "scipy", "tensorboard")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+RunJson = Annotated[bool, typer.Option("--json", help="Print JSON; progress goes to the error output.")]
 _DATA = typer.Option(
     "--data",
     metavar="SPEC",
@@ -230,6 +230,7 @@ def train(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="With --resume: go on though training pictures are gone.")
     ] = False,
+    to_json: RunJson = False,
     max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Train a teacher, then the one-bit student in two stages: gsb-vit train FOLDER."""
@@ -266,12 +267,28 @@ def train(
     settings = [*(settings or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
     chosen = load_recipe(recipe, settings)
     try:
-        found = train_run(chosen, data, out, resume=resume, skip_bad=skip_bad, allow_missing=allow_missing)
+        ways: dict[str, Any] = {"resume": resume, "skip_bad": skip_bad, "allow_missing": allow_missing}
+        found = train_run(chosen, data, out, **ways, console=_progress_console(to_json))
     except KeyboardInterrupt:
         if (out / RECIPE_FILE).is_file():
             _tell(f"stopped; go on with: gsb-vit train --resume {shlex.quote(str(out))}")
         raise
-    _say_next(out, data, found.packable)
+    if to_json:
+        _print_run(found)
+    else:
+        _say_next(out, data, found.packable)
+
+
+def _progress_console(to_json: bool) -> Any:
+    """Where progress goes: the error output where the output is JSON, else None, the usual place."""
+    return plain_console(sys.stderr) if to_json else None
+
+
+def _print_run(found: Any) -> None:
+    """Print a finished run as JSON; of several processes of torchrun the first."""
+    if os.environ.get("RANK", "0") == "0":
+        fields = {"final_stage": found.final_stage, "test": found.test, "stages": found.stages}
+        _print_json({"run": str(found.out), **fields, "packable": found.packable})
 
 
 def _say_next(run: Path, data: str, packable: bool) -> None:
@@ -317,6 +334,7 @@ def study(
     ] = None,
     latency: Annotated[bool, typer.Option("--latency", help="Time the packed models when all runs are done.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the study, list its runs, start none.")] = False,
+    to_json: RunJson = False,
     max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Train a grid of recipes and seeds, and write its table, CSV and plot."""
@@ -334,7 +352,10 @@ def study(
         document=write,
         latency=latency,
         dry_run=dry_run,
+        console=_progress_console(to_json),
     )
+    if to_json:
+        _print_json({"study": str(out), "errors": errors})
     for name, error in errors.items():
         print(f"gsb-vit: {printable(f'{name}: {error}')}", file=sys.stderr)
     if errors:
@@ -346,13 +367,16 @@ def quickstart(
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Where everything goes.")] = Path("runs/quickstart"),
     seed: Annotated[int, typer.Option("--seed", help="Seed of the whole run.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a tour that was stopped.")] = False,
+    to_json: RunJson = False,
     engine: Engine = "native",
 ) -> None:
     """Train, pack, check, time and show a one-bit model on scikit-learn's scanned digits, in minutes."""
     _require_training("quickstart")
     from gsb_vit.quickstart import quickstart as tour
 
-    tour(out, seed=seed, resume=resume, engine=engine)
+    found = tour(out, seed=seed, resume=resume, engine=engine, console=_progress_console(to_json))
+    if to_json:
+        _print_run(found)
 
 
 @app.command()
@@ -367,6 +391,7 @@ def export(
     digests: Annotated[
         bool, typer.Option(help="Keep digests of the training pictures in the file, so that evaluate knows them.")
     ] = True,
+    to_json: Json = False,
     engine: Engine = "native",
     max_gigabytes: MaxGigabytes = None,
 ) -> None:
@@ -375,6 +400,19 @@ def export(
     from gsb_vit.export.run import export_run
 
     packed, parity = export_run(run, output, data_spec=data, engine=engine, most=most, keep_digests=digests)
+    if to_json:
+        _print_json(
+            {
+                "model": str(output),
+                "bytes": output.stat().st_size,
+                "pictures": parity.n,
+                "same_answer": parity.top1_agreement,
+                "traced": parity.traced,
+                "flipped": parity.flipped,
+                "decision": packed.decision.to_json(),
+            }
+        )
+        return
     flipped = ", ".join(f"{kind} {share:.1e}" for kind, share in parity.flipped.items() if share) or "none"
     print(f"{printable(str(output))}: {output.stat().st_size / 1e6:.3f} MB")
     print(
@@ -439,6 +477,7 @@ def report(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE.html", help="Default: RUN/report.html, or MODEL with .html."),
     ] = None,
+    to_json: Json = False,
     engine: Engine = "native",
 ) -> None:
     """Write one HTML file: how good, every mistake, class by class, training pictures that may have a wrong label."""
@@ -462,7 +501,10 @@ def report(
         _tell(judged.line)
         out = output or model.with_suffix(".html")
         path = write_report(None, packed=model, test=judged.pictures, out=out, engine=engine)
-    print(f"report: {printable(path.resolve().as_uri())}")
+    if to_json:
+        _print_json({"report": str(path)})
+    else:
+        print(f"report: {printable(path.resolve().as_uri())}")
 
 
 @app.command()
@@ -538,15 +580,50 @@ def _find_each(paths: Sequence[Path]) -> list[tuple[Path, str | None]]:
     return found
 
 
+@app.command()
+def add_class(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new class.")],
+    pictures: Annotated[
+        list[Path], typer.Argument(metavar="PICTURE...", help="Its pictures, two or more, and folders of them.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="NEW.safetensors", help="The new packed file.")],
+    to_json: Json = False,
+    engine: Engine = "native",
+    threads: Threads = 0,
+    max_gigabytes: MaxGigabytes = None,
+) -> None:
+    """Add a class to a packed model from a few pictures, without training, and write a new packed file."""
+    import gsb_vit
+    from gsb_vit.data.held_out import find_pictures
+
+    found = find_pictures(pictures, _tell)
+    made = gsb_vit.load(model, threads=threads, engine=engine).add_class(name, found, output)
+    if to_json:
+        values = {"model": str(output), "bytes": output.stat().st_size, "class": name, "pictures": len(found)}
+        _print_json({**values, "classes": list(made.class_names)})
+        return
+    print(f"{printable(str(output))}: {len(made.class_names)} classes, {printable(name)} from {len(found)} pictures")
+    if made.decision.unknown is not None:
+        print(
+            "temperature and threshold are still those of the old classes: the new one's probabilities are not "
+            "calibrated,\nand how often --unknown rejects it is not known; evaluate on pictures of all classes"
+        )
+
+
 @app.command(name="app")
 def offline_page(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Packed models; the page offers a choice.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="APP.html", help="The page, one file.")],
+    to_json: Json = False,
 ) -> None:
     """Write a page that names what is in pictures: one file, opened from disk in any browser, offline."""
     from gsb_vit.app.page import write_app
 
     size = write_app(models, output)
+    if to_json:
+        _print_json({"page": str(output), "bytes": size})
+        return
     print(f"{printable(str(output))}: {size / 1e6:.2f} MB; open it in a browser, also on a phone and offline")
 
 

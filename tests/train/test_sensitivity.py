@@ -56,12 +56,13 @@ def test_a_layer_made_bad_is_found(bad):
     first = found.parts[0]
     assert first.part.name == part.name and first.significant and first.change.loss > 3 * first.change.loss_error
     assert first.change.top1 == pytest.approx(1 - found.top1)  # without it all answers are the labels
-    assert [one.change.loss for one in found.parts] == sorted((one.change.loss for one in found.parts), reverse=True)
+    assert [one.change.kl for one in found.parts] == sorted((one.change.kl for one in found.parts), reverse=True)
 
 
 def test_a_budget_for_the_bad_layer_is_spent_on_it(bad):
     part, found = bad
     assert [one.name for one in found.choice.parts] == [part.name] and found.choice.change == found.parts[0].change
+    assert found.choice.change.loss > 0
     assert part.name not in {one.part.name for one in choose(found.parts, part.bytes - 1)}
 
 
@@ -88,13 +89,13 @@ def test_noise_is_not_significant():
     assert 1 < sum(z > 2 for z in zs) < 14 and max(zs) < 4
 
 
-def _cost(name, loss, size, significant=True):
-    return PartCost(Part(name, "weights", 1, 8, size, 0, ()), Change(loss, 0.1, 0, 0, 0, 0), significant)
+def _cost(name, kl, size, heard=True):
+    return PartCost(Part(name, "weights", 1, 8, size, 0, ()), Change(-1, 0.1, 0, 0, kl, 0.1), False, heard)
 
 
-def test_choosing_takes_most_loss_a_byte_that_fits():
+def test_choosing_takes_most_divergence_a_byte_that_fits():
     costs = [_cost("dear", 1.0, 100), _cost("cheap", 0.5, 10), _cost("small", 0.01, 5), _cost("noise", 9.0, 1, False)]
-    costs += [_cost("harmful", -1.0, 1), _cost("no bytes", 5.0, 0)]
+    costs += [_cost("no bytes", 5.0, 0)]
     names = {budget: [one.part.name for one in choose(costs, budget)] for budget in (0, 10, 20, 110, 10**6)}
     assert names == {
         0: [], 10: ["cheap"], 20: ["cheap", "small"], 110: ["cheap", "dear"], 10**6: ["cheap", "dear", "small"]

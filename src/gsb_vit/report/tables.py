@@ -189,8 +189,9 @@ def sensitivity_tables(found: Mapping[str, Any]) -> Iterator[Table]:
     for one in found["parts"]:
         made.add_row(one["part"], *_changes(one), bold=one["significant"])
     made.caption = (
-        f"loss, top-1 (points): what is lost by it; ±: standard error; *: more than {found['z']:.1f} of these\n"
-        "KL: how far the probabilities move (nats); bytes: what more bits would add to the file"
+        f"loss, top-1 (points): lost by it; ±: standard error; *: beyond {found['z']:.1f} of these\n"
+        "(negative: what surrounds it was trained for the bits there are)\n"
+        "KL: how far the answers move (nats), which orders the rows; bytes: of more bits"
     )
     yield made
     kinds = Table("All parts of a kind at once", ("kind", "loss", "±", "top-1", "±", "KL", "bytes"))
@@ -211,17 +212,18 @@ def _changes(one: Mapping[str, Any]) -> list[str]:
 
 
 def _budget_table(budget: Mapping[str, Any]) -> Table:
-    made = Table(f"For {budget['budget']:,} more bytes, keep in more bits", ("part", "bytes"))
+    made = Table(f"For {budget['budget']:,} more bytes, train again with more bits in", ("part", "bytes"))
     for name, size in budget["parts"].items():
         made.add_row(name, f"{size:,}")
     if budget["parts"]:
         made.caption = (
-            f"together {budget['bytes']:,} bytes; the loss falls by {budget['loss']:.4f} ± {budget['loss_error']:.4f}, "
-            f"top-1 rises by {100 * budget['top1']:.1f} ± {100 * budget['top1_error']:.1f} points"
+            f"together {budget['bytes']:,} bytes; without training again the loss falls by\n"
+            f"{budget['loss']:.4f} ± {budget['loss_error']:.4f}, top-1 rises by {100 * budget['top1']:.1f} ± "
+            f"{100 * budget['top1_error']:.1f} points"
         )
     else:
         made.add_row("none", "")
-        made.caption = "no part that takes bytes costs a significant loss and fits"
+        made.caption = "no part that takes bytes fits and moves the answers by more than noise"
     return made
 
 

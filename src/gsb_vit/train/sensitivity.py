@@ -49,24 +49,35 @@ class Change:
     kl: float
     kl_error: float
 
-    def is_beyond(self, z: float) -> bool:
+    def loss_is_beyond(self, z: float) -> bool:
         """Whether the change of the loss is more than ``z`` standard errors."""
         return abs(self.loss) > z * self.loss_error
+
+    def kl_is_beyond(self, z: float) -> bool:
+        """Whether the divergence is more than ``z`` standard errors."""
+        return self.kl > z * self.kl_error
 
 
 @dataclass(frozen=True)
 class PartCost:
-    """A part of the model and what its quantization costs; ``significant``: more than chance makes of any of them."""
+    """A part of the model and what its quantization costs.
+
+    ``significant``: the loss changes by more than chance makes of any of them; ``heard``: the answers do.
+    """
 
     part: Part
     change: Change
     significant: bool
+    heard: bool
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         fields = ("kind", "bits", "more_bits", "bytes", "bit_operations")
         values = {name: getattr(self.part, name) for name in fields}
-        return {"part": self.part.name, **values, **vars(self.change), "significant": self.significant}
+        return {"part": self.part.name, **values, **vars(self.change), **self._beyond()}
+
+    def _beyond(self) -> dict[str, bool]:
+        return {"significant": self.significant, "heard": self.heard}
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What was found: ``parts`` by the loss they cost, the dearest first; ``kinds``: all parts of a kind at once."""
+    """What was found: ``parts`` by how far the answers move, the farthest first; ``kinds``: all of a kind at once."""
 
     pictures: str
     n: int
@@ -174,11 +185,14 @@ def sensitivity(
     """Measure a trained model on pictures with the quantization of each part switched off in turn.
 
     One-bit and ternary weights are put into eight bits, eight-bit ones and activations into float32. Nothing is
-    trained again: what remains was learned for the numbers as they were, so a change can also be negative.
+    trained again. What remains was learned for the numbers as they were; so a change of the loss can be negative, and
+    often is. How far the answers move, ``Change.kl``, has no such sign: it says how loud a part's quantization is, and
+    orders the parts (ZeroQ, https://arxiv.org/abs/2001.00281, whose base is the full-precision model, while it is the
+    quantized one here).
 
-    ``significant`` parts differ from 0 by more than z standard errors, z such that the chance of calling any part of
-    an indifferent model so is at most 5 % (Bonferroni). With ``budget``, significant parts with most loss a byte are
-    taken until no other fits, and the model is measured with all of them.
+    ``significant`` and ``heard`` parts differ from 0 by more than z standard errors, z such that the chance of calling
+    any part of an indifferent model so is at most 5 % (Bonferroni). With ``budget`` parts are chosen by
+    :func:`choose`, and the model is measured with all of them at once.
     """
     model, labels = trained.model, pictures.labels
     parts = quantized_parts(model)
@@ -192,7 +206,10 @@ def sensitivity(
 
         z = NormalDist().inv_cdf(1 - LEVEL / (2 * max(len(parts), 1)))
         changes = [cost([part]) for part in parts]
-        found = [PartCost(part, one, one.is_beyond(z)) for part, one in zip(parts, changes, strict=True)]
+        found = [
+            PartCost(part, one, one.loss_is_beyond(z), one.kl_is_beyond(z))
+            for part, one in zip(parts, changes, strict=True)
+        ]
         by_kind = [(kind, [part for part in parts if part.kind == kind]) for kind in KINDS]
         kinds = [(kind, sum(part.bytes for part in some), cost(some)) for kind, some in by_kind if some]
         choice = None
@@ -200,17 +217,20 @@ def sensitivity(
             chosen = tuple(one.part for one in choose(found, budget))
             choice = Choice(budget, chosen, cost(chosen) if chosen else None)
     loss, right = _loss(before, labels), before.argmax(axis=1) == labels
-    ordered = sorted(found, key=lambda one: -one.change.loss)
+    ordered = sorted(found, key=lambda one: -one.change.kl)
     return Sensitivity(
         name, len(labels), float(loss.mean()), float(right.mean()), z, tuple(ordered), tuple(kinds), choice
     )
 
 
 def choose(found: Sequence[PartCost], budget: int) -> list[PartCost]:
-    """Return significant parts that take bytes, of most loss a byte first, as many as fit into ``budget`` bytes."""
-    worth = [one for one in found if one.significant and one.change.loss > 0 and one.part.bytes > 0]
+    """Return the parts to train with more bits: those heard, of most divergence a byte first, as many as fit.
+
+    Only parts that take bytes are chosen; whatever takes none is free of the budget.
+    """
+    worth = [one for one in found if one.heard and one.part.bytes > 0]
     chosen, left = [], budget
-    for one in sorted(worth, key=lambda one: -one.change.loss / one.part.bytes):
+    for one in sorted(worth, key=lambda one: -one.change.kl / one.part.bytes):
         if one.part.bytes <= left:
             chosen.append(one)
             left -= one.part.bytes

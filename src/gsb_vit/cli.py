@@ -18,7 +18,7 @@ from gsb_vit import __version__
 from gsb_vit.data.datasets import SPECS
 from gsb_vit.errors import InputError, ModelError
 from gsb_vit.limits import MAX_MEMORY_VARIABLE
-from gsb_vit.terminal import as_json, printable
+from gsb_vit.terminal import as_json, plain_console, printable
 
 if TYPE_CHECKING:
     from gsb_vit.export.c_source import CSource
@@ -28,7 +28,6 @@ app = typer.Typer(
     help="Train one-bit vision transformers on few pictures, pack them, and run them on packed bits.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -36,6 +35,7 @@ app = typer.Typer(
 TRAINING_LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "sklearn", "scipy", "tensorboard")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+RunJson = Annotated[bool, typer.Option("--json", help="Print JSON; progress goes to the error output.")]
 _DATA = typer.Option(
     "--data",
     metavar="SPEC",
@@ -235,6 +235,7 @@ def train(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="With --resume: go on though training pictures are gone.")
     ] = False,
+    to_json: RunJson = False,
     max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Train a teacher, then the one-bit student in two stages: gsb-vit train FOLDER."""
@@ -271,12 +272,28 @@ def train(
     settings = [*(settings or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
     chosen = load_recipe(recipe, settings)
     try:
-        found = train_run(chosen, data, out, resume=resume, skip_bad=skip_bad, allow_missing=allow_missing)
+        ways: dict[str, Any] = {"resume": resume, "skip_bad": skip_bad, "allow_missing": allow_missing}
+        found = train_run(chosen, data, out, **ways, console=_progress_console(to_json))
     except KeyboardInterrupt:
         if (out / RECIPE_FILE).is_file():
             _tell(f"stopped; go on with: gsb-vit train --resume {shlex.quote(str(out))}")
         raise
-    _say_next(out, data, found.packable)
+    if to_json:
+        _print_run(found)
+    else:
+        _say_next(out, data, found.packable)
+
+
+def _progress_console(to_json: bool) -> Any:
+    """Where progress goes: the error output where the output is JSON, else None, the usual place."""
+    return plain_console(sys.stderr) if to_json else None
+
+
+def _print_run(found: Any) -> None:
+    """Print a finished run as JSON; of several processes of torchrun the first."""
+    if os.environ.get("RANK", "0") == "0":
+        fields = {"final_stage": found.final_stage, "test": found.test, "stages": found.stages}
+        _print_json({"run": str(found.out), **fields, "packable": found.packable})
 
 
 def _say_next(run: Path, data: str, packable: bool) -> None:
@@ -322,6 +339,7 @@ def study(
     ] = None,
     latency: Annotated[bool, typer.Option("--latency", help="Time the packed models when all runs are done.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the study, list its runs, start none.")] = False,
+    to_json: RunJson = False,
     max_gigabytes: MaxGigabytes = None,
 ) -> None:
     """Train a grid of recipes and seeds, and write its table, CSV and plot."""
@@ -339,7 +357,10 @@ def study(
         document=write,
         latency=latency,
         dry_run=dry_run,
+        console=_progress_console(to_json),
     )
+    if to_json:
+        _print_json({"study": str(out), "errors": errors})
     for name, error in errors.items():
         print(f"gsb-vit: {printable(f'{name}: {error}')}", file=sys.stderr)
     if errors:
@@ -351,13 +372,16 @@ def quickstart(
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Where everything goes.")] = Path("runs/quickstart"),
     seed: Annotated[int, typer.Option("--seed", help="Seed of the whole run.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a tour that was stopped.")] = False,
+    to_json: RunJson = False,
     engine: Engine = "native",
 ) -> None:
     """Train, pack, check, time and show a one-bit model on scikit-learn's scanned digits, in minutes."""
     _require_training("quickstart")
     from gsb_vit.quickstart import quickstart as tour
 
-    tour(out, seed=seed, resume=resume, engine=engine)
+    found = tour(out, seed=seed, resume=resume, engine=engine, console=_progress_console(to_json))
+    if to_json:
+        _print_run(found)
 
 
 @app.command()
@@ -383,6 +407,7 @@ def export(
     digests: Annotated[
         bool, typer.Option(help="Keep digests of the training pictures in the file, so that evaluate knows them.")
     ] = True,
+    to_json: Json = False,
     engine: Engine = "native",
     max_gigabytes: MaxGigabytes = None,
 ) -> None:
@@ -395,11 +420,16 @@ def export(
     if c_folder is not None and not run.is_dir() and not is_trained_model(run):
         if output is not None or data is not None:
             raise InputError(f"{run} is packed already, or no model: give --c OUT/ alone, or a run")
-        _tell_c(write_c(run, c_folder, engine), c_folder)
+        source = write_c(run, c_folder, engine)
+        if to_json:
+            _print_json(_c_json(source, c_folder))
+        else:
+            _tell_c(source, c_folder)
         return
     _require_training("export")
     from gsb_vit.export.run import export_run
 
+    made: "CSource | None" = None
     with contextlib.ExitStack() as stack:
         if (packed_file := output) is None:
             packed_file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.safetensors"
@@ -411,24 +441,53 @@ def export(
             if output is not None or c_folder is None:
                 raise
             raise InputError(str(error).replace(str(packed_file), str(c_folder / "model.c"))) from error
-        if output is not None:
-            print(f"{printable(str(output))}: {output.stat().st_size / 1e6:.3f} MB")
-        flipped = ", ".join(f"{kind} {share:.1e}" for kind, share in parity.flipped.items() if share) or "none"
-        print(
-            f"same answer as the trained model on {parity.top1_agreement:.2%} of {parity.n} pictures, "
-            f"{parity.logits_line}; share of flipped bits on {parity.traced} of them: {flipped}"
-        )
-        if (unknown := packed.decision.unknown) is not None:
-            print(
-                f"temperature {packed.decision.temperature:.3g} for probabilities, and a threshold that calls "
-                f"{unknown.false_alarm_rate:.1%} of known pictures unknown, fitted on validation pictures"
-            )
-        else:
-            print(
-                "there are no validation pictures: probabilities are not calibrated, and no picture is called unknown"
-            )
         if c_folder is not None:
-            _tell_c(write_c(packed_file, c_folder, engine), c_folder)
+            made = write_c(packed_file, c_folder, engine)
+    if to_json:
+        values = {
+            "pictures": parity.n,
+            "same_answer": parity.top1_agreement,
+            "traced": parity.traced,
+            "flipped": parity.flipped,
+            "decision": packed.decision.to_json(),
+        }
+        if output is not None:
+            values |= {"model": str(output), "bytes": output.stat().st_size}
+        if made is not None and c_folder is not None:
+            values |= _c_json(made, c_folder)
+        _print_json(values)
+        return
+    if output is not None:
+        print(f"{printable(str(output))}: {output.stat().st_size / 1e6:.3f} MB")
+    flipped = ", ".join(f"{kind} {share:.1e}" for kind, share in parity.flipped.items() if share) or "none"
+    print(
+        f"same answer as the trained model on {parity.top1_agreement:.2%} of {parity.n} pictures, "
+        f"{parity.logits_line}; share of flipped bits on {parity.traced} of them: {flipped}"
+    )
+    if (unknown := packed.decision.unknown) is not None:
+        print(
+            f"temperature {packed.decision.temperature:.3g} for probabilities, and a threshold that calls "
+            f"{unknown.false_alarm_rate:.1%} of known pictures unknown, fitted on validation pictures"
+        )
+    else:
+        print("there are no validation pictures: probabilities are not calibrated, and no picture is called unknown")
+    if made is not None and c_folder is not None:
+        _tell_c(made, c_folder)
+
+
+def _c_json(made: "CSource", folder: Path) -> dict[str, Any]:
+    return {
+        "c": {
+            "source": str(folder / "model.c"),
+            "header": str(folder / "model.h"),
+            "flash_bytes": made.flash_bytes,
+            "arena_bytes": made.arena_bytes,
+            "run_bytes": made.run_bytes,
+            "resize_bytes": made.resize_bytes,
+            "max_picture_width": made.max_picture_width,
+            "stack_bytes": made.stack_bytes,
+        }
+    }
 
 
 def _tell_c(made: "CSource", folder: Path) -> None:
@@ -504,6 +563,7 @@ def report(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE.html", help="Default: RUN/report.html, or MODEL with .html."),
     ] = None,
+    to_json: Json = False,
     engine: Engine = "native",
 ) -> None:
     """Write one HTML file: how good, every mistake, class by class, training pictures that may have a wrong label."""
@@ -530,7 +590,10 @@ def report(
         _tell(judged.line)
         out = output or given.with_name(f"{model.stem}.html")  # of a shipped model, here
         path = write_report(None, packed=model, test=judged.pictures, out=out, engine=engine)
-    print(f"report: {printable(path.resolve().as_uri())}")
+    if to_json:
+        _print_json({"report": str(path)})
+    else:
+        print(f"report: {printable(path.resolve().as_uri())}")
 
 
 @app.command()
@@ -606,6 +669,37 @@ def _find_each(paths: Sequence[Path]) -> list[tuple[Path, str | None]]:
     return found
 
 
+@app.command()
+def add_class(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new class.")],
+    pictures: Annotated[
+        list[Path], typer.Argument(metavar="PICTURE...", help="Its pictures, two or more, and folders of them.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="NEW.safetensors", help="The new packed file.")],
+    to_json: Json = False,
+    engine: Engine = "native",
+    threads: Threads = 0,
+    max_gigabytes: MaxGigabytes = None,
+) -> None:
+    """Add a class to a packed model from a few pictures, without training, and write a new packed file."""
+    import gsb_vit
+    from gsb_vit.data.held_out import find_pictures
+
+    found = find_pictures(pictures, _tell)
+    made = gsb_vit.load(model, threads=threads, engine=engine).add_class(name, found, output)
+    if to_json:
+        values = {"model": str(output), "bytes": output.stat().st_size, "class": name, "pictures": len(found)}
+        _print_json({**values, "classes": list(made.class_names)})
+        return
+    print(f"{printable(str(output))}: {len(made.class_names)} classes, {printable(name)} from {len(found)} pictures")
+    if made.decision.unknown is not None:
+        print(
+            "temperature and threshold are still those of the old classes: the new one's probabilities are not "
+            "calibrated,\nand how often --unknown rejects it is not known; evaluate on pictures of all classes"
+        )
+
+
 @app.command(name="app")
 def offline_page(
     models: Annotated[
@@ -618,6 +712,7 @@ def offline_page(
     pwa: Annotated[
         Path | None, typer.Option("--pwa", metavar="DIR", help="A folder for a web server: an app to install.")
     ] = None,
+    to_json: Json = False,
 ) -> None:
     """Write a page that names what is in pictures: one file, opened from disk in any browser, offline."""
     from gsb_vit.app.page import write_app
@@ -625,12 +720,20 @@ def offline_page(
 
     if output is None and pwa is None:
         raise InputError("name the page with -o APP.html, or a folder for a web server with --pwa DIR")
+    found: dict[str, Any] = {}
     if output is not None:
-        size = write_app(models, output)
-        print(f"{printable(str(output))}: {size / 1e6:.2f} MB; open it in a browser, also on a phone and offline")
+        found |= {"page": str(output), "bytes": write_app(models, output)}
     if pwa is not None:
-        size = write_pwa(models, pwa)
-        print(f"{printable(str(pwa))}: {size / 1e6:.2f} MB; serve it over https, and browsers offer to install it")
+        found |= {"pwa": str(pwa), "pwa_bytes": write_pwa(models, pwa)}
+    if to_json:
+        _print_json(found)
+        return
+    if output is not None:
+        megabytes = f"{found['bytes'] / 1e6:.2f} MB"
+        print(f"{printable(str(output))}: {megabytes}; open it in a browser, also on a phone and offline")
+    if pwa is not None:
+        megabytes = f"{found['pwa_bytes'] / 1e6:.2f} MB"
+        print(f"{printable(str(pwa))}: {megabytes}; serve it over https, and browsers offer to install it")
 
 
 @app.command()
@@ -681,6 +784,39 @@ def summary(
     from gsb_vit.terminal import show
 
     show(*summary_tables(found))
+
+
+@app.command()
+def sensitivity(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a trained model file.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="SPEC",
+            help="Other pictures, those seen in training left out (default: the run's validation part).",
+        ),
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option("--budget", metavar="BYTES", help="Choose what to keep in more bits for so many more bytes."),
+    ] = None,
+    most: Annotated[int, typer.Option("--most", min=1, help="Measure on at most so many pictures.")] = 1000,
+    to_json: Json = False,
+    max_gigabytes: MaxGigabytes = None,
+) -> None:
+    """Tell what each layer's binarization costs: the trained model with one part at a time in more bits."""
+    _require_training("sensitivity")
+    from gsb_vit.train.sensitivity import run_sensitivity
+
+    found = run_sensitivity(run, data, budget=budget, most=most, say=_tell)
+    if to_json:
+        _print_json(found.to_json())
+        return
+    from gsb_vit.report.tables import sensitivity_tables
+    from gsb_vit.terminal import show
+
+    show(*sensitivity_tables(found.to_json()))
 
 
 @app.command()

@@ -107,14 +107,16 @@ def pictures(tmp_path_factory):
 
 def test_the_commands_and_their_options_are_frozen():
     commands = {command.callback.__name__ for command in app.registered_commands}
-    named = "train quickstart export evaluate report predict offline_page models summary bench study"
+    named = (
+        "train quickstart export evaluate report predict add_class offline_page models summary sensitivity bench study"
+    )
     assert commands == set(named.split())
 
 
 def test_help_names_every_command(run):
     status, output, _ = run("--help")
     assert status == 0
-    for name in ("train", "quickstart", "export", "evaluate", "report", "predict", "app", "summary", "bench"):
+    for name in ("train", "quickstart", "export", "evaluate", "report", "predict", "app", "summary", "sensitivity"):
         assert name in output
         assert run(name, "--help")[0] == 0
 

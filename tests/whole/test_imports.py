@@ -30,7 +30,7 @@ MAY_IMPORT = {
 }
 GROUND_FOR_ALL = {"errors", "files", "limits", "terminal"}
 GROUND = {*GROUND_FOR_ALL, "quantization", "metrics", "decision"}  # single modules below all rooms
-DOORS = {"cli", "quickstart", "runs", "sklearn"}  # they open every room
+DOORS = {"__main__", "cli", "quickstart", "runs", "sklearn"}  # they open every room
 # They import no PyTorch when they are imported.
 LIGHT = {"data", "runtime", "bench", "report", "app", *GROUND, "__init__", "cli", "runs"}
 EXTENSIONS = {"_native": {"runtime", "bench"}}  # compiled modules and who may use them

@@ -18,7 +18,7 @@ _VERSION_DIGITS = 16
 
 
 def write_pwa(models: Sequence[Path], folder: Path) -> int:
-    """Write the page for these packed files, or shipped models by name, with all that makes it installable, and return the bytes.
+    """Write the page for packed files, or shipped models by name, as an app to install, and return the bytes.
 
     ``folder`` receives ``index.html``, a web app manifest, icons and a service worker. It is made where it is missing;
     other files in it stay. The page is that of :func:`gsb_vit.app.page.write_app`, except that its

@@ -49,6 +49,11 @@ def digest(source: Source) -> str:
     return found.digest()[:LENGTH].hex()
 
 
+def bytes_digest(data: bytes) -> str:
+    """The digest of a picture file's bytes, 32 hexadecimal digits."""
+    return hashlib.sha256(data).digest()[:LENGTH].hex()
+
+
 def digest_or_nothing(source: Source) -> str:
     """A picture's digest, or "" where its file cannot be read."""
     try:

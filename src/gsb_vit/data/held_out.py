@@ -87,8 +87,10 @@ def _judged(spec: str, provenance: Mapping[str, Any], own: Sequence[str], everyt
     """As ``judged_pictures``, which do not have to decode."""
     split = provenance.get("split")
     raw = read_raw(spec)
-    if isinstance(split, Mapping) and split.get("classes", "all") != "all" and set(own) < set(raw.class_names):
-        raw = keep_classes(raw, [number for number, name in enumerate(raw.class_names) if name in own])
+    some = isinstance(split, Mapping) and split.get("classes", "all") != "all" and set(own) < set(raw.class_names)
+    moved = tuple(own) != raw.class_names and sorted(own) == sorted(raw.class_names)  # one was added behind the others
+    if some or moved:
+        raw = keep_classes(raw, [raw.class_names.index(name) for name in own])
     given = raw.test if raw.test is not None else raw.undivided
     if given is None or len(given) == 0:
         raise InputError(f"{spec!r} has no pictures to evaluate on; give a folder with test/ or class folders")

@@ -24,6 +24,11 @@ class Footprint:
     bytes: int
 
 
+def row_bytes(numbers: int, bits: int) -> int:
+    """Return the bytes of a row of weights of 1, 2, 8 or 32 bits; one and two bits fill whole 64-bit words."""
+    return numbers * bits // 8 if bits >= 8 else 8 * math.ceil(bits * numbers / 64)
+
+
 def footprint(model: nn.Module) -> Footprint:
     """Sum up a model: weights at 1, 2 or 8 bits as they are quantized, every other parameter as float32.
 
@@ -36,9 +41,8 @@ def footprint(model: nn.Module) -> Footprint:
     for module in model.modules():
         if isinstance(module, BinaryLinear) and module.weight_quantizer is not None:
             quantizer = module.weight_quantizer
-            row_bits = quantizer.bits * module.in_features
-            row_bytes = module.in_features if quantizer.bits == 8 else 8 * math.ceil(row_bits / 64)
-            size += module.out_features * row_bytes - FLOAT_BYTES * module.weight.numel()
+            size += module.out_features * row_bytes(module.in_features, quantizer.bits)
+            size -= FLOAT_BYTES * module.weight.numel()
             if isinstance(quantizer, AnalyticWeight):
                 size += FLOAT_BYTES * (module.out_features if quantizer.per_row else 1)
         elif isinstance(module, QuantizedWeight):

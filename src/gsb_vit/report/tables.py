@@ -223,6 +223,61 @@ def summary_tables(summary: Summary) -> Iterator[Table]:
     yield kinds
 
 
+_ONLY_W1A1 = (
+    "Only one-bit weights and activations have a runtime today. This informs training:\n"
+    "weight_bits, activation_bits, edge_bits, the groups of attention and Value; and\n"
+    "the choice of a network, its width and depth."
+)
+
+
+def sensitivity_tables(found: Mapping[str, Any]) -> Iterator[Table]:
+    """Show what the quantization of each part, and of each kind of parts, costs: ``Sensitivity.to_json``."""
+    now = f"{found['n']:,} pictures; loss {found['loss']:.4f}, top-1 {found['top1']:.1%}"
+    made = Table(
+        f"Cost of each part's quantization ({now})",
+        ("part", "loss", "±", "top-1", "±", "KL", "bytes"),
+    )
+    for one in found["parts"]:
+        made.add_row(one["part"], *_changes(one), bold=one["significant"])
+    made.caption = (
+        f"loss, top-1 (points): lost by it; ±: standard error; *: beyond {found['z']:.1f} of these\n"
+        "(negative: what surrounds it was trained for the bits there are)\n"
+        "KL: how far the answers move (nats), which orders the rows; bytes: of more bits"
+    )
+    yield made
+    kinds = Table("All parts of a kind at once", ("kind", "loss", "±", "top-1", "±", "KL", "bytes"))
+    for one in found["kinds"]:
+        kinds.add_row(one["kind"], *_changes(one))
+    if "budget" in found:
+        yield kinds
+    last = kinds if "budget" not in found else _budget_table(found["budget"])
+    last.caption = "\n".join(filter(None, (last.caption, _ONLY_W1A1)))
+    yield last
+
+
+def _changes(one: Mapping[str, Any]) -> list[str]:
+    mark = "*" if one.get("significant") else " "
+    points = (f"{100 * one[key]:+.1f}" if key == "top1" else f"{100 * one[key]:.1f}" for key in ("top1", "top1_error"))
+    size = f"{one['bytes']:,}" if one["bytes"] else "–"
+    return [f"{one['loss']:+.4f}{mark}", f"{one['loss_error']:.4f}", *points, f"{one['kl']:.4f}", size]
+
+
+def _budget_table(budget: Mapping[str, Any]) -> Table:
+    made = Table(f"For {budget['budget']:,} more bytes, train again with more bits in", ("part", "bytes"))
+    for name, size in budget["parts"].items():
+        made.add_row(name, f"{size:,}")
+    if budget["parts"]:
+        made.caption = (
+            f"together {budget['bytes']:,} bytes; without training again the loss falls by\n"
+            f"{budget['loss']:.4f} ± {budget['loss_error']:.4f}, top-1 rises by {100 * budget['top1']:.1f} ± "
+            f"{100 * budget['top1_error']:.1f} points"
+        )
+    else:
+        made.add_row("none", "")
+        made.caption = "no part that takes bytes fits and moves the answers by more than noise"
+    return made
+
+
 def _folded(layers: Sequence[Layer], depth: int) -> dict[str, Layer]:
     """Add up the same layer of all blocks."""
     folded: dict[str, Layer] = {}

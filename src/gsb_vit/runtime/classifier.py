@@ -18,12 +18,12 @@ from gsb_vit.data.pictures import Picture
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.decision import Decision
 from gsb_vit.errors import InputError, ModelError, shown
-from gsb_vit.files import open_regular
+from gsb_vit.files import as_path, open_regular
 from gsb_vit.limits import memory_limit
 
 from .card import html_card, line_card
-from .packed_file import read
-from .pictures import batches, is_many, is_stored, prepare
+from .packed_file import PackedModel, parse, read, write
+from .pictures import batches, is_many, is_stored, picture_digest, prepare
 from .reference import ReferenceModel, check_batch
 from .schema import DECISION_KEY, MAX_MEMORY, Architecture, read_decision
 from .shipped import find_model, what_to_give
@@ -220,6 +220,56 @@ class Classifier:
     ) -> Iterator[Any]:
         for batch in batches(pictures, partial(self.prepare, max_pixels=max_pixels)):
             yield from run(batch)
+
+    def add_class(
+        self, name: str, pictures: Iterable[Picture], path: str | os.PathLike[str], *, max_pixels: int | None = None
+    ) -> "Classifier":
+        """Add a class from a few of its pictures, without training: write a packed file, and return its classifier.
+
+        The new class comes behind the others. Two pictures are the least; 5 to 20 do better. Each head gets one more
+        row, made of the mean of :meth:`embed`, and a bias that makes its logits comparable (``runtime.add_class``).
+        This classifier, and the logits of its classes in the new one, stay as they are, bit for bit.
+
+        Temperature and threshold of :attr:`decision` stay those of the old classes: a few pictures are too few to fit
+        them again. The promise about false alarms still holds for the old classes, because a further logit can only
+        raise the score. For the new class there is none, and its probabilities are not calibrated.
+
+        ``path`` is written whole or not at all. Its provenance names the class, and counts the pictures as seen, so
+        that ``evaluate`` leaves them out.
+
+        Raises:
+            InputError: a picture that cannot be read, fewer than two, a name that the model has, a ``path`` that
+                cannot be written; then nothing is.
+        """
+        from .add_class import require_name, with_class
+
+        target = as_path(path, "a packed file to write")
+        require_name(self.class_names, name)
+        given: list[Any] = list(pictures) if is_many(pictures) else [pictures]
+        stored = [picture_digest(one) for one in given]  # before file objects are read to their end
+        prepared = list(batches(given, partial(self.prepare, max_pixels=max_pixels)))
+        features = [self._features(batch) for batch in prepared]
+        logits = [self.logits(batch) for batch in prepared]
+        width, classes = len(self.architecture.heads) * self.architecture.embed_dim, len(self.class_names)
+        model = with_class(
+            self._packed(),
+            name,
+            np.concatenate([np.empty((0, width), np.float32), *features]),
+            np.concatenate([np.empty((0, classes), np.float32), *logits]),
+            stored,
+        )
+        write(target, model)
+        if self.backend == "reference":
+            return load(target, engine="reference", max_memory=self._engine.max_memory)
+        limit = self._engine.__getstate__()[3]
+        return load(target, threads=self.threads, backend=self.backend, max_memory=limit)
+
+    def _packed(self) -> PackedModel:
+        """The packed model that runs."""
+        if self.backend == "reference":
+            found: PackedModel = self._engine.packed
+            return found
+        return parse(self._engine.__getstate__()[0])
 
     def set_profiling(self, on: bool) -> None:
         """Start profiling with all times at zero, or stop it. Raises InputError where the engine is not native."""

@@ -79,18 +79,26 @@ def read(path: PathLike, *, max_memory: int | None = None) -> PackedModel:
     path, most = find_model(_checked_path(path)), memory_limit(max_memory, MAX_MEMORY)
     try:
         with _naming(path):
-            file = read_safetensors(path, most)
-            architecture, class_names, preprocessing, provenance, decision = _read_metadata(file)
-            specs = expected_tensors(architecture)
-            check_specs(specs, file.specs)
-            tensors = {name: file.tensor(name) for name in specs}
-            model = PackedModel(architecture, class_names, preprocessing, provenance, tensors, decision)
-            _check_header(model)
-            check_values(architecture, tensors)
-            return model
+            return _model(read_safetensors(path, most))
     except OSError as error:
         reason = "is a folder" if path.is_dir() else " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read ({reason}); give {what_to_give(path)}") from error
+
+
+def parse(data: bytes) -> PackedModel:
+    """Read a packed file's bytes. Raises InputError as :func:`read`."""
+    return _model(_parsed(data))
+
+
+def _model(file: SafetensorsFile) -> PackedModel:
+    architecture, class_names, preprocessing, provenance, decision = _read_metadata(file)
+    specs = expected_tensors(architecture)
+    check_specs(specs, file.specs)
+    tensors = {name: file.tensor(name) for name in specs}
+    model = PackedModel(architecture, class_names, preprocessing, provenance, tensors, decision)
+    _check_header(model)
+    check_values(architecture, tensors)
+    return model
 
 
 def write(path: PathLike, model: PackedModel) -> None:

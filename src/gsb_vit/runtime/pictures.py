@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gsb_vit.data.digests import bytes_digest, digest
 from gsb_vit.data.held_out import BATCH
 from gsb_vit.data.pictures import Picture, open_picture, pixel_limit
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
+from gsb_vit.files import as_path
 
 _MOST = 2**62  # pixels, in numbers that C has
 
@@ -57,6 +59,28 @@ def prepare(
     except _native.NativeError as error:
         raise InputError(str(error)) from error
     return prepared
+
+
+def picture_digest(picture: Picture) -> str:
+    """The digest of a picture: that of its file's bytes where it has any, else of its pixels.
+
+    A file object is left where it was.
+
+    Raises:
+        InputError: for a file that cannot be read.
+    """
+    if isinstance(picture, (str, os.PathLike)):
+        return digest(as_path(picture, "a picture"))
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        return bytes_digest(bytes(picture))
+    if isinstance(picture, (np.ndarray, Image.Image)):
+        return digest(np.asarray(picture))
+    if callable(getattr(picture, "read", None)) and callable(getattr(picture, "seek", None)):
+        place = picture.tell()
+        data = picture.read()
+        picture.seek(place)
+        return bytes_digest(data) if isinstance(data, bytes) else ""
+    return ""
 
 
 def _is_plain(picture: Any) -> bool:

@@ -1,0 +1,118 @@
+"""A further class for a packed model from a few pictures, without training: one more row in each head.
+
+The row of a head is r·m/‖m‖ + W̄. m is the mean, over the new pictures, of what the head reads. W̄ is the mean row of
+the old classes, r the mean length of their rows without it: so the new row stands as far from the common one as the old
+ones do. It is the imprinting of Qi et al. (https://arxiv.org/abs/1712.07136), whose rows all have length 1; the rows
+here have lengths that training gave them.
+
+The bias makes the new logit comparable with the old ones. It is set so that on the new pictures the mean of the new
+logit equals the mean of the largest old logit. Each picture's new logit is taken with a row made of the other pictures,
+since its own row knows it.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gsb_vit.data.digests import pack_seen, unpack_seen
+from gsb_vit.errors import InputError, shown
+
+from .packed_file import PackedModel
+from .schema import Architecture
+
+LEAST_PICTURES = 2
+METHOD = "mean of features; bias from the largest old logit, one picture left out"
+_HIGHEST = 127
+
+Features = NDArray[np.floating]
+
+
+def with_class(
+    packed: PackedModel, name: str, features: Features, logits: Features, digests: Sequence[str] = ()
+) -> PackedModel:
+    """Return the model with the class ``name`` behind the others.
+
+    ``features`` (n, heads · C) and ``logits`` (n, K) are what the model says of the class's n ≥ 2 pictures. Old logits
+    stay as they are, bit for bit, and so does the decision: its temperature and threshold were fitted on the old
+    classes. ``digests`` are those of the pictures, which the provenance then counts among the seen ones.
+
+    Raises:
+        InputError: fewer than two pictures, a name that is no text, empty or taken, features that are all zero.
+    """
+    require_name(packed.class_names, name)
+    if len(features) < LEAST_PICTURES:
+        raise InputError(
+            f"{len(features)} pictures make no class; give at least {LEAST_PICTURES}, better 5 to 20, of {name!r}"
+        )
+    parts = np.split(np.asarray(features, dtype=np.float64), len(packed.architecture.heads), axis=1)
+    heads = [_Head(packed, index, part) for index, part in enumerate(parts)]
+    everything = np.ones(len(features), bool)
+    new = np.mean([head.left_out_logits() for head in heads], axis=0)
+    bias = float(np.mean(np.max(logits, axis=1) - new))
+    tensors = dict(packed.tensors)
+    for index, head in enumerate(heads):
+        tensors |= head.tensors(f"heads.{index}.", head.row(everything), bias)
+    values = packed.architecture.to_json() | {"num_classes": packed.architecture.num_classes + 1}
+    return dataclasses.replace(
+        packed,
+        architecture=Architecture.from_json(values),
+        class_names=(*packed.class_names, name),
+        tensors=tensors,
+        provenance=_provenance(packed, name, len(features), digests),
+    )
+
+
+def require_name(names: Sequence[str], name: str) -> None:
+    """Check that ``name`` can be a further class. Raises InputError if not."""
+    if not isinstance(name, str) or not name.strip():
+        raise InputError(f"{shown(name)} is no name of a class; give text, as in 'rose'")
+    if name in names:
+        raise InputError(f"the model has a class {name!r} already; give another name")
+
+
+class _Head:
+    """A head in float64: what it reads of the new pictures (n, C), shift added, and the rows of its classes."""
+
+    def __init__(self, packed: PackedModel, index: int, read: Features) -> None:
+        self.packed = packed
+        tensor = {name: packed[f"heads.{index}.{name}"] for name in ("shift", "input_scale", "weight", "scale")}
+        self.input_scale = float(tensor["input_scale"][0])
+        self.read = read + tensor["shift"]
+        rows = tensor["weight"] * (tensor["scale"].astype(np.float64) / self.input_scale)[:, None]
+        self.common = rows.mean(axis=0)
+        self.length = float(np.linalg.norm(rows - self.common, axis=1).mean())
+
+    def row(self, chosen: NDArray[np.bool_]) -> Features:
+        mean = self.read[chosen].mean(axis=0)
+        length = float(np.linalg.norm(mean))
+        if not length > 0:
+            raise InputError("the model's features of these pictures are all zero, which makes no class; give others")
+        return self.common + self.length / length * mean
+
+    def left_out_logits(self) -> Features:
+        """Of each picture, without a bias, by the row of the others: (n)."""
+        numbers = np.arange(len(self.read))
+        return np.array([self.read[n] @ self.row(numbers != n) for n in numbers])
+
+    def tensors(self, prefix: str, row: Features, bias: float) -> dict[str, NDArray[Any]]:
+        """The head's tensors with one more row, its weights in eight bits with a scale of their own."""
+        step = max(float(np.abs(row).max()) / _HIGHEST, float(np.finfo(np.float32).tiny))
+        new = {
+            "weight": np.rint(row / step).astype(np.int8)[None],
+            "scale": np.array([step * self.input_scale], dtype=np.float32),
+            "bias": np.array([bias], dtype=np.float32),
+        }
+        return {f"{prefix}{name}": np.concatenate([self.packed[f"{prefix}{name}"], new[name]]) for name in new}
+
+
+def _provenance(packed: PackedModel, name: str, pictures: int, digests: Sequence[str]) -> dict[str, Any]:
+    """The provenance with what was added; a model that does not say what it has seen still does not."""
+    found = dict(packed.provenance)
+    added = {"class": name, "pictures": pictures, "method": METHOD}
+    found["added"] = [*found.get("added", []), added]
+    if (seen := unpack_seen(packed.provenance)) is not None:
+        found["seen"] = pack_seen({*seen, *digests})
+    return found

@@ -1,0 +1,223 @@
+"""A class from a few pictures: its row and bias, equal logits on every engine, and what the file says afterwards."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from random_packed import random_packed
+
+import gsb_vit
+from gsb_vit.cli import main
+from gsb_vit.data.digests import digest, pack_seen, unpack_seen
+from gsb_vit.decision import Decision, Unknown
+from gsb_vit.errors import InputError
+from gsb_vit.runtime.add_class import with_class
+from gsb_vit.runtime.packed_file import read, write
+
+SHAPE = {"image_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2, "mlp_hidden": 40}
+KINDS = {
+    "two heads": {"prefix_tokens": 2, "num_heads_out": 2},
+    "one head": {"prefix_tokens": 1, "num_heads_out": 1},
+    "mean": {"prefix_tokens": 0, "num_heads_out": 1, "global_pool": "avg"},
+}
+
+
+def packed_of(**shape):
+    return random_packed(seed=4, **{**SHAPE, "num_classes": 3, **shape})
+
+
+def stripes(count, seed=0):
+    """Pictures of a kind of its own."""
+    rng = np.random.default_rng(seed)
+    pictures = np.zeros((count, 16, 16, 3), np.uint8)
+    pictures[:, ::2, :, 0] = 250
+    return pictures + rng.integers(0, 6, pictures.shape, dtype=np.uint8)
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "model.safetensors"
+    write(path, packed_of())
+    return path
+
+
+def engines():
+    _native = pytest.importorskip("gsb_vit._native")
+    return [{"engine": "reference"}, *({"backend": name} for name in _native.backends())]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_engine_gives_equal_logits_and_the_old_ones_stay(kind, tmp_path):
+    write(tmp_path / "old", packed_of(**KINDS[kind]))
+    pictures = np.concatenate([stripes(2, 1), np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)])
+    before = gsb_vit.load(tmp_path / "old", engine="reference").logits(pictures)
+    made = gsb_vit.load(tmp_path / "old", engine="reference").add_class("stripes", list(stripes(5)), tmp_path / "new")
+    assert made.class_names == ("class 0", "class 1", "class 2", "stripes") and made.backend == "reference"
+    wanted = made.logits(pictures)
+    assert np.array_equal(wanted[:, :3], before)
+    for options in engines():
+        assert np.array_equal(gsb_vit.load(tmp_path / "new", **options).logits(pictures), wanted), options
+
+
+def same(one, other):
+    """Whether two packed files hold the same; safetensors writes metadata in an order of chance."""
+    a, b = read(one), read(other)
+    equal = all(np.array_equal(a[name], b[name]) for name in {*a.tensors, *b.tensors})
+    return equal and (a.class_names, a.provenance, a.decision) == (b.class_names, b.provenance, b.decision)
+
+
+def test_both_engines_write_the_same_file(model, tmp_path):
+    for engine in ("native", "reference"):
+        gsb_vit.load(model, engine=engine).add_class("stripes", list(stripes(5)), tmp_path / engine)
+    assert same(tmp_path / "native", tmp_path / "reference")
+
+
+def float_logits(packed, features):
+    """Of one head, without the rounding of its inputs."""
+    weight, scale = packed["heads.0.weight"], packed["heads.0.scale"] / packed["heads.0.input_scale"]
+    return (features + packed["heads.0.shift"]) @ (weight * scale[:, None]).T + packed["heads.0.bias"]
+
+
+def test_features_of_its_kind_are_told_from_others():
+    packed, rng = packed_of(**KINDS["one head"]), np.random.default_rng(5)
+    kind = 3 * rng.normal(size=24)
+    draws = [kind + rng.normal(size=(200, 24)) for _ in range(2)] + [rng.normal(size=(200, 24))]
+    made = with_class(packed, "new", draws[0][:5], float_logits(packed, draws[0][:5]))
+    own, others = (float_logits(made, one).argmax(1) == 3 for one in draws[1:])
+    assert own.mean() > others.mean() + 0.3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_row_and_bias_are_those_of_the_formula(kind):
+    packed = packed_of(**KINDS[kind])
+    heads, width = len(packed.architecture.heads), 24
+    rng = np.random.default_rng(3)
+    features, logits = rng.normal(size=(4, heads * width)) + 0.5, rng.normal(size=(4, 3))
+    made = with_class(packed, "new", features, logits)
+    left_out = np.zeros((heads, 4))
+    for j in range(heads):
+        old, new = (
+            {n: m[f"heads.{j}.{n}"] for n in ("shift", "input_scale", "weight", "scale")} for m in (packed, made)
+        )
+        rows = old["weight"] * (old["scale"] / old["input_scale"])[:, None].astype(np.float64)
+        x = features[:, j * width : (j + 1) * width] + old["shift"]
+        length = np.mean([np.linalg.norm(row - rows.mean(0)) for row in rows])
+        row = rows.mean(0) + length * x.mean(0) / np.linalg.norm(x.mean(0))
+        written = new["weight"][3] * (new["scale"][3] / new["input_scale"])
+        assert np.abs(written - row).max() <= np.abs(row).max() / 127 / 2 * 1.001
+        assert np.abs(new["weight"][3]).max() == 127
+        for n in range(4):
+            mean = np.delete(x, n, axis=0).mean(0)
+            left_out[j, n] = x[n] @ (rows.mean(0) + length * mean / np.linalg.norm(mean))
+    wanted = np.mean(logits.max(1) - left_out.mean(0))
+    assert [made[f"heads.{j}.bias"][3] for j in range(heads)] == pytest.approx([wanted] * heads, rel=1e-5)
+
+
+def test_a_second_class_can_follow(model, tmp_path):
+    one = gsb_vit.load(model).add_class("stripes", list(stripes(3)), tmp_path / "one")
+    two = one.add_class("blank", list(np.zeros((2, 16, 16, 3), np.uint8)), tmp_path / "two")
+    assert two.class_names[3:] == ("stripes", "blank")
+    assert [entry["class"] for entry in read(tmp_path / "two").provenance["added"]] == ["stripes", "blank"]
+
+
+def test_the_decision_stays_and_the_file_says_what_was_added(tmp_path):
+    decision = Decision(1.5, Unknown("max_logit", 0.25, 0.05))
+    seen = pack_seen(["00" * 16])
+    packed = dataclasses.replace(packed_of(), decision=decision, provenance={"source": "test", "seen": seen})
+    write(tmp_path / "old", packed)
+    made = gsb_vit.load(tmp_path / "old").add_class("stripes", list(stripes(3)), tmp_path / "new")
+    found = read(tmp_path / "new")
+    assert made.decision == found.decision == decision
+    (added,) = found.provenance["added"]
+    assert (added["class"], added["pictures"]) == ("stripes", 3) and found.provenance["source"] == "test"
+    assert unpack_seen(found.provenance) == {"00" * 8, *(digest(one)[:16] for one in stripes(3))}
+
+
+def test_a_model_that_does_not_say_what_it_saw_still_does_not(model, tmp_path):
+    gsb_vit.load(model).add_class("stripes", list(stripes(3)), tmp_path / "new")
+    assert unpack_seen(read(tmp_path / "new").provenance) is None
+
+
+def test_pictures_of_every_kind_are_known_by_their_bytes(tmp_path):
+    write(tmp_path / "old", dataclasses.replace(packed_of(), provenance={"seen": pack_seen([])}))
+    paths = [tmp_path / f"{index}.png" for index in range(3)]
+    for path, pixels in zip(paths, stripes(3), strict=True):
+        Image.fromarray(pixels).save(path)
+    kinds = [paths[0], paths[1].read_bytes(), io.BytesIO(paths[2].read_bytes())]
+    gsb_vit.load(tmp_path / "old").add_class("stripes", kinds, tmp_path / "new")
+    assert unpack_seen(read(tmp_path / "new").provenance) == {digest(path)[:16] for path in paths}
+    gsb_vit.load(tmp_path / "old").add_class("stripes", iter(paths), tmp_path / "iterated")
+    assert same(tmp_path / "new", tmp_path / "iterated")
+
+
+@pytest.mark.parametrize(
+    "name, count, pattern",
+    [
+        ("class 1", 3, "has a class 'class 1' already"),
+        ("", 3, "'' is no name of a class"),
+        (7, 3, "7 is no name of a class"),
+        ("new", 1, "1 pictures make no class; give at least 2"),
+        ("new", 0, "0 pictures make no class"),
+    ],
+)
+def test_what_makes_no_class_is_refused_and_nothing_written(model, tmp_path, name, count, pattern):
+    with pytest.raises(InputError, match=pattern):
+        gsb_vit.load(model).add_class(name, list(stripes(count)), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_picture_that_cannot_be_read_is_named(model, tmp_path):
+    (tmp_path / "bad.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"bad\.png"):
+        gsb_vit.load(model).add_class("new", [stripes(1)[0], tmp_path / "bad.png"], tmp_path / "new")
+
+
+def test_features_of_nothing_are_refused():
+    with pytest.raises(InputError, match="all zero"):
+        packed = packed_of(**KINDS["one head"])
+        with_class(packed, "new", -np.tile(packed["heads.0.shift"], (3, 1)), np.zeros((3, 3)))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Pictures in folders whose names enclose that of the new class."""
+    rng = np.random.default_rng(0)
+    for name in ("class 0", "class 1", "class 2", "class 1a"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        pictures = stripes(6) if name == "class 1a" else rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+        for index, pixels in enumerate(pictures):
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{index}.png")
+    return tmp_path / "pictures"
+
+
+def call(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main([str(one) for one in arguments])
+    return (stop.value.code, *capsys.readouterr())
+
+
+def test_the_command_adds_and_evaluate_takes_the_folder_in_its_own_order(folders, tmp_path, capsys):
+    write(tmp_path / "old", dataclasses.replace(packed_of(), provenance={"seen": pack_seen([])}))
+    taught = [folders / "class 1a" / f"{index}.png" for index in range(3)]
+    status, output, errors = call(capsys, "add-class", tmp_path / "old", "class 1a", *taught, "-o", tmp_path / "new")
+    assert (status, errors) == (0, "") and "4 classes, class 1a from 3 pictures" in output
+    status, output, _ = call(capsys, "evaluate", tmp_path / "new", "--data", folders, "--json")
+    found = json.loads(output)
+    assert (status, found["n_given"], found["n_seen"], found["n"]) == (0, 18, 3, 15)
+    assert [(one["class"], one["n"]) for one in found["classes"]] == [
+        ("class 0", 4), ("class 1", 4), ("class 2", 4), ("class 1a", 3)
+    ]  # fmt: skip
+
+
+def test_the_command_prints_json_and_says_what_the_decision_is(folders, tmp_path, capsys):
+    write(tmp_path / "old", dataclasses.replace(packed_of(), decision=Decision(2.0, Unknown("energy", 0.0, 0.1))))
+    folder = folders / "class 1a"
+    status, output, _ = call(capsys, "add-class", tmp_path / "old", "x", folder, "-o", tmp_path / "new", "--json")
+    assert status == 0 and json.loads(output)["pictures"] == 6 and json.loads(output)["classes"][-1] == "x"
+    _, output, _ = call(capsys, "add-class", tmp_path / "old", "x", folder, "-o", tmp_path / "new")
+    assert "temperature and threshold are still those of the old classes" in output
+    status, output, errors = call(capsys, "add-class", tmp_path / "old", "class 0", folder, "-o", "y", "--json")
+    assert status == 2 and "already" in json.loads(output)["error"] and len(errors.splitlines()) == 1

@@ -11,6 +11,7 @@ import numpy as np
 
 from gsb_vit.terminal import printable, shortened
 
+from .balance import RATIO, imbalance
 from .datasets import LabelledPictures, RawData, Source
 from .digests import Inspection
 from .likeness import group_copies
@@ -92,6 +93,20 @@ def find(raw: RawData, seen: Sequence[Inspection], *, group: bool) -> Findings:
     rest = iter(np.split(groups, np.cumsum([len(part) for part in parts])[:-1]))
     grouped = raw.each_part(lambda part: dataclasses.replace(part, groups=next(rest)))
     return Findings(grouped, pictures, tuple(seen), groups)
+
+
+def unequal(labels: np.ndarray, names: Sequence[str], balance: str) -> Iterator[str]:
+    """One line where classes have far different numbers of training pictures: what follows from it."""
+    if (times := imbalance(labels, len(names))) < RATIO:
+        return
+    counts = np.bincount(labels, minlength=len(names))
+    least, most = (f"{shortened(printable(names[k]), _NAME)} {counts[k]:,}" for k in (counts.argmin(), counts.argmax()))
+    follows = (
+        "training shows every class equally often (data.balance)"
+        if balance == "sampling"
+        else "a model may answer with the large classes only; data.balance=sampling shows all equally often"
+    )
+    yield f"unequal classes: {most}, {least} training pictures, {times:.1f} times as many; {follows}"
 
 
 def across(raw: RawData, trained: Sequence[LabelledPictures], judged: LabelledPictures, what: str) -> Iterator[str]:

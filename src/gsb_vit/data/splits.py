@@ -26,7 +26,9 @@ class DataRecipe:
     uniformly drawn class (symmetric noise); ``validation_fraction`` is cut from the training data, stratified;
     ``test_fraction`` applies to data without a test split of its own. All draws depend on ``split_seed`` only.
     ``near_duplicates``: of pictures that the user gives, near copies are found and a draw keeps them in one part
-    (``group``, ``data/likeness.py``), or they are not looked for (``ignore``).
+    (``group``, ``data/likeness.py``), or they are not looked for (``ignore``). ``balance``: every epoch of training
+    shows all classes equally often (``sampling``), each picture once (``none``), or what ``data/balance.py`` says of
+    pictures that the user gives (``auto``).
     """
 
     validation_fraction: float = 0.15
@@ -42,6 +44,7 @@ class DataRecipe:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     memory_limit_mb: int = 4096
     near_duplicates: Literal["group", "ignore"] = "group"
+    balance: Literal["auto", "none", "sampling"] = "auto"
 
 
 @dataclass(frozen=True)

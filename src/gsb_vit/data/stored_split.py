@@ -14,9 +14,10 @@ import numpy as np
 from gsb_vit.errors import InputError
 from gsb_vit.files import write_atomically
 
+from .balance import resolve
 from .datasets import LabelledPictures, RawData, Source
 from .digests import LENGTH, SHORT, Inspection, digest_or_nothing, in_threads, inspect, is_seen, listed, look
-from .findings import Findings, across, find
+from .findings import Findings, across, find, unequal
 from .splits import DataRecipe, DataSplits, load_data, read_raw, split_raw
 
 SPLIT_FILE = "split.json"
@@ -38,7 +39,8 @@ class StoredSplit:
     """The parts of a run's data; pictures left out, by name, with the reason; and how many others the data had.
 
     ``taught`` has digests, cut to 8 bytes, of pictures that only a teacher from elsewhere was trained on. ``copies``
-    names the groups of near copies that were found.
+    names the groups of near copies that were found. ``balance`` is ``sampling`` where training shows all classes
+    equally often, else ``none``.
     """
 
     class_names: tuple[str, ...]
@@ -47,6 +49,7 @@ class StoredSplit:
     others: int = 0
     taught: tuple[str, ...] = ()
     copies: tuple[tuple[str, ...], ...] = ()
+    balance: str = "none"
 
     @property
     def seen(self) -> set[str]:
@@ -64,6 +67,7 @@ class StoredSplit:
         parts = {name: vars(part) for name, part in self.parts.items()}
         values: dict[str, Any] = {"digest": _KIND, "class_names": self.class_names, **parts}
         values |= {"left_out": self.left_out, "others": self.others, "taught": self.taught, "copies": self.copies}
+        values["balance"] = self.balance
         write_atomically(folder / SPLIT_FILE, (json.dumps(values, ensure_ascii=False) + "\n").encode())
 
 
@@ -79,7 +83,10 @@ def read_split(folder: Path) -> StoredSplit | None:
         parts = {name: _read_part(values[name], len(values["class_names"])) for name in PARTS}
         rest = (dict(values["left_out"]), int(values["others"]), tuple(values["taught"]))
         copies = tuple(tuple(map(str, group)) for group in values.get("copies", ()))  # older runs looked for none
-        return StoredSplit(tuple(values["class_names"]), parts, *rest, copies)
+        balance = values.get("balance", "none")
+        if balance not in ("none", "sampling"):
+            raise ValueError(f"balance {balance!r}")
+        return StoredSplit(tuple(values["class_names"]), parts, *rest, copies, balance)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is damaged ({' '.join(str(error).split())}); bring it back from a copy, or remove it if the data "
@@ -177,14 +184,16 @@ def draw_split(
     data, made, told = _without_copies(data, known, taught)
     lines += told
     copies: tuple[tuple[str, ...], ...] = ()
+    balance = resolve(options.balance, data.train.labels, len(data.class_names), own=findings is not None)
     if findings is not None:
         lines += findings.lines()
+        lines += unequal(data.train.labels, data.class_names, balance)
         lines += across(raw, [data.train], data.validation, "validation")
         lines += across(raw, [data.train, data.validation], data.test, "test")
         copies = tuple(tuple(str(findings.pictures.sources[i]) for i in group) for group in findings.copies())
     others = total - sum(len(part.digests) for part in made.values())
     cut = {one[: 2 * SHORT] for part in ("train", "validation") for one in made[part].digests}
-    stored = StoredSplit(data.class_names, made, left_out, others, tuple(sorted(taught - cut)), copies)
+    stored = StoredSplit(data.class_names, made, left_out, others, tuple(sorted(taught - cut)), copies, balance)
     return Drawn(data, stored, tuple(lines), findings)
 
 

@@ -239,7 +239,7 @@ class _Run:
         if (own, teacher) not in self.training:
             limit, device = self.recipe.data.memory_limit_mb, self.accelerator.device
             self.training[own, teacher] = TrainingPictures(
-                self.data.train, own, self.recipe.augment, limit, device, teacher
+                self.data.train, own, self.recipe.augment, limit, device, teacher, self.stored.balance == "sampling"
             )
         return self.training[own, teacher]
 

@@ -100,7 +100,9 @@ def unequal(labels: np.ndarray, names: Sequence[str], balance: str) -> Iterator[
     if (times := imbalance(labels, len(names))) < RATIO:
         return
     counts = np.bincount(labels, minlength=len(names))
-    least, most = (f"{shortened(printable(names[k]), _NAME)} {counts[k]:,}" for k in (counts.argmin(), counts.argmax()))
+    least, most = (
+        f"{shortened(printable(names[k]), _NAME)} {counts[k]:,}" for k in map(int, (counts.argmin(), counts.argmax()))
+    )
     follows = (
         "training shows every class equally often (data.balance)"
         if balance == "sampling"

@@ -113,6 +113,12 @@ def read_raw(spec: str) -> RawData:
     raise InputError(f"no data {spec!r}; give a folder of class folders, {', '.join(SPECS)}{hint}")
 
 
+def is_own(spec: str) -> bool:
+    """Whether a SPEC names pictures that the user gives, and no published set."""
+    name, colon, _ = spec.partition(":")
+    return not (spec == "digits" or (colon and name in ("digits", *READERS)))
+
+
 def stratified_split(
     labels: np.ndarray, fraction: float, generator: np.random.Generator, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:

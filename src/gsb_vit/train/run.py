@@ -163,6 +163,7 @@ class _Run:
         self.read_as: dict[str, Preprocessing] = {}
         self.log_bytes = 0
         self.seconds: dict[str, float] = {}
+        self.stopped: dict[str, int] = {}
 
     def run(self) -> RunSummary:
         models: dict[str, nn.Module] = {}
@@ -236,6 +237,8 @@ class _Run:
             run.begin()
         run.run()
         self.log_bytes, self.seconds[name] = run.progress.log_bytes, run.progress.seconds
+        if run.stopped:
+            self.stopped[name] = run.progress.epoch
         return model
 
     def _training(self, own: Preprocessing, teacher: Preprocessing) -> TrainingPictures:
@@ -299,6 +302,8 @@ class _Run:
                 "validation_top1": provenance.get("validation_top1"),
                 "seconds": self.seconds[name],
             }
+            if name in self.stopped:
+                stages[name]["stopped_after"] = self.stopped[name]
         confusion = confusion_matrix(logits.argmax(1), labels, len(self.data.class_names))
         decision, measured = calibration_of(self._validation_logits(final, model), (logits, labels))
         summary = RunSummary(self.folder, final, stages)

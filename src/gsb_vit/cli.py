@@ -219,6 +219,14 @@ def train(
         float | None,
         typer.Option("--label-noise", metavar="P", help="Give this share of training pictures a wrong class."),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", metavar="fast|good|best", help="Choose the rest from the data (folders: good)."),
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option("--time", metavar="30m", help="Fit the epochs to what the whole run may take: 90s, 30m, 2h."),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option("--epochs", metavar="N", help="Epochs of the student: --set stage2.epochs=N.")
     ] = None,
@@ -240,11 +248,17 @@ def train(
 ) -> None:
     """Train a teacher, then the one-bit student in two stages: gsb-vit train FOLDER."""
     _require_training("training")
+    from gsb_vit.data.splits import is_own
     from gsb_vit.runs import free_folder
     from gsb_vit.train.folder import RECIPE_FILE, RUN_FILE, read_run
+    from gsb_vit.train.plan import parse_time, plan_for
+    from gsb_vit.train.recipe import Recipe
     from gsb_vit.train.recipe_io import load_recipe
     from gsb_vit.train.run import train as train_run
 
+    seconds = None if time is None else parse_time(time)
+    if resume and (preset or time):
+        raise InputError("--preset and --time are for a new run; --resume goes on with the run's own plan")
     if resume and place is not None and out is None:
         out, place = Path(place), None
         if data is None and not (out / RUN_FILE).is_file():
@@ -270,10 +284,18 @@ def train(
         "model.img_size": image_size,
     }
     settings = [*(settings or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
-    chosen = load_recipe(recipe, settings)
+
+    def load(name: str | None) -> Recipe:
+        return load_recipe(name, settings)
+
+    if resume and (out / RECIPE_FILE).is_file():
+        chosen, choose = load(recipe), None
+    else:
+        keys = [setting.partition("=")[0].strip() for setting in settings]
+        chosen, choose = plan_for(load, keys, own=is_own(data), recipe=recipe, preset=preset, seconds=seconds)
+    ways: dict[str, Any] = {"resume": resume, "skip_bad": skip_bad, "allow_missing": allow_missing}
     try:
-        ways: dict[str, Any] = {"resume": resume, "skip_bad": skip_bad, "allow_missing": allow_missing}
-        found = train_run(chosen, data, out, **ways, console=_progress_console(to_json))
+        found = train_run(chosen, data, out, **ways, choose=choose, console=_progress_console(to_json))
     except KeyboardInterrupt:
         if (out / RECIPE_FILE).is_file():
             _tell(f"stopped; go on with: gsb-vit train --resume {shlex.quote(str(out))}")
@@ -429,7 +451,7 @@ def export(
     _require_training("export")
     from gsb_vit.export.run import export_run
 
-    made: "CSource | None" = None
+    made: CSource | None = None
     with contextlib.ExitStack() as stack:
         if (packed_file := output) is None:
             packed_file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.safetensors"

@@ -183,6 +183,8 @@ def fit(
     out: str | os.PathLike[str] | None = None,
     recipe: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    time: str | None = None,
     resume: bool = False,
     skip_bad: bool = False,
     allow_missing: bool = False,
@@ -193,8 +195,11 @@ def fit(
     Args:
         data: a folder of class folders, perhaps with train/ and val/ or test/, or a data set's SPEC.
         out: the run's folder, new or empty; by default the first of ``runs/NAME-1``, ``runs/NAME-2``, … that is free.
-        recipe: a TOML file, or the name of a recipe that comes with the package; by default ``default``.
+        recipe: a TOML file, or the name of a recipe that comes with the package; by default that of the preset, or for
+            a published set ``default``.
         settings: values of the recipe to change, by dotted key: ``{"stage2.epochs": 50, "model.img_size": 48}``.
+        preset: ``fast``, ``good`` (folders: the default) or ``best``; picture size, batch and epochs follow the data.
+        time: what the whole run may take, as ``90s``, ``30m`` or ``2h``; epochs are fitted to it.
         resume: go on with the run in ``out`` where it was stopped, with the split it began with.
         skip_bad: leave out pictures that cannot be decoded, and name them in the run.
         allow_missing: with ``resume``, go on though training pictures are gone.
@@ -212,14 +217,30 @@ def fit(
     if resume and out is None:
         raise InputError("resume needs the folder of the run; give it as out")
     with _training_libraries("training"):
-        from gsb_vit.train.recipe_io import build_recipe, overlay, read_values
+        from gsb_vit.data.splits import is_own
+        from gsb_vit.train.folder import RECIPE_FILE
+        from gsb_vit.train.plan import parse_time, plan_for
+        from gsb_vit.train.recipe import Recipe
+        from gsb_vit.train.recipe_io import build_recipe, flatten, overlay, read_values
         from gsb_vit.train.run import train
 
-        values = read_values(recipe if recipe is None else os.fspath(recipe))
-        overlay(values, settings or {})
+        def load(one: str | None) -> Recipe:
+            values = read_values(one)
+            overlay(values, settings or {})
+            return build_recipe(values)
+
+        name = None if recipe is None else os.fspath(recipe)
         folder = Path(out) if out is not None else free_folder(spec)
-        ways = {"resume": resume, "skip_bad": skip_bad, "allow_missing": allow_missing}
-        train(build_recipe(values), spec, folder, **ways, console=console)
+        seconds = None if time is None else parse_time(time)
+        if resume and (preset is not None or seconds is not None):
+            raise InputError("preset and time are for a new run; resume goes on with the run's own plan")
+        if resume and name is None and (folder / RECIPE_FILE).is_file():
+            name = str(folder / RECIPE_FILE)
+        keys = flatten(settings or {})
+        chosen, planner = plan_for(load, keys, own=is_own(spec), recipe=name, preset=preset, seconds=seconds)
+        choose = planner if name is None or seconds is not None else None  # a recipe is taken as it is
+        ways: dict[str, Any] = {"resume": resume, "skip_bad": skip_bad, "allow_missing": allow_missing}
+        train(chosen, spec, folder, **ways, choose=choose, console=console)
         return Run(folder)
 
 

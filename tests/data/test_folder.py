@@ -8,6 +8,7 @@ import pytest
 from class_folders import fill
 
 from gsb_vit.data import folder as data_folder
+from gsb_vit.data import pictures
 from gsb_vit.data.folder import read_folder, survey
 from gsb_vit.data.held_out import find_pictures
 from gsb_vit.data.splits import DataRecipe, load_data, read_raw
@@ -26,7 +27,14 @@ def test_formats_that_pillow_opens_are_used(tmp_path: Path, suffix: str) -> None
     assert raw.contents.summary() == f"{tmp_path}: 24 pictures used"
 
 
-def test_what_is_ignored_is_said_with_reason_count_and_example(tmp_path: Path) -> None:
+@pytest.fixture
+def without_heif(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where pillow-heif is not installed."""
+    monkeypatch.setattr(pictures, "can_open_heif", lambda: False)
+    monkeypatch.setattr(data_folder, "can_open", lambda suffix: data_folder.OPTIONAL_SUFFIXES[suffix] != "heif")
+
+
+def test_what_is_ignored_is_said_with_reason_count_and_example(tmp_path: Path, without_heif) -> None:
     for name in "ab":
         fill(tmp_path / name, 3)
     for i in range(4):
@@ -43,7 +51,7 @@ def test_what_is_ignored_is_said_with_reason_count_and_example(tmp_path: Path) -
     said: list[str] = []
     assert len(find_pictures([tmp_path], said.append)) == 7  # the loose one is a picture to name, if not to train on
     for line in (read_folder(tmp_path).contents.summary(), *said):
-        assert "4 .heic pictures (not read here; convert them to PNG or JPEG), as a/0.heic" in line
+        assert "4 .heic pictures (not read here; pip install 'gsb-vit[heif]', or convert them to PNG" in line
         assert "1 .txt files (no format that is read), as a/notes.txt" in line
         assert "2 hidden files or folders, as a/.DS_Store" in line
         assert "2 files or folders of the system" in line
@@ -54,12 +62,12 @@ def test_what_is_ignored_is_said_with_reason_count_and_example(tmp_path: Path) -
     assert len(contents.pictures) == 6 and "1 in no class folder, as loose.png" in contents.summary()
 
 
-def test_a_class_of_unread_formats_names_what_it_holds(tmp_path: Path) -> None:
+def test_a_class_of_unread_formats_names_what_it_holds(tmp_path: Path, without_heif) -> None:
     fill(tmp_path / "a", 2)
     (tmp_path / "b").mkdir()
     for i in range(12):
         (tmp_path / "b" / f"{i}.HEIC").write_bytes(b"phone")
-    with pytest.raises(InputError, match=r"zero pictures, but 12 \.heic pictures \(not read here; convert them"):
+    with pytest.raises(InputError, match=r"zero pictures, but 12 \.heic pictures \(not read here; pip install"):
         read_folder(tmp_path)
     with pytest.raises(InputError, match="without pictures, but 12"):
         find_pictures([tmp_path / "b"])

@@ -25,8 +25,8 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "mine"
 
 
-def draw(folder: Path, **options):
-    return draw_split(str(folder), read_raw(str(folder)), DataRecipe(), **options)
+def draw(folder: Path, recipe: DataRecipe | None = None, **options):
+    return draw_split(str(folder), read_raw(str(folder)), recipe or DataRecipe(), **options)
 
 
 def provenance_of(drawn, folder: Path) -> dict:
@@ -152,11 +152,12 @@ def test_copies_of_training_pictures_test_nothing(pictures: Path) -> None:
     first = draw(pictures)
     original, copy = first.data.train.sources[0], first.data.test.sources[0]
     copy.write_bytes(original.read_bytes())
-    drawn = draw(pictures)
+    apart = DataRecipe(near_duplicates="ignore")
+    drawn = draw(pictures, apart)
     assert len(drawn.data.test) == len(first.data.test) - 1 and "1 test pictures are copies" in drawn.lines[0]
     assert drawn.stored.tested_on_seen == 0
     taught = frozenset(digest(one)[: 2 * SHORT] for one in first.data.test.sources[1:4])
-    drawn = draw(pictures, taught=taught)
+    drawn = draw(pictures, apart, taught=taught)
     assert len(drawn.data.test) == len(first.data.test) - 4 and set(drawn.stored.taught) == taught
 
 

@@ -22,17 +22,22 @@ Source = Path | np.ndarray
 
 @dataclass(frozen=True)
 class LabelledPictures:
-    """Pictures (paths or uint8 arrays) with their class numbers (n,)."""
+    """Pictures (paths or uint8 arrays) with their class numbers (n,).
+
+    ``groups`` (n,) numbers what belongs together, as near copies do: a draw keeps a group in one part. None: nothing.
+    """
 
     sources: tuple[Source, ...]
     labels: np.ndarray = field(repr=False)
+    groups: np.ndarray | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.sources)
 
     def take(self, indices: np.ndarray) -> LabelledPictures:
         """The pictures at ``indices``, in that order."""
-        return LabelledPictures(tuple(self.sources[i] for i in indices), self.labels[indices])
+        groups = None if self.groups is None else self.groups[indices]
+        return LabelledPictures(tuple(self.sources[i] for i in indices), self.labels[indices], groups)
 
 
 @dataclass(frozen=True)

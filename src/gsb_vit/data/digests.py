@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from gsb_vit.errors import InputError
 from gsb_vit.files import open_regular
 
 from .datasets import Source
+from .likeness import picture_hash, thumbnail
 from .pictures import open_picture
 
 LENGTH = 16  # bytes in a run's split
@@ -30,10 +31,16 @@ SHORT = 8  # bytes in a model file: 10,700 characters of Base64 a thousand pictu
 
 @dataclass(frozen=True)
 class Inspection:
-    """A picture's digest ("" where it cannot be read), and what is wrong with it, if anything."""
+    """A picture's digest ("" where it cannot be read), and what is wrong with it, if anything.
+
+    Of a picture that was looked at: its size (width, height), whether it is grey, and its hash (``likeness``).
+    """
 
     digest: str
     problem: str | None = None
+    size: tuple[int, int] | None = None
+    grey: bool = False
+    hash: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 def digest(source: Source) -> str:
@@ -75,6 +82,20 @@ def inspect(source: Source) -> Inspection:
         return Inspection(digest(source))
     except InputError as error:
         return Inspection("", str(error))
+
+
+def look(source: Source) -> Inspection:
+    """As :func:`inspect`, and what a person would see: size, grey or colour, and a hash that near copies share."""
+    try:
+        picture = open_picture(source)
+        small = thumbnail(picture)
+        grey = int(np.ptp(small, axis=2).max()) <= _GREY
+        return Inspection(digest(source), None, picture.size, grey, picture_hash(small, picture.size))
+    except InputError as error:
+        return Inspection("", str(error))
+
+
+_GREY = 3  # levels between the channels of a grey picture, as compression leaves them
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any], done: Callable[[], None] | None = None) -> list:

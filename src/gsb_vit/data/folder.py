@@ -13,18 +13,17 @@ import numpy as np
 from gsb_vit.errors import InputError
 
 from .datasets import LabelledPictures, RawData
+from .pictures import NEEDS_HEIF, can_open_heif
 
 # Of the formats that ``pictures.py`` reads, and of others whose files are pictures too.
 PICTURE_SUFFIXES = {".apng", ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"}
-PICTURE_SUFFIXES |= {".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+PICTURE_SUFFIXES |= {".heic", ".heif", ".hif", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 UNREAD_SUFFIXES = {
     ".cr2",
     ".dds",
     ".dib",
     ".dng",
     ".eps",
-    ".heic",
-    ".heif",
     ".ico",
     ".j2k",
     ".jp2",
@@ -40,7 +39,8 @@ SPLIT_NAMES = {
 }
 _SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _SYSTEM = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
-OPTIONAL_SUFFIXES = {".avif": "avif", ".webp": "webp"}  # not every Pillow opens these; what it is asked for
+# Not every Pillow opens these; what it is asked for. HEIF comes with a package of its own.
+OPTIONAL_SUFFIXES = {".avif": "avif", ".heic": "heif", ".heif": "heif", ".hif": "heif", ".webp": "webp"}
 
 
 @dataclass
@@ -119,6 +119,8 @@ def why_not(path: Path) -> str | None:
     if not path.is_file():
         return "things that are no files"
     suffix = path.suffix.lower()
+    if OPTIONAL_SUFFIXES.get(suffix) == "heif" and not can_open(suffix):
+        return f"{suffix} pictures (not read here; {NEEDS_HEIF}, or convert them to PNG or JPEG)"
     if suffix in UNREAD_SUFFIXES or (suffix in OPTIONAL_SUFFIXES and not can_open(suffix)):
         return f"{suffix} pictures (not read here; convert them to PNG or JPEG)"
     if suffix not in PICTURE_SUFFIXES:
@@ -128,9 +130,11 @@ def why_not(path: Path) -> str | None:
 
 @cache
 def can_open(suffix: str) -> bool:
-    """Whether the installed Pillow opens files of an optional suffix."""
+    """Whether what is installed opens files of an optional suffix."""
     from PIL import features
 
+    if OPTIONAL_SUFFIXES[suffix] == "heif":
+        return can_open_heif()
     return bool(features.check(OPTIONAL_SUFFIXES[suffix]))
 
 

@@ -6,7 +6,9 @@ import os
 import re
 import struct
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, BinaryIO, Union
 
 import numpy as np
@@ -26,12 +28,16 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # two letters at least: a drive
 MAX_PIXELS = 64_000_000  # of a picture, unless the caller or MAX_PIXELS_VARIABLE says otherwise
 MAX_PIXELS_VARIABLE = "GSB_VIT_MAX_PIXELS"
 BYTES_PER_PIXEL = 16  # a file with more bytes than that for the most pixels allowed is no picture
-# The formats that are read and Pillow's module of each. A file's first bytes decide, whatever its name says. What is
+_HEIF = "pillow_heif"  # a package of its own, the extra ``heif``
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# The formats that are read and Pillow's module of each, HEIF where its package is installed. A file's first bytes
+# decide, whatever its name says. What is
 # not here is not tried: Pillow hands EPS to Ghostscript, and many of its other decoders see few files and fewer tests.
 FORMATS = {
     "AVIF": "AvifImagePlugin",
     "BMP": "BmpImagePlugin",
     "GIF": "GifImagePlugin",
+    "HEIF": _HEIF,
     "JPEG": "JpegImagePlugin",
     "PNG": "PngImagePlugin",
     "PPM": "PpmImagePlugin",
@@ -148,7 +154,10 @@ def _identify(file: BinaryIO, name: str, limit: int) -> Image.Image:
     problem: object = None
     for format_, module in FORMATS.items():
         try:
-            import_module(f"PIL.{module}")
+            if module == _HEIF:
+                import_module(_HEIF).register_heif_opener()
+            else:
+                import_module(f"PIL.{module}")
             factory, accept = Image.OPEN[format_]
             if accept is None or accept(prefix[:16]) is not True:
                 continue
@@ -158,8 +167,19 @@ def _identify(file: BinaryIO, name: str, limit: int) -> Image.Image:
             continue
         except (SyntaxError, IndexError, TypeError, struct.error) as error:
             problem = error
+    if problem is None and prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIF_BRANDS and not can_open_heif():
+        raise InputError(f"{name}: a HEIC picture; {NEEDS_HEIF}, or convert it to PNG or JPEG")
     reason = f" ({' '.join(str(problem).split())})" if problem else ""
     raise InputError(f"{name}: not a picture{reason}; give one of the formats {', '.join(FORMATS)}")
+
+
+NEEDS_HEIF = "pip install 'gsb-vit[heif]'"
+
+
+@cache
+def can_open_heif() -> bool:
+    """Whether HEIC and HEIF pictures are read here: pillow-heif is installed."""
+    return find_spec(_HEIF) is not None
 
 
 def _webp_size(prefix: bytes) -> tuple[int, int]:

@@ -25,6 +25,10 @@ class DataRecipe:
     ``shots`` keeps K training pictures a class, ``label_noise`` gives that share of the training labels another,
     uniformly drawn class (symmetric noise); ``validation_fraction`` is cut from the training data, stratified;
     ``test_fraction`` applies to data without a test split of its own. All draws depend on ``split_seed`` only.
+    ``near_duplicates``: of pictures that the user gives, near copies are found and a draw keeps them in one part
+    (``group``, ``data/likeness.py``), or they are not looked for (``ignore``). ``balance``: every epoch of training
+    shows all classes equally often (``sampling``), each picture once (``none``), or what ``data/balance.py`` says of
+    pictures that the user gives (``auto``).
     """
 
     validation_fraction: float = 0.15
@@ -39,6 +43,8 @@ class DataRecipe:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     memory_limit_mb: int = 4096
+    near_duplicates: Literal["group", "ignore"] = "group"
+    balance: Literal["auto", "none", "sampling"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,8 @@ def split_raw(spec: str, raw: RawData, options: DataRecipe) -> DataSplits:
     if options.shots is not None:
         train = train.take(_shots(train.labels, options.shots, _generator(options, 1), raw.class_names))
     if validation is None:
-        kept, cut = stratified_split(train.labels, options.validation_fraction, _generator(options, 2))
+        share, drawn = options.validation_fraction, _generator(options, 2)
+        kept, cut = stratified_split(train.labels, share, drawn, train.groups)
         train, validation = train.take(kept), train.take(cut)
     _require_every_class(spec, "training", train, raw.class_names)
     train = _with_label_noise(train, options.label_noise, len(raw.class_names), _generator(options, 3))
@@ -106,20 +113,52 @@ def read_raw(spec: str) -> RawData:
     raise InputError(f"no data {spec!r}; give a folder of class folders, {', '.join(SPECS)}{hint}")
 
 
+def is_own(spec: str) -> bool:
+    """Whether a SPEC names pictures that the user gives, and no published set."""
+    name, colon, _ = spec.partition(":")
+    return not (spec == "digits" or (colon and name in ("digits", *READERS)))
+
+
 def stratified_split(
-    labels: np.ndarray, fraction: float, generator: np.random.Generator
+    labels: np.ndarray, fraction: float, generator: np.random.Generator, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split indices (kept, cut), both in increasing order: round(fraction · n) of every class's n pictures are cut.
 
-    At least one picture of every class is kept; halves round to the even number.
+    At least one picture of every class is kept; halves round to the even number. Pictures with the same number in
+    ``groups`` (n,) stay together, in the class of the first of them; then at most so many pictures are cut, or else the
+    smallest group. A class that is a single group is divided as if it were none: there is no other way to test it.
     """
-    cut: list[np.ndarray] = []
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        cut.append(members[: min(round(fraction * len(members)), len(members) - 1)])
+    firsts, counts = np.arange(len(labels)), np.ones(len(labels), dtype=np.int64)
+    unit = firsts
+    if groups is not None:
+        _, firsts, unit, counts = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
     chosen = np.zeros(len(labels), dtype=bool)
-    chosen[np.concatenate(cut)] = True
+    for label in np.unique(labels):
+        units = np.flatnonzero(labels[firsts] == label)
+        if len(units) == 1 and counts[units[0]] > 1:
+            members = generator.permutation(np.flatnonzero((unit == units[0]) & (labels == label)))
+            chosen[members[: min(round(fraction * len(members)), len(members) - 1)]] = True
+            continue
+        # A draw over the first members, in their order: without groups that of all pictures.
+        drawn = generator.permutation(units[np.argsort(firsts[units])])
+        total = int(counts[units].sum())
+        target = min(round(fraction * total), total - 1)
+        cut = _fill(drawn, counts, target)
+        chosen[np.isin(unit, cut)] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def _fill(units: np.ndarray, counts: np.ndarray, target: int) -> list[int]:
+    """Units in their order, as long as their pictures are at most ``target``; if none is so small, the smallest."""
+    cut: list[int] = []
+    taken = 0
+    for one in units:
+        if taken + counts[one] <= target and len(cut) < len(units) - 1:
+            cut.append(int(one))
+            taken += int(counts[one])
+    if target > 0 and not cut and len(units) > 1:
+        cut.append(int(units[counts[units].argmin()]))
+    return cut
 
 
 def _generator(options: DataRecipe, draw: int) -> np.random.Generator:
@@ -130,8 +169,9 @@ def _generator(options: DataRecipe, draw: int) -> np.random.Generator:
 def _divide(raw: RawData, options: DataRecipe) -> RawData:
     if raw.undivided is None:
         return raw
-    kept, cut = stratified_split(raw.undivided.labels, options.test_fraction, _generator(options, 0))
-    return RawData(raw.class_names, raw.undivided.take(kept), None, raw.undivided.take(cut))
+    whole = raw.undivided
+    kept, cut = stratified_split(whole.labels, options.test_fraction, _generator(options, 0), whole.groups)
+    return RawData(raw.class_names, whole.take(kept), None, whole.take(cut))
 
 
 def _select_classes(raw: RawData, choice: str) -> RawData:
@@ -156,7 +196,8 @@ def keep_classes(raw: RawData, kept: Sequence[int]) -> RawData:
 
     def restrict(pictures: LabelledPictures) -> LabelledPictures:
         chosen = pictures.take(np.flatnonzero(np.isin(pictures.labels, list(kept))))
-        return LabelledPictures(chosen.sources, np.array([number_of[int(v)] for v in chosen.labels], dtype=np.int64))
+        labels = np.array([number_of[int(v)] for v in chosen.labels], dtype=np.int64)
+        return dataclasses.replace(chosen, labels=labels)
 
     names = tuple(raw.class_names[i] for i in kept)
     return dataclasses.replace(raw.each_part(restrict), class_names=names)
@@ -189,4 +230,4 @@ def _with_label_noise(
     labels = pictures.labels.copy()
     chosen = generator.permutation(len(labels))[: round(share * len(labels))]
     labels[chosen] = (labels[chosen] + generator.integers(1, classes, size=len(chosen))) % classes
-    return LabelledPictures(pictures.sources, labels)
+    return dataclasses.replace(pictures, labels=labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,8 +14,10 @@ import numpy as np
 from gsb_vit.errors import InputError
 from gsb_vit.files import write_atomically
 
+from .balance import resolve
 from .datasets import LabelledPictures, RawData, Source
-from .digests import LENGTH, SHORT, Inspection, digest_or_nothing, in_threads, inspect, is_seen, listed
+from .digests import LENGTH, SHORT, Inspection, digest_or_nothing, in_threads, inspect, is_seen, listed, look
+from .findings import Findings, across, find, unequal
 from .splits import DataRecipe, DataSplits, load_data, read_raw, split_raw
 
 SPLIT_FILE = "split.json"
@@ -35,7 +38,9 @@ class Part:
 class StoredSplit:
     """The parts of a run's data; pictures left out, by name, with the reason; and how many others the data had.
 
-    ``taught`` has digests, cut to 8 bytes, of pictures that only a teacher from elsewhere was trained on.
+    ``taught`` has digests, cut to 8 bytes, of pictures that only a teacher from elsewhere was trained on. ``copies``
+    names the groups of near copies that were found. ``balance`` is ``sampling`` where training shows all classes
+    equally often, else ``none``.
     """
 
     class_names: tuple[str, ...]
@@ -43,6 +48,8 @@ class StoredSplit:
     left_out: dict[str, str] = field(default_factory=dict)
     others: int = 0
     taught: tuple[str, ...] = ()
+    copies: tuple[tuple[str, ...], ...] = ()
+    balance: str = "none"
 
     @property
     def seen(self) -> set[str]:
@@ -59,7 +66,8 @@ class StoredSplit:
         """Write the split into a run's folder, whole or not at all."""
         parts = {name: vars(part) for name, part in self.parts.items()}
         values: dict[str, Any] = {"digest": _KIND, "class_names": self.class_names, **parts}
-        values |= {"left_out": self.left_out, "others": self.others, "taught": self.taught}
+        values |= {"left_out": self.left_out, "others": self.others, "taught": self.taught, "copies": self.copies}
+        values["balance"] = self.balance
         write_atomically(folder / SPLIT_FILE, (json.dumps(values, ensure_ascii=False) + "\n").encode())
 
 
@@ -74,7 +82,11 @@ def read_split(folder: Path) -> StoredSplit | None:
             raise ValueError(f"digests of kind {values['digest']!r}")
         parts = {name: _read_part(values[name], len(values["class_names"])) for name in PARTS}
         rest = (dict(values["left_out"]), int(values["others"]), tuple(values["taught"]))
-        return StoredSplit(tuple(values["class_names"]), parts, *rest)
+        copies = tuple(tuple(map(str, group)) for group in values.get("copies", ()))  # older runs looked for none
+        balance = values.get("balance", "none")
+        if balance not in ("none", "sampling"):
+            raise ValueError(f"balance {balance!r}")
+        return StoredSplit(tuple(values["class_names"]), parts, *rest, copies, balance)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is damaged ({' '.join(str(error).split())}); bring it back from a copy, or remove it if the data "
@@ -115,11 +127,12 @@ def run_data(path: Path, spec: str, options: DataRecipe) -> DataSplits:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A run's data, the split to keep, and lines for the user."""
+    """A run's data, the split to keep, lines for the user, and what was found in a folder when it was drawn."""
 
     data: DataSplits
     stored: StoredSplit
     lines: tuple[str, ...]
+    findings: Findings | None = None
 
 
 def draw_split(
@@ -134,8 +147,10 @@ def draw_split(
     """Split data for a new run. Every picture of it is opened and decoded.
 
     ``watch(n)`` gives what to call after each of n pictures. ``skip_bad`` leaves out pictures that do not decode and
-    draws the split of the others. Copies of pictures for training or validation, byte for byte, are taken out of the
-    test part, and so are those that the teacher was trained on (``taught``); unless that leaves none, which is said.
+    draws the split of the others. Near copies among pictures that the user gives stay in one part, and what was found
+    is told (``options.near_duplicates``). Copies of pictures for training or validation, byte for byte, are taken out
+    of the test part, and so are those that the teacher was trained on (``taught``); unless that leaves none, which is
+    said.
 
     Raises:
         InputError: as ``load_data``; pictures that do not decode.
@@ -143,13 +158,16 @@ def draw_split(
     known: dict[int, Inspection] = {}
     left_out: dict[str, str] = {}
     total = len(_sources(raw))
+    findings: Findings | None = None
+    if raw.contents is not None:
+        sources = _sources(raw)
+        found = in_threads(look, sources, watch(len(sources)) if watch is not None else None)
+        known = {id(source): one for source, one in zip(sources, found, strict=True)}
+        findings = find(raw, found, group=options.near_duplicates == "group")
+        raw = findings.raw
     while True:
         data = split_raw(spec, raw, options)
-        parts = (data.train, data.validation, data.test)
-        fresh = [source for part in parts for source in part.sources if id(source) not in known]
-        found = in_threads(inspect, fresh, watch(len(fresh)) if watch is not None and fresh else None)
-        known |= {id(source): one for source, one in zip(fresh, found, strict=True)}
-        bad = {str(source): one.problem for source, one in zip(fresh, found, strict=True) if one.problem is not None}
+        bad = _inspect(data, known, watch)
         left_out |= bad
         if not bad:
             break
@@ -160,29 +178,55 @@ def draw_split(
                 "them, or add --skip-bad to leave them out"
             )
         raw = _without(raw, set(bad))
+    lines = []
+    if left_out:
+        lines.append(f"{len(left_out):,} pictures that cannot be used are left out: {listed(sorted(left_out))}")
+    data, made, told = _without_copies(data, known, taught)
+    lines += told
+    copies: tuple[tuple[str, ...], ...] = ()
+    balance = resolve(options.balance, data.train.labels, len(data.class_names), own=findings is not None)
+    if findings is not None:
+        lines += findings.lines()
+        lines += unequal(data.train.labels, data.class_names, balance)
+        lines += across(raw, [data.train], data.validation, "validation")
+        lines += across(raw, [data.train, data.validation], data.test, "test")
+        copies = tuple(tuple(str(findings.pictures.sources[i]) for i in group) for group in findings.copies())
+    others = total - sum(len(part.digests) for part in made.values())
+    cut = {one[: 2 * SHORT] for part in ("train", "validation") for one in made[part].digests}
+    stored = StoredSplit(data.class_names, made, left_out, others, tuple(sorted(taught - cut)), copies, balance)
+    return Drawn(data, stored, tuple(lines), findings)
+
+
+def _inspect(
+    data: DataSplits, known: dict[int, Inspection], watch: Callable[[int], Callable[[], None]] | None
+) -> dict[str, str]:
+    """Inspect the pictures of a split that are not ``known``, and name those that cannot be used, with the reason."""
+    sources = [source for part in (data.train, data.validation, data.test) for source in part.sources]
+    fresh = [source for source in sources if id(source) not in known]
+    found = in_threads(inspect, fresh, watch(len(fresh)) if watch is not None and fresh else None)
+    known |= {id(source): one for source, one in zip(fresh, found, strict=True)}
+    problems = ((source, known[id(source)].problem) for source in sources)
+    return {str(source): problem for source, problem in problems if problem is not None}
+
+
+def _without_copies(
+    data: DataSplits, known: dict[int, Inspection], taught: frozenset[str]
+) -> tuple[DataSplits, dict[str, Part], list[str]]:
+    """The split without test pictures that are seen, byte for byte, unless that leaves none; its parts; what to say."""
+    parts = (data.train, data.validation, data.test)
     made = {name: _part(part, known) for name, part in zip(PARTS, parts, strict=True)}
     seen = {*made["train"].digests, *made["validation"].digests}
     tested = enumerate(made["test"].digests)
     own = np.array([i for i, one in tested if one not in seen and not is_seen(one, taught)], dtype=np.int64)
-    lines = []
-    if left_out:
-        lines.append(f"{len(left_out):,} pictures that cannot be used are left out: {listed(sorted(left_out))}")
+    what = "copies of pictures for training or validation, or known to the teacher"
     if not len(own) and len(data.test):
-        lines.append(
-            f"all {len(data.test):,} test pictures are copies of pictures for training or validation, or known to the "
-            "teacher; the test says nothing about new pictures"
-        )
-    elif copies := len(data.test) - len(own):
-        lines.append(
-            f"{copies:,} test pictures are copies of pictures for training or validation, or known to the "
-            "teacher; they are left out of the test"
-        )
-        data = DataSplits(spec, data.class_names, data.train, data.validation, data.test.take(own))
-        made["test"] = _part(data.test, known)
-    others = total - sum(len(part.digests) for part in made.values())
-    cut = {one[: 2 * SHORT] for one in seen}
-    stored = StoredSplit(data.class_names, made, left_out, others, tuple(sorted(taught - cut)))
-    return Drawn(data, stored, tuple(lines))
+        line = f"all {len(data.test):,} test pictures are {what}; the test says nothing about new pictures"
+        return data, made, [line]
+    if not (copies := len(data.test) - len(own)):
+        return data, made, []
+    data = dataclasses.replace(data, test=data.test.take(own))
+    made["test"] = _part(data.test, known)
+    return data, made, [f"{copies:,} test pictures are {what}; they are left out of the test"]
 
 
 def _without(raw: RawData, names: set[str]) -> RawData:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gsb_vit.data.balance import balanced_order
 from gsb_vit.data.datasets import LabelledPictures
 from gsb_vit.data.pictures import open_picture
 from gsb_vit.data.preprocess import Preprocessing
@@ -78,7 +79,8 @@ class TrainingPictures:
 
     A ``teacher`` that reads pictures of another size or normalisation sees the same view: it is computed in the larger
     of the two sizes, and the smaller one is that picture ``reduced``, with antialiasing. Without variation each sees
-    its own evaluation picture.
+    its own evaluation picture. Where ``balanced``, an epoch shows every class equally often
+    (``data/balance.py``), with as many pictures as there are.
     """
 
     def __init__(
@@ -89,8 +91,10 @@ class TrainingPictures:
         memory_limit_mb: int = 4096,
         device: torch.device | str = "cpu",
         teacher: Preprocessing | None = None,
+        balanced: bool = False,
     ) -> None:
         self.pictures = pictures
+        self.balanced = balanced
         self.preprocessing = preprocessing
         self.recipe = recipe
         self.device = torch.device(device)
@@ -109,6 +113,12 @@ class TrainingPictures:
     def steps(self, batch_size: int) -> int:
         """Steps of an epoch: whole batches only, or one short batch where there are fewer pictures than that."""
         return max(1, len(self.pictures) // batch_size)
+
+    def order(self, generator: np.random.Generator) -> np.ndarray:
+        """The places of an epoch's pictures (n,), in their order: each once, or every class equally often."""
+        if self.balanced:
+            return balanced_order(self.pictures.labels, generator)
+        return generator.permutation(len(self.pictures))
 
     def epoch(
         self, seed: tuple[int, ...], batch_size: int, rank: int = 0, world: int = 1
@@ -137,7 +147,7 @@ class TrainingPictures:
     def _batches(
         self, seed: tuple[int, ...], batch_size: int, rank: int, world: int
     ) -> Iterator[tuple[list[Tensor], np.ndarray]]:
-        order = np.random.default_rng(seed).permutation(len(self.pictures))
+        order = self.order(np.random.default_rng(seed))
         parts = []
         for step in range(self.steps(batch_size)):
             whole = order[step * batch_size : (step + 1) * batch_size]

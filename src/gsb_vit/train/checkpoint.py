@@ -20,9 +20,10 @@ PREVIOUS = "previous.safetensors"  # the state before it, for where the newest i
 
 
 def is_finished(folder: Path, epochs: int) -> bool:
-    """Whether the state in a stage's folder is whole and that of its last epoch."""
+    """Whether the state in a stage's folder is whole and that of its last epoch, or of where patience ended."""
     try:
-        return bool(read_tensors(folder / STATE)[1].get("epoch", 0) >= epochs)
+        state = read_tensors(folder / STATE)[1]
+        return bool(state.get("stopped", False) or state.get("epoch", 0) >= epochs)
     except InputError:
         return False
 

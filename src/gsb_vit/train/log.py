@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -20,11 +21,41 @@ from torch.utils.tensorboard import SummaryWriter
 from gsb_vit.metrics import METRIC_NAMES
 from gsb_vit.terminal import Table
 
+QUIET = 60.0  # seconds between the lines of a log that is no terminal
+
+
+@dataclass(frozen=True)
+class RunTime:
+    """Epochs of every stage of a run, in their order, and seconds an epoch is planned to take, where that is known."""
+
+    epochs: Mapping[str, int]
+    planned: Mapping[str, float]
+
+    def left(self, stage: str, epochs_left: float, an_epoch: float | None) -> float | None:
+        """Seconds to the end of the run, ``epochs_left`` of ``stage`` and all stages after it.
+
+        ``an_epoch`` is what an epoch of this stage is seen to take, None before that is known: then what is planned.
+        Stages to come take what is planned, times as much more or less as this one does; without a plan as much an
+        epoch as this one. None where nothing is known.
+        """
+        planned = self.planned.get(stage)
+        an_epoch = planned if an_epoch is None else an_epoch
+        if an_epoch is None:
+            return None
+        factor = an_epoch / planned if planned else 1.0
+        names = list(self.epochs)
+        later = names[names.index(stage) + 1 :] if stage in names else []
+        rest = sum(
+            self.epochs[one] * (self.planned[one] * factor if one in self.planned else an_epoch) for one in later
+        )
+        return epochs_left * an_epoch + rest
+
 
 class RunLog:
     """Writes for the main process; other processes have one that writes nothing."""
 
-    def __init__(self, folder: Path, console: Console, active: bool) -> None:
+    def __init__(self, folder: Path, console: Console, active: bool, whole: RunTime | None = None) -> None:
+        self.whole = whole or RunTime({}, {})
         self.folder = folder
         self.console = console
         self.active = active
@@ -53,7 +84,7 @@ class RunLog:
             folder = self.folder / "tensorboard" / name
             self._writer = SummaryWriter(str(folder), purge_step=progress.epoch + 1)
         try:
-            bar = StageBar(self.console, name, epochs, steps, progress.epoch, self.active)
+            bar = StageBar(self.console, name, epochs, steps, progress.epoch, self.active, self.whole)
             with _without_a_traceback_of_the_writer(), bar:
                 yield bar
         finally:
@@ -93,10 +124,18 @@ def _without_a_traceback_of_the_writer() -> Iterator[None]:
 
 
 class StageBar:
-    """Stage, epoch, rate, time left, loss and accuracy on one line."""
+    """Stage, epoch, rate, loss and accuracy on one line, and the time that is left of the whole run.
 
-    def __init__(self, console: Console, name: str, epochs: int, steps: int, done: int, active: bool) -> None:
-        self._epochs = epochs
+    Where the console is no terminal, an epoch's line is printed, at most one in ``QUIET`` seconds.
+    """
+
+    def __init__(
+        self, console: Console, name: str, epochs: int, steps: int, done: int, active: bool, whole: RunTime
+    ) -> None:
+        self._console, self._name, self._whole = console, name, whole
+        self._epochs, self._steps, self._active = epochs, steps, active
+        self._began, self._walked = time.perf_counter(), 0
+        self._told = self._began
         self._numbers = self._validation = ""
         self._shown = 0.0
         self._started: tuple[float, int] = (time.perf_counter(), 0)
@@ -106,13 +145,15 @@ class StageBar:
             BarColumn(bar_width=8),
             TextColumn("{task.percentage:3.0f}%", table_column=Column(no_wrap=True, min_width=4)),
             TextColumn("left", table_column=Column(no_wrap=True, min_width=4)),
-            TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TextColumn("{task.fields[left]}", markup=False, table_column=Column(no_wrap=True, min_width=7)),
             TextColumn("{task.fields[numbers]}", markup=False),
             console=console,
-            disable=not active,
+            disable=not active or not console.is_terminal,
         )
-        self._task = self._bar.add_task(name, total=epochs * steps, completed=done * steps, numbers="")
         self._epoch_done = done
+        self._task = self._bar.add_task(
+            name, total=epochs * steps, completed=done * steps, numbers="", left=self._left(0)
+        )
 
     def __enter__(self) -> StageBar:
         self._bar.start()
@@ -124,6 +165,7 @@ class StageBar:
     def step(self, total: Tensor) -> None:
         """After every step; ``total`` holds the sums of loss, hits and pictures of this epoch so far."""
         self._bar.advance(self._task)
+        self._walked += 1
         now = time.perf_counter()
         # Reading the sums waits for the device, so it is done at most four times a second.
         if self._bar.disable or now - self._shown < 0.25:
@@ -142,10 +184,29 @@ class StageBar:
             self._validation = f" validation {100 * line['validation_top1']:.1f} %"
         self._numbers = teacher + self._validation
         self._show(self._epoch_done, line["images_per_s"], line["train_loss"], line["train_top1"])
+        now = time.perf_counter()
+        if self._active and not self._console.is_terminal and now - self._told >= QUIET:
+            self._told = now
+            checked = f", validation {100 * line['validation_top1']:.1f} %" if "validation_top1" in line else ""
+            self._console.print(
+                f"{self._name} epoch {self._epoch_done}/{self._epochs}: loss {line['train_loss']:.3f}, "
+                f"top-1 {100 * line['train_top1']:.1f} %{checked}; {self._left(0)} left of the run"
+            )
 
     def _show(self, epoch: int, rate: float, loss: float, top1: float) -> None:
         text = f"epoch {epoch}/{self._epochs} {rate:.0f} pictures/s loss {loss:.3f} top-1 {100 * top1:.1f} %"
-        self._bar.update(self._task, numbers=text + self._numbers)
+        within = self._walked % self._steps / self._steps if epoch > self._epoch_done else 0.0
+        self._bar.update(self._task, numbers=text + self._numbers, left=self._left(within))
+
+    def _left(self, within: float) -> str:
+        """The time to the end of the run; ``within``: the share of an epoch that is done of the present one."""
+        took = time.perf_counter() - self._began
+        seen = took * self._steps / self._walked if self._walked >= self._steps else None
+        left = self._whole.left(self._name, self._epochs - self._epoch_done - within, seen)
+        if left is None:
+            return "-:--:--"
+        minutes, seconds = divmod(round(left), 60)
+        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 def summary_table(stages: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -120,6 +120,7 @@ class StageRun:
         self.steps = setting.training.steps(recipe.batch_size)
         self.confidence = Confidence(len(setting.training.pictures), len(setting.info.class_names))
         self.best: tuple[float, float] | None = None
+        self.best_epoch, self.stopped = 0, False
         self.saved_at, self.save_seconds = float("-inf"), 0.0
 
     def begin(self) -> None:
@@ -147,6 +148,7 @@ class StageRun:
         if (found := read_state(self.setting.folder, self.log.say)) is None:
             return False
         path, tensors, state = found
+        self.stopped = bool(state.pop("stopped", False))
         if state.keys() != {*vars(self.progress), "scale_factors"}:
             raise InputError(
                 f"{path} was written by another version of gsb-vit; start a new run, or resume it with that"
@@ -169,12 +171,13 @@ class StageRun:
         if best.is_file():
             provenance = read_stage_file(best)[1]["provenance"]
             self.best = (provenance["validation_top1"], -provenance["validation_loss"])
+            self.best_epoch = provenance["epoch"]
         return True
 
     def run(self) -> None:
-        """Train from the current epoch to the last, then load the chosen weights."""
+        """Train from the current epoch to the last, or to where patience ends; then load the chosen weights."""
         setting, accelerator = self.setting, self.accelerator
-        if self.progress.epoch >= setting.recipe.epochs:
+        if self.stopped or self.progress.epoch >= setting.recipe.epochs:
             if (
                 accelerator.is_main_process and not (setting.folder / CONFIDENCE).is_file()
             ):  # killed before it was there
@@ -195,8 +198,24 @@ class StageRun:
                     self.log.say(f"{setting.name}, epoch {epoch + 1}: {news}")
                 if (epoch + 1) % setting.validate_every == 0 or epoch + 1 == setting.recipe.epochs:
                     record |= self._validate(epoch)
+                    self.stopped = self._out_of_patience(epoch)
                 self._finish_epoch(epoch, record, time.perf_counter() - started, bar)
+                if self.stopped:
+                    break
+        if self.stopped:
+            self.log.say(
+                f"{setting.name}: no epoch was better than {self.best_epoch} in {setting.recipe.patience}; "
+                f"stopped after epoch {self.progress.epoch} of {setting.recipe.epochs}"
+            )
         self._load_chosen()
+
+    def _out_of_patience(self, epoch: int) -> bool:
+        """Whether no epoch was the best for so long that the stage ends before its last epoch.
+
+        It follows from the epochs alone: a run that was resumed stops where one that was never stopped does.
+        """
+        patience, done = self.setting.recipe.patience, epoch + 1
+        return 0 < patience <= done - self.best_epoch and self.best is not None and done < self.setting.recipe.epochs
 
     def _epoch(self, task: nn.Module, optimizer: Any, epoch: int, bar: Any) -> dict[str, float]:
         setting, accelerator = self.setting, self.accelerator
@@ -265,21 +284,22 @@ class StageRun:
         logits = model_logits(self.averaged, setting.validation, self.accelerator)
         top1, loss = validation_score(logits, setting.validation_labels)
         if setting.recipe.select == "best" and (self.best is None or (top1, -loss) > self.best):
-            self.best = (top1, -loss)
+            self.best, self.best_epoch = (top1, -loss), epoch + 1
             self._save_model(BEST, epoch, validation_top1=top1, validation_loss=loss)
         return {"validation_top1": top1, "validation_loss": loss}
 
     def _finish_epoch(self, epoch: int, record: dict[str, float], seconds: float, bar: Any) -> None:
         """Log, then save: a kill between the two leaves lines that resuming cuts off again.
 
-        The last epoch is saved, and every other unless that would take more than ``SAVING_SHARE`` of the time.
+        The last epoch, be it that of patience, is saved, and every other unless that would take more than
+        ``SAVING_SHARE`` of the time.
         """
         self.progress = Progress(epoch + 1, 0, self.progress.seconds + seconds)
         line = {"stage": self.setting.name, "epoch": epoch + 1, **record, "seconds": self.progress.seconds}
         self.log.epoch(line, bar)
         self.progress.log_bytes = self.log.position()
         started = time.perf_counter()
-        last = epoch + 1 == self.setting.recipe.epochs
+        last = self.stopped or epoch + 1 == self.setting.recipe.epochs
         if last or self.save_seconds <= SAVING_SHARE * (started - self.saved_at):
             self._save(epoch)
             self.saved_at = time.perf_counter()
@@ -295,9 +315,10 @@ class StageRun:
                 tensors |= {f"average.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
             tensors |= {**optimizer_tensors(self.optimizer), **self.confidence.tensors()}
             state = {**vars(self.progress), "scale_factors": self.factors}
+            state |= {"stopped": True} if self.stopped else {}
             keep_previous(self.setting.folder)
             write_tensors(self.setting.folder / STATE, tensors, state)
-            if epoch + 1 == self.setting.recipe.epochs:
+            if self.stopped or epoch + 1 == self.setting.recipe.epochs:
                 self.confidence.write(self.setting.folder)
 
     def _save_model(self, name: str, epoch: int, **extra: float) -> None:

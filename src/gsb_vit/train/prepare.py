@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,15 +21,29 @@ from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.data.splits import DataSplits, read_raw, split_raw
 from gsb_vit.data.stored_split import Drawn, draw_split, find_split, read_split
 from gsb_vit.errors import InputError
-from gsb_vit.files import locked, remove_leftovers
+from gsb_vit.files import locked, remove_leftovers, write_json
 from gsb_vit.models.build import build_model
 from gsb_vit.models.packable import obstacles
 from gsb_vit.models.trained import find_model, load_model, read_tensors
 
 from .checkpoint import is_finished
-from .folder import RUN_FILE, check_folder, create_folder, prepare_folder, read_run
+from .folder import RECIPE_FILE, RUN_FILE, check_folder, create_folder, prepare_folder, read_run
 from .recipe import STAGES, Recipe, StageRecipe
+from .recipe_io import load_recipe
 from .teacher import load_teacher, require_teacher
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A recipe that was chosen for data, what to say of it, and what run.json keeps as ``plan``."""
+
+    recipe: Recipe
+    lines: tuple[str, ...] = ()
+    planned: dict[str, Any] | None = None
+
+
+# Recipe asked for, data, accelerator, seconds to decode a picture, folder of the run → what is trained.
+Choose = Callable[[Recipe, Drawn, Accelerator, float, Path], Chosen]
 
 
 @dataclass(frozen=True)
@@ -40,12 +56,14 @@ class Request:
     resume: bool = False
     skip_bad: bool = False
     allow_missing: bool = False
+    choose: Choose | None = None
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The split that a run trains on, lines for the user, and whether the last student can be packed."""
+    """The recipe and split of a run, lines for the user, and whether the last student can be packed."""
 
+    recipe: Recipe
     drawn: Drawn
     lines: tuple[str, ...] = ()
     packable: bool = True
@@ -62,7 +80,7 @@ def prepare(request: Request, accelerator: Accelerator, console: Console, stack:
     """
     raw = None
     if accelerator.is_main_process:
-        prepared = _prepare_main(request, console, stack)
+        prepared = _prepare_main(request, accelerator, console, stack)
     else:
         raw = read_raw(request.data_spec)
     accelerator.wait_for_everyone()
@@ -71,10 +89,13 @@ def prepare(request: Request, accelerator: Accelerator, console: Console, stack:
     stored = read_split(request.folder)
     if stored is None:
         raise InputError(f"{request.folder} is not shared by all processes; give a folder that all of them see")
-    return Prepared(find_split(request.data_spec, raw, stored, allow_missing=request.allow_missing))
+    recipe = load_recipe(request.folder / RECIPE_FILE) if request.choose is not None else request.recipe
+    return Prepared(recipe, find_split(request.data_spec, raw, stored, allow_missing=request.allow_missing))
 
 
-def _prepare_main(request: Request, console: Console, stack: contextlib.ExitStack) -> Prepared:
+def _prepare_main(
+    request: Request, accelerator: Accelerator, console: Console, stack: contextlib.ExitStack
+) -> Prepared:
     recipe, spec, folder = request.recipe, request.data_spec, request.folder
     held = False
     if (folder / RUN_FILE).is_file():
@@ -89,8 +110,14 @@ def _prepare_main(request: Request, console: Console, stack: contextlib.ExitStac
     rough = split_raw(spec, raw, recipe.data) if stored is None else drawn.data
     require_validation(recipe, rough)
     unpackable = require_models(recipe, rough, folder)
+    chosen = None
     if stored is None:
-        drawn = _draw(request, raw, console)
+        drawn, decode = _draw(request, raw, console)
+        if request.choose is not None:
+            with console.status("timing some steps of every stage"):
+                chosen = request.choose(recipe, drawn, accelerator, decode, folder)
+            recipe = chosen.recipe
+            unpackable = require_models(recipe, drawn.data, folder)
         require_validation(recipe, drawn.data)
         _require_the_split_of_its_models(folder, drawn)
     if not held:
@@ -100,12 +127,15 @@ def _prepare_main(request: Request, console: Console, stack: contextlib.ExitStac
     remove_leftovers(folder)
     drawn.stored.write(folder)
     prepare_folder(folder, recipe, spec, resume=True)
+    if chosen is not None and chosen.planned is not None:
+        write_json(folder / RUN_FILE, {**read_run(folder), "plan": chosen.planned})
     if raw.contents is not None:
         lines.append(raw.contents.summary())
     lines += drawn.lines
+    lines += chosen.lines if chosen is not None else ()
     if unpackable:
         lines.append(f"stage 2 will train and evaluate, but `gsb-vit export` will refuse it: {unpackable}")
-    return Prepared(drawn, tuple(lines), not unpackable)
+    return Prepared(recipe, drawn, tuple(lines), not unpackable)
 
 
 def _moved(folder: Path, spec: str) -> list[str]:
@@ -116,17 +146,21 @@ def _moved(folder: Path, spec: str) -> list[str]:
     return [f"the run began with {before}; its pictures are found in {spec} by their digests"]
 
 
-def _draw(request: Request, raw: RawData, console: Console) -> Drawn:
-    """The split, drawn now; a bar tells how many pictures have been decoded."""
+def _draw(request: Request, raw: RawData, console: Console) -> tuple[Drawn, float]:
+    """The split, drawn now, and the seconds a picture took; a bar tells how many pictures have been decoded."""
     columns = (TextColumn("pictures verified"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+    looked_at, started = 0, time.perf_counter()
     with Progress(*columns, console=console, transient=True) as bar:
 
         def watch(count: int) -> Callable[[], None]:
+            nonlocal looked_at
+            looked_at += count
             task = bar.add_task("", total=count)
             return lambda: bar.advance(task)
 
         taught, data = seen_by_teacher(request.recipe.teacher.source), request.recipe.data
-        return draw_split(request.data_spec, raw, data, skip_bad=request.skip_bad, taught=taught, watch=watch)
+        drawn = draw_split(request.data_spec, raw, data, skip_bad=request.skip_bad, taught=taught, watch=watch)
+    return drawn, (time.perf_counter() - started) / max(looked_at, 1)
 
 
 def seen_by_teacher(source: str) -> frozenset[str]:

@@ -97,6 +97,8 @@ class StageRecipe:
     parameter by about the learning rate whatever its size, which throws a scale of 0.003 across zero in one step. With
     ``ema_decay`` d > 0 the stage's model is the running average of the weights, w ← d·w + (1 - d)·(weights after each
     step).
+    ``patience`` > 0 ends the stage when for so many epochs none was better on the validation pictures. The learning
+    rate is then not at its end, where it brings most: give at least a third of the epochs.
     ``mixup`` and ``cutmix`` > 0 mix pairs of training pictures and their labels with a weight from Beta(a, a): whole
     pictures (https://arxiv.org/abs/1710.09412; a = 1 is uniform) or a box of one (https://arxiv.org/abs/1905.04899),
     one of the two at random where both are given. The teacher sees the mixed picture, too.
@@ -117,6 +119,7 @@ class StageRecipe:
     ema_decay: float = 0.0
     scale_learning_rate: Literal["relative", "absolute"] = "relative"
     select: Literal["best", "last"] = "best"
+    patience: int = 0
     initialize: Literal["previous", "teacher", "twin", "fresh"] = "previous"
     quantization: Quantization = field(default_factory=Quantization)
 

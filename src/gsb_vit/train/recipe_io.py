@@ -121,6 +121,9 @@ def check_recipe(recipe: Recipe) -> None:
         require(stage.cutmix >= 0, f"{name}.cutmix", stage.cutmix, "0 (off) or larger")
         require(0 <= stage.ema_decay < 1, f"{name}.ema_decay", stage.ema_decay, "from 0 to below 1")
         require(stage.warmup_epochs >= 0, f"{name}.warmup_epochs", stage.warmup_epochs, "at least 0")
+        require(stage.patience >= 0, f"{name}.patience", stage.patience, "0 (off) or larger")
+        if stage.patience and stage.select != "best":
+            raise InputError(f'{name}.patience needs {name}.select = "best", not {stage.select!r}; drop one')
     if not any(getattr(recipe, name).epochs for name in STAGES):
         raise InputError("teacher.epochs, stage1.epochs and stage2.epochs are all 0; give at least one stage an epoch")
     check_teaching(recipe)

@@ -36,11 +36,11 @@ from .batches import EvaluationPictures, TrainingPictures
 from .checkpoint import is_finished, read_stage_file, start_from
 from .evaluate import model_logits
 from .folder import RUN_FILE, read_run, require_threads, run_threads
-from .log import RunLog, summary_table
+from .log import RunLog, RunTime, summary_table
 from .loop import StageRun, StageSetting
 from .precision import emulates_bfloat16
-from .prepare import Request, prepare, preprocessing_of
-from .recipe import SEED_NUMBERS, Recipe, StageRecipe, TwinRecipe
+from .prepare import Choose, Request, prepare, preprocessing_of
+from .recipe import SEED_NUMBERS, STAGES, Recipe, StageRecipe, TwinRecipe
 from .results import calibration_of, show_results
 from .seeds import seed_everything
 from .teacher import Teacher, build_teacher, load_teacher
@@ -77,6 +77,7 @@ def train(
     resume: bool = False,
     skip_bad: bool = False,
     allow_missing: bool = False,
+    choose: Choose | None = None,
     console: Console | None = None,
 ) -> RunSummary:
     """Train a teacher and a one-bit student as the recipe says, test every stage's chosen model, write the run folder.
@@ -85,14 +86,15 @@ def train(
     at its last saved epoch; on a CPU it ends with the weights of a run that was never stopped. The split of the data is
     kept in ``out`` and held to, wherever the pictures lie now: those that came later are ignored, those that are gone
     stop it unless ``allow_missing``. All pictures are decoded before anything trains; ``skip_bad`` leaves out those
-    that cannot be, and ``split.json`` and ``summary.json`` name them.
+    that cannot be, and ``split.json`` and ``summary.json`` name them. A new run's recipe is what ``choose`` makes of
+    ``recipe`` when the data is known (:class:`gsb_vit.train.plan.Planner`).
 
     Raises:
         InputError: data or recipe cannot be used; ``out`` is not empty and ``resume`` is off, or holds another recipe,
             is held by another process, or cannot be written to while the run goes on.
         TrainingError: the loss or a parameter is not finite.
     """
-    request = Request(recipe, data_spec, Path(out), resume, skip_bad, allow_missing)
+    request = Request(recipe, data_spec, Path(out), resume, skip_bad, allow_missing, choose)
     with contextlib.ExitStack() as stack, _naming_the_disk(request.folder):
         return _train(request, console or plain_console(), stack)
 
@@ -118,8 +120,10 @@ def _train(request: Request, console: Console, stack: contextlib.ExitStack) -> R
     AcceleratorState._reset_state()  # accelerate keeps the precision of a process's first run for good
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
     prepared = prepare(request, accelerator, console, stack)
-    data = prepared.drawn.data
-    log = RunLog(folder, console, accelerator.is_main_process)
+    recipe, data = prepared.recipe, prepared.drawn.data
+    planned = read_run(folder).get("plan", {}).get("epoch", {})
+    epochs = {name: getattr(recipe, name).epochs for name in STAGES}
+    log = RunLog(folder, console, accelerator.is_main_process, RunTime(epochs, planned))
     torch.set_num_threads(run_threads(folder, recipe, accelerator))
     for line in (f"run: {folder}", *prepared.lines):
         log.say(line)
@@ -159,6 +163,7 @@ class _Run:
         self.read_as: dict[str, Preprocessing] = {}
         self.log_bytes = 0
         self.seconds: dict[str, float] = {}
+        self.stopped: dict[str, int] = {}
 
     def run(self) -> RunSummary:
         models: dict[str, nn.Module] = {}
@@ -232,6 +237,8 @@ class _Run:
             run.begin()
         run.run()
         self.log_bytes, self.seconds[name] = run.progress.log_bytes, run.progress.seconds
+        if run.stopped:
+            self.stopped[name] = run.progress.epoch
         return model
 
     def _training(self, own: Preprocessing, teacher: Preprocessing) -> TrainingPictures:
@@ -239,7 +246,7 @@ class _Run:
         if (own, teacher) not in self.training:
             limit, device = self.recipe.data.memory_limit_mb, self.accelerator.device
             self.training[own, teacher] = TrainingPictures(
-                self.data.train, own, self.recipe.augment, limit, device, teacher
+                self.data.train, own, self.recipe.augment, limit, device, teacher, self.stored.balance == "sampling"
             )
         return self.training[own, teacher]
 
@@ -295,6 +302,8 @@ class _Run:
                 "validation_top1": provenance.get("validation_top1"),
                 "seconds": self.seconds[name],
             }
+            if name in self.stopped:
+                stages[name]["stopped_after"] = self.stopped[name]
         confusion = confusion_matrix(logits.argmax(1), labels, len(self.data.class_names))
         decision, measured = calibration_of(self._validation_logits(final, model), (logits, labels))
         summary = RunSummary(self.folder, final, stages)

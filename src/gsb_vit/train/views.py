@@ -128,7 +128,7 @@ class CachedViews:
     def plan(self, view: int) -> Plan:
         """What is drawn for a view; the generators of the process are left alone."""
         seed = (*self.seed, view)
-        order = np.random.default_rng(seed).permutation(len(self.training.pictures))
+        order = self.training.order(np.random.default_rng(seed))
         with seeded_generators(seed):
             draws = torch.rand(len(order), DRAWS)
             pairs = len(order) // 2
@@ -218,6 +218,7 @@ def views_key(training: TrainingPictures, mixes: Sequence[float], teacher: nn.Mo
     digest.update("\n".join(digests(training.pictures.sources)).encode())
     digest.update(training.pictures.labels.tobytes())
     digest.update(repr([training.preprocessing, training.teacher, training.recipe, list(mixes), seed]).encode())
+    digest.update(b"balanced" if training.balanced else b"")
     for name, tensor in teacher.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -2,7 +2,9 @@
 import { readFileSync, writeFileSync } from "node:fs";
 
 const job = JSON.parse(readFileSync(process.argv[2], "utf8"));
-const { Model, ModelError } = await import(`file://${job.app}/engine.js`);
+// Node 18 takes a .js file for CommonJS where no package.json says otherwise.
+const engine = readFileSync(`${job.app}/engine.js`).toString("base64");
+const { Model, ModelError } = await import(`data:text/javascript;base64,${engine}`);
 const read = (path) => new Uint8Array(readFileSync(path));
 
 /** The text of a refusal, or null. */

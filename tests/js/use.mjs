@@ -1,5 +1,6 @@
 // What tests/js/test_package.py asks of the installed package: node use.mjs JOB.json → JSON. It lies in the project.
 import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
 import { load, Model, ModelError } from "gsb-vit";
 
@@ -44,7 +45,7 @@ const tasks = {
       http: [job.http],
       module: [bytes, { wasm }],
       wasm: [bytes, { wasm: job.wasm }],
-      inside: [bytes, { wasm: new URL(import.meta.resolve("gsb-vit/gsb_vit.wasm")) }],
+      inside: [bytes, { wasm: createRequire(import.meta.url).resolve("gsb-vit/gsb_vit.wasm") }],
     };
     const found = {};
     for (const [name, way] of Object.entries(ways)) {

@@ -86,7 +86,7 @@ def install(work, root, wheel):
     """Install the wheel under the emulator; return the command that runs gsb-vit there."""
     python = ["qemu-aarch64", "-L", root, root / "usr/bin/python3.11"]
     wheels, target = work / "wheels", work / "site"
-    tags = [f"--platform=manylinux_{tag}_aarch64" for tag in ("2_17", "2_27", "2_28")]
+    tags = [f"--platform={tag}_aarch64" for tag in ("linux", "manylinux_2_17", "manylinux_2_27", "manylinux_2_28")]
     ask = [sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", "--python-version=3.11", *tags]
     run(*ask, "-d", wheels, "pip", wheel, "--find-links", work / "out")
     pip = next(wheels.glob("pip-*.whl"))

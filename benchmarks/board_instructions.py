@@ -3,69 +3,55 @@
     python benchmarks/board_instructions.py --write src/gsb_vit/bench/counted.json [--only aarch64] [--json]
 
 Needs build/classify-NAME/gsb-vit-classify for each processor (docs/devices.md tells how to build them), qemu-user with
-plugins, a C compiler, and scipy. Random models of many shapes name three pictures, and two; the difference is what one
-costs. Costs a unit of each kind of work are fitted by least squares of the relative errors, none below zero. The models
-of HELD_OUT are not fitted: they tell how far an estimate is off.
+plugins, a C compiler, and gsb-vit[train]. Untrained models of many shapes, their scales set on smooth random pictures,
+name three pictures, and two; the difference is what one costs. What a unit of each kind of work costs is fitted by least
+squares of the relative errors, none below zero. Further models are not fitted: they tell how far an estimate is off.
 """
 
 import argparse
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from gsb_vit.bench.instructions import work
+from gsb_vit.data.synthetic import smooth_pictures
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "helpers"))
-
-from random_packed import random_pictures, write_random_packed  # noqa: E402
-
-from gsb_vit.bench.instructions import work  # noqa: E402
 
 EMULATORS = {"aarch64": "qemu-aarch64", "armv7": "qemu-arm", "riscv64": "qemu-riscv64"}
 KERNELS = {"aarch64": "NEON kernels", "armv7": "portable kernels", "riscv64": "portable kernels"}
 
 
-def shape(side, patch, width, depth, heads, hidden, classes=10, **more):
-    """Return the arguments of a random model."""
-    return dict(
-        image_size=side, patch_size=patch, embed_dim=width, depth=depth, num_heads=heads, mlp_hidden=hidden,
-        num_classes=classes, **more,
-    )  # fmt: skip
+def shapes(count, seed):
+    """Return (arguments of the architecture, classes, thresholds, bias) of so many models, drawn by a seed."""
+    rng = np.random.default_rng(seed)
+    found = []
+    while len(found) < count:
+        heads, depth = int(rng.integers(1, 7)), int(rng.integers(1, 5))
+        width = heads * int(rng.choice([16, 24, 32, 48, 64, 64, 96]))
+        patch = int(rng.choice([4, 8, 8, 16]))
+        side = patch * int(rng.integers(3, 15))
+        ratio, tokens = int(rng.choice([1, 2, 3, 4, 4])), (side // patch) ** 2
+        if width > 384 or tokens * width * (4 * width + 2 * ratio * width + tokens) * depth > MOST_PRODUCTS:
+            continue
+        given = dict(img_size=side, patch_size=patch, embed_dim=width, depth=depth, num_heads=heads, mlp_ratio=ratio)
+        if rng.random() < 0.4:
+            channels = rng.choice([16, 24, 32, 48, 64], int(np.log2(patch)) - 1)
+            given["tokenizer_channels"] = sorted(int(one) for one in channels)
+        if rng.random() < 0.5:
+            given["global_pool"] = "avg"
+        classes, groups = int(rng.choice([10, 20, 100, 1000])), int(rng.integers(3))
+        found.append((given, classes, [(), (0.7, 0.9), (0.7, 0.9)][groups], str(rng.choice(BIASES))))
+    return found
 
 
-FITTED = [
-    shape(16, 4, 32, 1, 1, 64),
-    shape(16, 2, 64, 2, 2, 128),
-    shape(16, 4, 48, 4, 3, 192),
-    shape(32, 4, 64, 1, 1, 256),
-    shape(32, 4, 96, 4, 3, 384, 100),
-    shape(32, 8, 192, 2, 3, 768),
-    shape(32, 16, 128, 6, 2, 512, 1000),
-    shape(48, 6, 96, 2, 2, 384, 20, attention_thresholds=(), value_thresholds=()),
-    shape(64, 8, 128, 2, 4, 512, 102),
-    shape(64, 8, 192, 4, 3, 768, 102),
-    shape(64, 4, 64, 1, 1, 128),
-    shape(64, 8, 192, 2, 6, 384, 102, attention_thresholds=(), value_thresholds=()),
-    shape(96, 8, 128, 1, 2, 512),
-    shape(64, 8, 192, 2, 3, 768, 102, tokenizer_channels=(24, 48), global_pool="avg", prefix_tokens=0),
-    shape(32, 4, 96, 2, 3, 384, 10, tokenizer_channels=(32,), global_pool="avg", prefix_tokens=0),
-    shape(64, 16, 128, 1, 2, 256, 10, tokenizer_channels=(16, 32, 64), global_pool="avg", prefix_tokens=0),
-    shape(128, 16, 192, 2, 3, 768, 1000),
-    shape(224, 16, 192, 1, 3, 768, 1000),
-    shape(224, 32, 384, 1, 6, 1536, 1000),
-]
-HELD_OUT = [
-    shape(32, 8, 64, 3, 2, 256, 10),
-    shape(64, 8, 256, 3, 4, 1024, 102),
-    shape(64, 8, 192, 6, 3, 768, 20),
-    shape(48, 8, 96, 3, 3, 288, 20, tokenizer_channels=(24, 48), global_pool="avg", prefix_tokens=0),
-    shape(96, 16, 160, 4, 2, 640, 500),
-    shape(160, 16, 384, 1, 6, 1536, 1000),
-]
+BIASES = ("relative", "relative", "full", "none")
+MOST_PRODUCTS = 1e9
+FITTED, HELD_OUT = (50, 1), (15, 2)  # how many models, and their seed
 
 
 class Counter:
@@ -86,11 +72,30 @@ class Counter:
     def count(self, shape):
         """Return the architecture and the instructions of one of its pictures."""
         model, picture = self._folder / "model.safetensors", self._folder / "picture.ppm"
-        packed = write_random_packed(model, seed=1, **shape)
-        height, width = packed.architecture.image_size
-        pixels = random_pictures(packed.architecture, 1, seed=1)[0]
-        picture.write_bytes(f"P6 {width} {height} 255\n".encode() + pixels.tobytes())
-        return packed.architecture, self._run(model, [picture] * 3) - self._run(model, [picture] * 2)
+        a = pack(model, *shape)
+        (pixels,) = smooth_pictures(1, a.image_size)
+        picture.write_bytes(f"P6 {a.image_size[1]} {a.image_size[0]} 255\n".encode() + pixels.tobytes())
+        return a, self._run(model, [picture] * 3) - self._run(model, [picture] * 2)
+
+
+def pack(path, given, classes, thresholds, bias):
+    """Write an untrained model whose scales were set on smooth random pictures; return its architecture."""
+    import torch
+
+    from gsb_vit.data.preprocess import Preprocessing
+    from gsb_vit.export.pack import export_model
+    from gsb_vit.models.binarize import initialize_scales
+    from gsb_vit.models.build import build_model
+    from gsb_vit.models.pixel_inputs import normalize
+    from gsb_vit.quantization import Quantization
+
+    torch.manual_seed(0)
+    quantization = Quantization(attention_thresholds=thresholds, value_thresholds=thresholds, attention_bias=bias)
+    model = build_model("gsb_vit_tiny_patch16_224", given, classes, quantization).eval()
+    preprocessing = Preprocessing(size=(given["img_size"],) * 2)
+    initialize_scales(model, normalize(smooth_pictures(4, preprocessing.size), preprocessing))
+    names = [f"class {index}" for index in range(classes)]
+    return export_model(model, path, class_names=names, preprocessing=preprocessing).architecture
 
 
 def fit(rows):
@@ -113,7 +118,7 @@ def measure(name):
     """Return what counted.json holds of one processor, and all errors."""
     with tempfile.TemporaryDirectory() as folder:
         counter = Counter(name, folder)
-        fitted, held_out = ([counter.count(shape) for shape in shapes] for shapes in (FITTED, HELD_OUT))
+        fitted, held_out = ([counter.count(shape) for shape in shapes(*those)] for those in (FITTED, HELD_OUT))
         costs = fit(fitted)
         off = errors(held_out, costs)
         row = {

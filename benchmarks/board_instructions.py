@@ -4,8 +4,8 @@
 
 Needs build/classify-NAME/gsb-vit-classify for each processor (docs/devices.md tells how to build them), qemu-user with
 plugins, a C compiler, and gsb-vit[train]. Untrained models of many shapes, their scales set on smooth random pictures,
-name three pictures, and two; the difference is what one costs. What a unit of each kind of work costs is fitted by least
-squares of the relative errors, none below zero. Further models are not fitted: they tell how far an estimate is off.
+name three pictures, and two; the difference is what one costs. What a unit of each kind of work costs is fitted by
+least squares of the relative errors, none below zero. Others are not fitted: they tell how far estimates are off.
 """
 
 import argparse

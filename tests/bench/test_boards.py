@@ -94,14 +94,13 @@ def test_counts_are_there_for_every_kind_of_work(build):
     found = counted(build)
     assert list(found.per_unit) == list(work(shape_of(**TINY)))
     assert min(found.per_unit.values()) >= 0 < found.per_unit["linear_words"]
-    assert 0 < found.largest_error < 0.25
-    assert f"off by at most {100 * found.largest_error:.0f} %" in found.how
+    assert 0 < found.largest_error < 0.3
+    assert f"off by at most {found.largest_error:.0%}" in found.how
 
 
 @pytest.mark.parametrize("build", BUILDS)
 def test_an_estimate_is_what_qemu_counts(build, tmp_path):
     """Of a model that was not fitted; on the program of the preset, where it was built."""
-    pytest.importorskip("timm")
     spec = importlib.util.spec_from_file_location("board_instructions", ROOT / "benchmarks" / "board_instructions.py")
     script = importlib.util.module_from_spec(spec)
     sys.modules["board_instructions"] = script

@@ -86,7 +86,7 @@ def install(work, root, wheel):
     """Install the wheel under the emulator; return the command that runs gsb-vit there."""
     python = ["qemu-aarch64", "-L", root, root / "usr/bin/python3.11"]
     wheels, target = work / "wheels", work / "site"
-    tags = [f"--platform=manylinux_{tag}_aarch64" for tag in ("2_17", "2_27", "2_28")]
+    tags = [f"--platform={tag}_aarch64" for tag in ("linux", "manylinux_2_17", "manylinux_2_27", "manylinux_2_28")]
     ask = [sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", "--python-version=3.11", *tags]
     run(*ask, "-d", wheels, "pip", wheel, "--find-links", work / "out")
     pip = next(wheels.glob("pip-*.whl"))
@@ -96,13 +96,23 @@ def install(work, root, wheel):
     return [*python, "-m", "gsb_vit.cli"], {**os.environ, "PYTHONPATH": str(target)}
 
 
+LOGITS = """
+import sys, gsb_vit
+model = gsb_vit.load(sys.argv[1])
+for path in sys.argv[2:]:
+    print(model.logits(model.prepare(path)[None]).tobytes().hex())
+"""
+
+
 def compare(command, environment, work):
-    """Ask both machines about the same pictures, all shapes of models; return how many answers agreed."""
+    """Ask both machines about the same pictures, all shapes of models; return how many answers agreed.
+
+    Logits are equal to the last bit. Probabilities are NumPy's exponentials, which differ between processors in theirs.
+    """
     from PIL import Image
     from random_packed import SHAPES, random_pictures, write_random_packed
 
-    here = [sys.executable, "-m", "gsb_vit.cli"]
-    own = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    here = [sys.executable, "-m", "gsb_vit.cli"], {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     agreed = 0
     for name, shape in SHAPES.items():
         model = work / "questions" / name / "model.safetensors"
@@ -111,10 +121,13 @@ def compare(command, environment, work):
         paths = [model.with_name(file) for file in ("a.jpg", "b.png")]
         for path, pixels in zip(paths, random_pictures(packed.architecture, 2, seed=1), strict=True):
             Image.fromarray(pixels).resize((97, 71)).save(path)
-        question = ["predict", model, *paths, "--format", "json"]
-        answers = [json.loads(run(*each, *question, env=env)) for each, env in ((here, own), (command, environment))]
-        if answers[0] != answers[1]:
-            raise SystemExit(f"{name}: {answers[0]} here, {answers[1]} there")
+        logits, answers = [], []
+        for program, own in (here, (command, environment)):
+            logits.append(run(*program[:-2], "-c", LOGITS, model, *paths, env=own))
+            said = json.loads(run(*program, "predict", model, *paths, "--format", "json", env=own))
+            answers.append([[(p["class"], round(p["probability"], 12)) for p in one["predictions"]] for one in said])
+        if logits[0] != logits[1] or answers[0] != answers[1]:
+            raise SystemExit(f"{name}: {logits[0]} {answers[0]} here, {logits[1]} {answers[1]} there")
         agreed += len(paths)
     return agreed
 

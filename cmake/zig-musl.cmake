@@ -22,7 +22,8 @@ endif()
 string(REGEX MATCH "^[^-]+" processor ${GSB_VIT_ZIG_TARGET})
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR ${processor})
-set(target -target ${GSB_VIT_ZIG_TARGET})
+# -O3 also where CMake only asks what compiler this is: zig builds a C library for each way to optimize.
+set(target -target ${GSB_VIT_ZIG_TARGET} -O3)
 if(GSB_VIT_ZIG_CPU)
   list(APPEND target -mcpu=${GSB_VIT_ZIG_CPU})
 endif()
@@ -36,7 +37,7 @@ foreach(language C CXX)
   set(CMAKE_${language}_ARCHIVE_APPEND "<CMAKE_AR> ar q <TARGET> <LINK_FLAGS> <OBJECTS>")
   set(CMAKE_${language}_ARCHIVE_FINISH "<CMAKE_RANLIB> ranlib <TARGET>")
 endforeach()
-# Nothing is linked to try the compiler: zig would build its C++ library for that, and once more for the program.
+# Nothing is linked to try the compiler.
 set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
 set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)

@@ -18,37 +18,47 @@ from gsb_vit.runtime.schema import Architecture
 def work(a: Architecture) -> dict[str, float]:
     """Return what a forward pass does, by kind of work, in the units that it grows with.
 
-    Products of bits are counted in words of 64, with rows padded as the kernels pad them.
+    Products of bits are counted in words of 32 bits, rows and channels padded as by ``native/src/weights/shape.h``.
     """
-    tokens, width, hidden, heads = a.num_tokens, a.embed_dim, a.mlp_hidden, a.num_heads
-    head, depth = width // heads, a.depth
-    words, hidden_words, head_words = -(-width // 64), -(-hidden // 64), -(-head // 64)
-    scores = depth * heads * tokens * tokens
+    tokens, heads, depth = a.num_tokens, a.num_heads, a.depth
+    width, hidden = _up(a.embed_dim, 16), _up(a.mlp_hidden, 16)
+    head = _up(a.embed_dim // heads, 32)
+    inner = heads * head
+    wide, deep = -(-a.embed_dim // 32), -(-hidden // 32)
+    linear = 3 * inner * wide + width * inner // 32 + hidden * wide + width * deep
     upper = a.attention_groups * a.value_groups - 1
+    tokenizer = _tokenizer_products(a)
+    patches = 0 if a.channels else 3 * _up(a.patch_height * a.patch_width, 4) * a.num_patches * width
     return {
-        "linear_words": depth * tokens * (4 * width * words + hidden * words + width * hidden_words),
-        "score_words": scores * head_words,
-        "score_entries": scores,
-        "value_words": depth * heads * tokens * head * -(-tokens // 64),
-        "upper_values": depth * tokens * width * upper,
-        "token_numbers": depth * tokens * width,
-        "hidden_numbers": depth * tokens * hidden,
+        "linear_words": depth * tokens * linear,
+        "query_outputs": depth * tokens * 3 * inner,
+        "residual_outputs": depth * tokens * 2 * width,
+        "hidden_outputs": depth * tokens * hidden,
+        "score_words": depth * heads * tokens * tokens * head // 32,
+        "score_entries": depth * heads * tokens * tokens,
+        "value_words": depth * tokens * inner * -(-tokens // 32),
+        "value_outputs": depth * tokens * inner,
+        "value_planes": depth * tokens * inner * a.value_groups,
+        "upper_products": depth * tokens * inner * upper,
         "head_rows": depth * heads * tokens,
-        "byte_products": _byte_products(a),
-        "class_products": len(a.heads) * a.num_classes * width,
+        "patch_products": patches,
+        "tokenizer_products": tokenizer,
+        "class_products": len(a.heads) * a.num_classes * a.embed_dim,
         "pixels": a.image_size[0] * a.image_size[1],
         "pictures": 1,
     }
 
 
-def _byte_products(a: Architecture) -> float:
-    """8-bit multiply-adds of what makes tokens of a picture, each row of a sum padded to four."""
-    if not a.channels:
-        return 3 * -(-a.patch_height * a.patch_width // 4) * 4 * a.num_patches * a.embed_dim
+def _up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def _tokenizer_products(a: Architecture) -> int:
+    """8-bit multiply-adds of the convolutions, each row of a sum padded to four, channels to 16."""
     places, total = a.image_size[0] * a.image_size[1], 0
-    for inputs, outputs in pairwise((3, *a.channels)):
+    for inputs, outputs in pairwise((3, *a.channels) if a.channels else ()):
         places //= 4
-        total += 3 * -(-3 * inputs // 4) * 4 * places * outputs
+        total += 3 * _up(3 * inputs, 4) * places * _up(outputs, 16)
     return total
 
 

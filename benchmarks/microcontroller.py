@@ -139,15 +139,16 @@ def main() -> None:
     if options.json:
         print(json.dumps(rows))
         return
-    print("| model | processor | flash: constants + code | RAM: classify / resize | stack ", end="")
-    print("| resize 160 × 120 | classify | logits |\n|---|---|---|---|---|---|---|---|")
+    print("| model | processor | flash: constants + code | RAM: classify / resize / stack ", end="")
+    print("| resize 160 × 120 | classify |\n|---|---|---|---|---|---|")
     for row in rows:
         print(
             f"| {row['model']} | {row['board']} | {row['constants'] / 1e3:.1f} + {row['code'] / 1e3:.1f} kB "
-            f"| {row['run_bytes'] / 1e3:.1f} / {row['resize_bytes'] / 1e3:.1f} kB | {row['stack']} bytes "
-            f"| {row['prepare_instructions'] / 1e6:.2f} M | {row['instructions'] / 1e6:.1f} M "
-            f"| {'equal' if row['equal'] else 'DIFFER'} |"
+            f"| {row['run_bytes'] / 1e3:.1f} / {row['resize_bytes'] / 1e3:.1f} / {row['stack'] / 1e3:.1f} kB "
+            f"| {row['prepare_instructions'] / 1e6:.2f} M "
+            f"| {row['instructions'] / 1e6:.1f} M{'' if row['equal'] else ', logits DIFFER'} |"
         )
+    print("logits equal in every row" if all(row["equal"] for row in rows) else "logits DIFFER")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,10 @@
 #pragma STDC FP_CONTRACT OFF
 #endif
 
+#if defined(__ARM_FEATURE_MVE)
+#include <arm_mve.h>
+#endif
+
 #define LANES 16 /* of sum16 in docs/numerics.md */
 #define WORDS(bits) (((bits) + 31) / 32)
 #define WIDTH_WORDS WORDS(EMBED_DIM)
@@ -130,9 +134,23 @@ static inline int count_three(uint32_t a, uint32_t b, uint32_t c) {
 #endif
 }
 
+#if defined(__ARM_FEATURE_MVE)
+/* Helium: ones in each byte of four words, added to a count. */
+static inline int add_four(int count, uint32x4_t words) {
+    uint8x16_t x = vreinterpretq_u8_u32(words);
+    x = vsubq_u8(x, vandq_u8(vshrq_n_u8(x, 1), vdupq_n_u8(0x55)));
+    x = vaddq_u8(vandq_u8(x, vdupq_n_u8(0x33)), vandq_u8(vshrq_n_u8(x, 2), vdupq_n_u8(0x33)));
+    x = vandq_u8(vaddq_u8(x, vshrq_n_u8(x, 4)), vdupq_n_u8(0x0F));
+    return (int)vaddvaq_u8((uint32_t)count, x);
+}
+#endif
+
 /* popcount(a ^ b) */
 static inline int count_differences(const uint32_t *a, const uint32_t *b, int words) {
     int count = 0, i = 0;
+#if defined(__ARM_FEATURE_MVE)
+    for (; i + 4 <= words; i += 4) count = add_four(count, veorq_u32(vld1q_u32(a + i), vld1q_u32(b + i)));
+#endif
     for (; i + 3 <= words; i += 3) {
         count += count_three(a[i] ^ b[i], a[i + 1] ^ b[i + 1], a[i + 2] ^ b[i + 2]);
     }
@@ -143,6 +161,9 @@ static inline int count_differences(const uint32_t *a, const uint32_t *b, int wo
 /* popcount(a & b) */
 static inline int count_common(const uint32_t *a, const uint32_t *b, int words) {
     int count = 0, i = 0;
+#if defined(__ARM_FEATURE_MVE)
+    for (; i + 4 <= words; i += 4) count = add_four(count, vandq_u32(vld1q_u32(a + i), vld1q_u32(b + i)));
+#endif
     for (; i + 3 <= words; i += 3) {
         count += count_three(a[i] & b[i], a[i + 1] & b[i + 1], a[i + 2] & b[i + 2]);
     }

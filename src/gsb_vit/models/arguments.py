@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 import timm
+from timm.models import get_pretrained_cfg
 
 from gsb_vit.errors import InputError, shown
 from gsb_vit.limits import RAISE_MEMORY, memory_limit, shown_bytes
@@ -89,7 +90,27 @@ ARGUMENTS: dict[str, _Range | _Choice | _List] = {
     "global_pool": _Choice(("token", "avg")),
     "reg_tokens": _Range(0, 1024),
     "tokenizer_channels": _List(_Range(1, 16384), MOST_CONVOLUTIONS - 1),
+    "shown_size": _Range(1, 8192),
 }
+_TAKE_A_SIZE = ("vit", "deit", "gsb_vit", "beit", "eva", "swin")  # families whose models are built for a picture size
+_TAKEN_BY_ALL = ("drop_rate", "drop_path_rate", "shown_size")  # what models of every other family are asked for
+
+
+def takes_a_size(name: str) -> bool:
+    """Whether a model of timm is built for one picture size, as transformers are; others take pictures of any."""
+    config = get_pretrained_cfg(name)
+    return name.partition(".")[0].startswith(_TAKE_A_SIZE) or (config is not None and bool(config.fixed_input_size))
+
+
+def taken_arguments(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a student's arguments that its architecture takes: of no vision transformer the rates that are not 0.
+
+    Raises InputError for an unknown name, with the nearest.
+    """
+    require_architecture(name)
+    if takes_a_size(name):
+        return dict(args)
+    return {key: value for key, value in args.items() if key in _TAKEN_BY_ALL and value}
 
 
 def require_architecture(name: str) -> None:

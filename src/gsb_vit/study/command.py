@@ -5,24 +5,35 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
+from gsb_vit.bench.compare import TRIES
+from gsb_vit.bench.peers.engines import Engine
+from gsb_vit.bench.peers.prepare import CHECK_PICTURES
+from gsb_vit.bench.peers.timing import measure
+from gsb_vit.bench.peers.worker import Setting
 from gsb_vit.data.splits import load_data
+from gsb_vit.data.stored_split import run_data
+from gsb_vit.data.synthetic import smooth_pictures
 from gsb_vit.errors import InputError
 from gsb_vit.export.pack import export_model
 from gsb_vit.files import locked, read_json, write_atomically, write_json
 from gsb_vit.models.footprint import footprint
 from gsb_vit.models.trained import load_model
 from gsb_vit.terminal import plain_console
+from gsb_vit.train.evaluate import run_data_options
+from gsb_vit.train.folder import read_run
 from gsb_vit.train.prepare import require_models, require_validation
 from gsb_vit.train.recipe_io import toml_value
 
+from .int8 import int8_file, make_int8, require_onnxruntime
 from .jobs import Executor, LocalExecutor, SubmititExecutor, run_jobs
 from .plan import Job, Plan, Study, is_finished, load_study, plan, run_folder
 from .plots import plot_svg
@@ -52,7 +63,8 @@ def run_study(
         executor: ``local``, ``submitit``, or ``submitit:CLUSTER`` (``local``, ``debug``).
         document: a Markdown file whose part between this study's markers becomes the table. All rows are kept beside
             it, in ``NAME.json``, with the plot ``NAME.svg``; what is kept there, of the same recipe, is not run again.
-        latency: time the packed models at the end (one thread, one picture); only what is not timed yet.
+        latency: time the packed models at the end (one thread, one picture); only what is not timed yet. Of a study
+            with ``int8`` the first finished run of every variant, packed or in int8, all in turns and always anew.
         dry_run: check everything and list the runs.
 
     Raises:
@@ -60,6 +72,8 @@ def run_study(
     """
     console = console or plain_console()
     study, out = load_study(file), out.resolve()
+    if study.int8 and not dry_run:
+        require_onnxruntime()
     spec = data or study.data
     if not isinstance(spec, str):
         raise InputError(f"{file} names no data; give it as --data SPEC")
@@ -92,7 +106,11 @@ def run_study(
                 results.finished,
                 torch.cuda.device_count() if executor == "local" else 0,
             )
-        if latency:
+        if study.int8:
+            results.make_int8(console)
+        if latency and study.int8:
+            results.time_in_turns(console)
+        elif latency:
             results.time_packed(console)
         finished = results.write(document)
     console.print(f"{finished} of {len(study.cells)} cells have their rows; {out / 'table.md'}", highlight=False)
@@ -169,6 +187,9 @@ def _check_data(study: Study, spec: str) -> None:
             raise InputError(f"study {study.name}, {cell.name}: {error}") from error
 
 
+_MEASURED = "remove it, and the study measures it again"
+
+
 @dataclass(frozen=True)
 class _Results:
     study: Study
@@ -209,6 +230,63 @@ class _Results:
             write_atomically(document, replace_between_markers(document, self.study.name, text).encode())
         return len(found)
 
+    def make_int8(self, console: Console) -> None:
+        """Make int8 what ended in full precision and is not made so yet."""
+        for job, folder in self._finished():
+            size = read_json(folder / SIZE_FILE, {}, _MEASURED)
+            trained = load_model(folder)
+            if size.get("int8") or trained.info.quantization.activations != "full":
+                continue
+            console.print(f"{job}: int8", highlight=False)
+            data = run_data(folder, read_run(folder)["data"], run_data_options(folder))
+            made = make_int8(trained.model, trained.preprocessing, data.train, data.test, folder)
+            write_json(folder / SIZE_FILE, {**size, "int8": [vars(one) for one in made]})
+
+    def _finished(self) -> Iterator[tuple[str, Path]]:
+        """Names and folders of the students' runs that are finished and measured."""
+        for job in dict.fromkeys(student for student, _ in self.planned.of_cell.values()):
+            folder = run_folder(self.out, job)
+            if (folder / SIZE_FILE).is_file():
+                yield job, folder
+
+    def time_in_turns(self, console: Console) -> None:
+        """Time each variant's first finished run, packed or in each form of int8, all in turns on one thread."""
+        engines: dict[tuple[Path, str], Engine] = {}
+        shapes: set[tuple[int, int]] = set()
+        with tempfile.TemporaryDirectory(prefix="gsb-vit-study-") as temporary:
+            for folder in self._first_runs():
+                size = read_json(folder / SIZE_FILE, {"packed_bytes": (int, type(None))}, _MEASURED)
+                if size["packed_bytes"]:
+                    trained, packed = load_model(folder), Path(temporary) / folder.name
+                    packed.mkdir()
+                    engines[folder, "packed"] = Engine("gsb-vit", "1-bit", _pack(trained, packed))
+                for one in size.get("int8") or []:
+                    path = int8_file(folder, one["form"])
+                    engines[folder, one["form"]] = Engine("onnxruntime", f"int8 {one['form']}", path)
+                shapes.add(load_model(folder).preprocessing.size)
+            if not engines:
+                return
+            if len(shapes) > 1:
+                raise InputError(f"study {self.study.name}: models of pictures {sorted(shapes)} cannot take turns")
+            pictures = Path(temporary) / "pictures.npy"
+            np.save(pictures, smooth_pictures(CHECK_PICTURES, shapes.pop()))
+            console.print(f"timing {len(engines)} models in turns", highlight=False)
+            measured = measure(list(engines.values()), Setting(1, 1, None), pictures, tries=TRIES)
+        for (folder, form), row in zip(engines, measured, strict=True):
+            if row.problem:
+                console.print(f"{folder.name}, {form}: no figure: {row.problem}", highlight=False)
+            _keep_latency(folder, form, {"latency_ms": row.median_ms, "latency_problem": row.problem})
+
+    def _first_runs(self) -> Iterator[Path]:
+        """The first finished run of every variant at every point of the grid."""
+        seen = set()
+        finished = dict(self._finished())
+        for cell in self.study.cells:
+            job, _ = self.planned.of_cell[cell.name]
+            if job in finished and (cell.variant, cell.point) not in seen:
+                seen.add((cell.variant, cell.point))
+                yield finished[job]
+
     def time_packed(self, console: Console) -> None:
         """Time each variant's first finished run that the runtime can run."""
         found = self.collect()
@@ -221,10 +299,21 @@ class _Results:
             if key in seen or not path.is_file():
                 continue
             seen.add(key)
-            size = read_json(path, {"packed_bytes": (int, type(None))}, "remove it, and the study measures it again")
+            size = read_json(path, {"packed_bytes": (int, type(None))}, _MEASURED)
             if size["packed_bytes"]:
                 console.print(f"{job}: timing", highlight=False)
                 write_json(path, {**size, **_latency(folder)})
+
+
+def _keep_latency(folder: Path, form: str, found: Mapping[str, Any]) -> None:
+    """Write what was timed into a run's size file, beside the model of that form."""
+    size = read_json(folder / SIZE_FILE, {}, _MEASURED)
+    if form == "packed":
+        size.update(found)
+    for one in size.get("int8") or []:
+        if one["form"] == form:
+            one.update(found)
+    write_json(folder / SIZE_FILE, size)
 
 
 def measure_size(folder: Path) -> None:

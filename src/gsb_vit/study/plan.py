@@ -14,10 +14,11 @@ from typing import Any
 
 from gsb_vit.errors import InputError
 from gsb_vit.files import as_path, read_text
-from gsb_vit.train.recipe import DistillationRecipe, Recipe, StageRecipe, TwinRecipe
+from gsb_vit.train.recipe import DistillationRecipe, ModelRecipe, Recipe, StageRecipe, TwinRecipe
 from gsb_vit.train.recipe_io import build_recipe, dump_recipe, flatten, load_recipe, overlay, parse_toml, read_values
 
-KEYS = ("title", "data", "recipe", "seeds", "seeded", "reference", "set", "variants", "grid", "plot")
+KEYS = ("title", "data", "recipe", "seeds", "seeded", "reference", "set", "variants", "grid", "plot", "int8")
+INT8 = ("onnxruntime",)
 PLOT_KEYS = ("x", "log")
 NAME = re.compile(r"[A-Za-z0-9_.+-]+")
 
@@ -41,7 +42,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """A grid of cells, the seeds' outermost, and how to show it."""
+    """A grid of cells, the seeds' outermost, and how to show it.
+
+    ``int8`` names the engine that makes the models int8 that end in full precision; None: they stay as they are.
+    """
 
     name: str
     title: str
@@ -52,6 +56,7 @@ class Study:
     reference: str | None
     plot_x: str | None
     plot_log: bool
+    int8: str | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,9 @@ def load_study(path: str | Path) -> Study:
     plot_x = plot.get("x", next(iter(grid), None))
     if plot_x not in (None, "bytes", *grid):
         raise InputError(f'study plot.x = {plot_x!r} must be "bytes" or an axis of [grid]: {", ".join(grid) or "none"}')
+    int8 = values.get("int8")
+    if int8 not in (None, *INT8):
+        raise InputError(f"study int8 = {int8!r} must be {' or '.join(map(repr, INT8))}, or left out")
     return Study(
         name=path.stem,
         title=str(values.get("title", path.stem)),
@@ -138,6 +146,7 @@ def load_study(path: str | Path) -> Study:
         reference=reference,
         plot_x=plot_x,
         plot_log=bool(plot.get("log", False)),
+        int8=int8,
     )
 
 
@@ -200,6 +209,7 @@ def _list(values: Mapping[str, Any], key: str, kind: type, default: list[Any]) -
 def plan(study: Study, out: Path) -> Plan:
     """Divide the cells into jobs: each distinct teacher, each distinct stage 1 under its teacher, then the students.
 
+    What a teacher says of views that are drawn once lies in ``OUT/views``, for all students that read alike.
     A student with a twin of its own trains its stage 1 itself.
 
     What seeds a stage does not depend on the stages before it, so a student that finds its teacher and stage 1 ready
@@ -216,6 +226,8 @@ def plan(study: Study, out: Path) -> Plan:
             needed = teacher = _add(jobs, "teacher", alone, cell.seed, None)
             source = str(run_folder(out, teacher) / "teacher")
             file = dataclasses.replace(recipe.teacher, source=source, weights=None, img_size=None, mean=None, std=None)
+            if file.cache_views and file.views is None:
+                file = dataclasses.replace(file, views=str(out / "views"))
             recipe = dataclasses.replace(recipe, teacher=file)
         if recipe.stage1.epochs and not recipe.twin.epochs:
             alone = _without_stage2(recipe)
@@ -248,9 +260,19 @@ def _trains_teacher(recipe: Recipe) -> bool:
 
 def _teacher_only(recipe: Recipe) -> Recipe:
     """The recipe without students; what only they read is set to the defaults, so that equal teachers are equal."""
-    nothing, teacher = StageRecipe(epochs=0), dataclasses.replace(recipe.teacher, cache_views=0, precision="same")
+    nothing, model = StageRecipe(epochs=0), recipe.model
+    teacher = dataclasses.replace(recipe.teacher, cache_views=0, views=None, precision="same")
+    if teacher.source.startswith("timm:"):
+        size = model.img_size
+        model = ModelRecipe(img_size=size, patch_size=size, drop_path_rate=model.drop_path_rate)
     return dataclasses.replace(
-        recipe, distillation=DistillationRecipe(), teacher=teacher, twin=TwinRecipe(), stage1=nothing, stage2=nothing
+        recipe,
+        model=model,
+        distillation=DistillationRecipe(),
+        teacher=teacher,
+        twin=TwinRecipe(),
+        stage1=nothing,
+        stage2=nothing,
     )
 
 
@@ -273,9 +295,10 @@ def is_finished(job: Job, out: Path) -> bool:
     if not (folder / "recipe.toml").is_file():
         return False
     found = load_recipe(folder / "recipe.toml")
-    if job.recipe.teacher.source != found.teacher.source and Path(found.teacher.source).is_absolute():
-        # The study's folder was moved; what is finished stays so.
-        found = dataclasses.replace(found, teacher=dataclasses.replace(found.teacher, source=job.recipe.teacher.source))
+    for key in ("source", "views"):  # the study's folder was moved: what is finished stays so
+        here, there = getattr(job.recipe.teacher, key), getattr(found.teacher, key)
+        if here != there and here and there and Path(there).is_absolute():
+            found = dataclasses.replace(found, teacher=dataclasses.replace(found.teacher, **{key: here}))
     if found != job.recipe:
         key, old, new = next(_differences(found, job.recipe))
         raise InputError(

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator
 from gsb_vit.bench.palette import SERIES, TEACHER
 
 from .plan import Study
-from .results import Group, Spread, file_bytes
+from .results import Group, Spread, deployed_spread, file_bytes
 
 
 def plot_svg(study: Study, groups: Sequence[Group]) -> str | None:
@@ -22,7 +22,8 @@ def plot_svg(study: Study, groups: Sequence[Group]) -> str | None:
         return None
     with matplotlib.rc_context({"svg.hashsalt": "gsb-vit", "font.size": 9}):
         if study.plot_x == "bytes":
-            figure = _pareto(groups)
+            timed = study.int8 is not None and any("latency_ms" in group.size for group in groups)
+            figure = _pareto(groups, timed)
         elif study.plot_x is not None and all(isinstance(dict(g.point)[study.plot_x], int | float) for g in groups):
             figure = _curves(study, groups)
         else:
@@ -79,28 +80,40 @@ def _curve(axes: Any, x_key: str, points: Sequence[tuple[Group, Spread]], label:
     axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
 
 
-def _pareto(groups: Sequence[Group]) -> Figure:
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots()
-    points = [(size, *_percent(g.metrics[g.final]["top1"]), g) for g in groups if (size := file_bytes(g))]
-    for size, mean, half, group in points:
+def _pareto(groups: Sequence[Group], timed: bool = False) -> Figure:
+    """Accuracy against bytes, and beside it against milliseconds where all engines took turns."""
+    figure = Figure(figsize=(11.0 if timed else 6.4, 4.4 if timed else 4.0), layout="constrained")
+    panels = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
+    sizes = [(size / 1000, g) for g in groups if (size := file_bytes(g))]
+    runs = (
+        "the packed file that the runtime runs"
+        if not timed
+        else "one bit in our runtime; squares: int8 in ONNX Runtime"
+    )
+    _front(panels[0], sizes, f"bytes, thousands (circles: {runs})", with_ms=not timed)
+    panels[0].set_ylabel("test top-1, %")
+    if timed:
+        times = [(g.size["latency_ms"], g) for g in groups if "latency_ms" in g.size]
+        _front(panels[1], times, "ms a picture, one thread, all in turns", with_ms=False)
+    return figure
+
+
+def _front(axes: Any, points: Sequence[tuple[float, Group]], label: str, with_ms: bool) -> None:
+    """Dots of (x, top-1 as deployed), and a line along those that nothing smaller beats."""
+    found = [(x, *_percent(deployed_spread(group)), group) for x, group in points]
+    for x, mean, half, group in found:
         runs = bool(group.size.get("packed_bytes"))
-        axes.errorbar(
-            size / 1000,
-            mean,
-            half,
-            fmt="o" if runs else "s",
-            color=SERIES[0] if runs else TEACHER,
-            capsize=3,
-            markersize=6,
-        )
-        label = group.title + (f"\n{group.size['latency_ms']:.2f} ms" if "latency_ms" in group.size else "")
-        axes.annotate(label, (size / 1000, mean), xytext=(7, 4), textcoords="offset points")
+        colour = SERIES[0] if runs else TEACHER
+        axes.errorbar(x, mean, half, fmt="o" if runs else "s", color=colour, capsize=3, markersize=6)
+        text = group.title
+        if with_ms and "latency_ms" in group.size:
+            text += f"\n{group.size['latency_ms']:.2f} ms"
+        axes.annotate(text, (x, mean), xytext=(7, 4), textcoords="offset points")
     front, best = [], float("-inf")
-    for size, mean, _, _ in sorted(points, key=lambda point: (point[0], -point[1])):
+    for x, mean, _, _ in sorted(found, key=lambda point: (point[0], -point[1])):
         if mean > best:
             best = mean
-            front.append((size / 1000, mean))
+            front.append((x, mean))
     if front:
         axes.plot(*zip(*front, strict=True), color=TEACHER, linewidth=0.8, linestyle=":", zorder=0)
     axes.set_xscale("log")
@@ -108,8 +121,7 @@ def _pareto(groups: Sequence[Group]) -> Figure:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.margins(x=0.2, y=0.15)
-    axes.set(xlabel="bytes, thousands (circles: the packed file that the runtime runs)", ylabel="test top-1, %")
-    return figure
+    axes.set_xlabel(label)
 
 
 def _dots(groups: Sequence[Group]) -> Figure:

@@ -52,7 +52,8 @@ class Group:
     """The seeds of one variant at one point of the grid.
 
     ``metrics`` maps a stage to its test metrics; ``final`` is the last stage. ``gap`` (final - teacher) and ``lead``
-    (final - the study's reference variant's final) are top-1 differences of runs with the same seed.
+    (final - the study's reference variant's final) are top-1 differences of runs with the same seed. ``int8``: top-1 of
+    the models made int8, which then count in ``lead``.
     """
 
     variant: str
@@ -61,6 +62,7 @@ class Group:
     seeds: tuple[int, ...]
     final: str
     metrics: Mapping[str, Mapping[str, Spread]]
+    int8: Spread | None
     gap: Spread | None
     lead: Spread | None
     seconds: float
@@ -87,7 +89,7 @@ def collect(
             runs["teacher"] = (teacher, taught["stages"]["teacher"])
         final = own["final_stage"]
         stages = [stage for stage in STAGES if stage in runs]
-        found[cell.name] = [_row(cell, stage, *runs[stage], stage == final, out, command) for stage in stages]
+        found[cell.name] = [_row(study, cell, stage, *runs[stage], stage == final, out, command) for stage in stages]
     return found
 
 
@@ -97,7 +99,9 @@ def _summary(folder: Path) -> dict[str, Any] | None:
     return read_json(path, kinds, f"remove it, and the study tests {folder.name} again") if path.is_file() else None
 
 
-def _row(cell: Cell, stage: str, run: str, result: Mapping[str, Any], final: bool, out: Path, command: str) -> Row:
+def _row(
+    study: Study, cell: Cell, stage: str, run: str, result: Mapping[str, Any], final: bool, out: Path, command: str
+) -> Row:
     folder = run_folder(out, run)
     made = read_run(folder)
     size_path = folder / SIZE_FILE
@@ -116,6 +120,7 @@ def _row(cell: Cell, stage: str, run: str, result: Mapping[str, Any], final: boo
         "chosen_epoch": result["chosen_epoch"],
         "seconds": round(result["seconds"], 1),
         **{key: size.get(key) for key in ("parameters", "bytes", "packed_bytes", "latency_ms")},
+        **(_int8_of(size) if study.int8 else {}),
         "data": public_spec(made["data"]),
         "run": run,
         "command": command,
@@ -124,6 +129,23 @@ def _row(cell: Cell, stage: str, run: str, result: Mapping[str, Any], final: boo
         "gpu": made.get("machine", {}).get("gpu"),
         "threads": made["threads"],
     }
+
+
+def _int8_of(size: Mapping[str, Any]) -> dict[str, Any]:
+    """The int8 model that counts, of those in a size file: the fastest, before any is timed the most accurate one."""
+    forms = size.get("int8") or []
+    if not forms:
+        return dict.fromkeys(("int8_form", "int8_bytes", "int8_top1"))
+    timed = [one for one in forms if one.get("latency_ms") is not None]
+    best = min(timed, key=lambda one: one["latency_ms"]) if timed else max(forms, key=lambda one: one["top1"])
+    found = {f"int8_{key}": best[key] for key in ("form", "bytes", "top1")}
+    return {**found, "latency_ms": best.get("latency_ms")}
+
+
+def deployed(row: Row) -> float:
+    """Top-1 of what a row's model runs as: its int8 form, where it has one."""
+    int8 = row.get("int8_top1")
+    return float(row["top1"] if int8 is None else int8)
 
 
 def public_spec(spec: str) -> str:
@@ -141,7 +163,7 @@ def aggregate(study: Study, rows: Sequence[Row]) -> list[Group]:
     order: dict[tuple[Any, ...], int] = {}
     for cell in study.cells:
         order.setdefault((cell.point, cell.variant), len(order))
-    finals = {(key, row["seed"]): row["top1"] for key, own in found.items() for row in own if row["final"]}
+    finals = {(key, row["seed"]): deployed(row) for key, own in found.items() for row in own if row["final"]}
     return [_group(study, key, found[key], finals) for key in sorted(found, key=lambda key: order[key])]
 
 
@@ -152,7 +174,8 @@ def _group(study: Study, key: tuple[Any, ...], rows: Sequence[Row], finals: Mapp
     reference = {row["seed"]: finals.get(((point, study.reference), row["seed"])) for row in last}
     sizes = [row for row in last if row["bytes"] is not None]
     latencies = [row["latency_ms"] for row in last if row["latency_ms"] is not None]
-    size = {name: sizes[0][name] for name in ("parameters", "bytes", "packed_bytes")} if sizes else {}
+    size = {name: sizes[0].get(name) for name in ("parameters", "bytes", "packed_bytes", "int8_bytes")} if sizes else {}
+    int8 = [row["int8_top1"] for row in last if row.get("int8_top1") is not None]
     return Group(
         variant=variant,
         title=last[0]["title"],
@@ -164,8 +187,9 @@ def _group(study: Study, key: tuple[Any, ...], rows: Sequence[Row], finals: Mapp
             for stage in STAGES
             if any(row["stage"] == stage for row in rows)
         },
+        int8=Spread.of(int8) if int8 else None,
         gap=_difference([(r["top1"], teachers.get(r["seed"])) for r in last if r["stage"] != "teacher"]),
-        lead=None if variant == study.reference else _difference([(r["top1"], reference[r["seed"]]) for r in last]),
+        lead=None if variant == study.reference else _difference([(deployed(r), reference[r["seed"]]) for r in last]),
         seconds=float(np.mean([sum(r["seconds"] for r in rows if r["seed"] == row["seed"]) for row in last])),
         size={**size, **({"latency_ms": latencies[0]} if latencies else {})},
         rows=tuple(rows),
@@ -178,5 +202,10 @@ def _difference(pairs: Sequence[tuple[float, float | None]]) -> Spread | None:
 
 
 def file_bytes(group: Group) -> int | None:
-    """The packed file's bytes where the runtime runs the model, else those of its numbers at their bits."""
-    return group.size.get("packed_bytes") or group.size.get("bytes")
+    """Bytes of the packed file where the runtime runs the model, or of its int8 file; else numbers at their bits."""
+    return group.size.get("packed_bytes") or group.size.get("int8_bytes") or group.size.get("bytes")
+
+
+def deployed_spread(group: Group) -> Spread:
+    """Top-1 of what the group's models run as."""
+    return group.metrics[group.final]["top1"] if group.int8 is None else group.int8

@@ -88,7 +88,9 @@ def _columns(
     if any(len(g.seeds) != len(study.seeds) for g in groups) or wanted != len(study.seeds):
         result.append(("seeds", lambda g: f"{len(g.seeds)} of {len(study.seeds)}"))
     result.append((METRIC_NAMES["top1"], lambda g: _top1(g, best[g.point])))
-    if any(g.gap for g in groups):
+    if any(g.int8 for g in groups):
+        result.append(("in int8", lambda g: percent(g.int8) if g.int8 else ""))
+    if any(g.gap for g in groups) and not any(g.int8 for g in groups):
         result.append(("minus teacher", lambda g: signed(g.gap)))
     if any(g.lead for g in groups):
         result.append((f"minus {study.reference}, 95 % interval", lambda g: interval(g.lead)))
@@ -141,9 +143,10 @@ def interval(value: Spread | None) -> str:
 
 
 def kilobytes(group: Group) -> str:
-    """Kilobytes (1000 bytes); ``*`` where no packed file can hold the model."""
+    """Kilobytes (1000 bytes); ``*`` where no packed or int8 file holds the model."""
     size = file_bytes(group)
-    return "" if size is None else f"{size / 1000:.0f}" + ("" if group.size.get("packed_bytes") else "*")
+    exists = group.size.get("packed_bytes") or group.size.get("int8_bytes")
+    return "" if size is None else f"{size / 1000:.0f}" + ("" if exists else "*")
 
 
 def _points(groups: Sequence[Group]) -> list[tuple[tuple[str, Any], ...]]:
@@ -161,6 +164,11 @@ def _note(study: Study, groups: Sequence[Group]) -> str:
     )
     if any(group.size for group in groups):
         text += " kB: the packed file; * where the runtime does not run the model: all numbers at their trained bits."
+    if any(group.int8 for group in groups):
+        text += (
+            " In int8: made so by ONNX Runtime (static, calibrated on training pictures), without further training; "
+            "bytes, ms and the difference are then those of the int8 file."
+        )
     return text
 
 

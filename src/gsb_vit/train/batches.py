@@ -134,15 +134,23 @@ class TrainingPictures:
             indices = torch.from_numpy(places)
             yield View(moved[0], self.labels[indices].to(self.device, non_blocking=True), moved[-1], indices)
 
-    def render(self, indices: np.ndarray, draws: Tensor) -> list[Tensor]:
-        """Pictures of the ``batch`` policy, varied as ``draws`` (B, 16) say: the student's, then the teacher's."""
+    def render(self, indices: np.ndarray, draws: Tensor, *, own_only: bool = False) -> list[Tensor]:
+        """Pictures of the ``batch`` policy, varied as ``draws`` (B, 16) say: the student's, then the teacher's.
+
+        With ``own_only`` the student's alone, the same to the last bit.
+        """
         assert self._squares is not None
         squares, aspects = self._squares.batch(indices)
-        return self._both(render(squares, aspects, draws, self.size, self.recipe, self.device))
+        images = render(squares, aspects, draws, self.size, self.recipe, self.device)
+        return self._as(images, self._read_as[:1] if own_only else self._read_as)
 
     def _both(self, images: Tensor) -> list[Tensor]:
         """Pictures from 0 to 1 in the larger size → one tensor, or the student's and the teacher's."""
-        return [standardize(reduced(images, p.size), p) for p in self._read_as]
+        return self._as(images, self._read_as)
+
+    @staticmethod
+    def _as(images: Tensor, read_as: list[Preprocessing]) -> list[Tensor]:
+        return [standardize(reduced(images, p.size), p) for p in read_as]
 
     def _batches(
         self, seed: tuple[int, ...], batch_size: int, rank: int, world: int

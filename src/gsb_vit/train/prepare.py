@@ -133,6 +133,11 @@ def _prepare_main(
         lines.append(raw.contents.summary())
     lines += drawn.lines
     lines += chosen.lines if chosen is not None else ()
+    if idle := recipe.model.idle():
+        lines.append(
+            f"{recipe.model.architecture} is built for no picture size and of no blocks: model.{', model.'.join(idle)} "
+            f"{'is' if len(idle) == 1 else 'are'} not used, but for the size of the pictures"
+        )
     if unpackable:
         lines.append(f"stage 2 will train and evaluate, but `gsb-vit export` will refuse it: {unpackable}")
     return Prepared(recipe, drawn, tuple(lines), not unpackable)

@@ -21,6 +21,9 @@ class ModelRecipe:
     channels of all but the last; ``patch_size`` is then its stride, 8 for three convolutions. Empty: patches.
     ``global_pool``: the heads read the class and distillation ``token``, or one head the mean of all patches (``avg``).
     ``reg_tokens``: learned tokens that no head reads (https://arxiv.org/abs/2309.16588).
+    ``architecture`` may be any model of timm for the stages in full precision: a rival of the one-bit student
+    (``recipes/studies/rivals.toml``). What says the shape of a vision transformer is then idle; ``shown_size`` enlarges
+    the pictures inside the model, since convolutional networks end at a 32nd of the side that they are shown.
     """
 
     architecture: str = "gsb_vit_tiny_patch16_224"
@@ -32,13 +35,24 @@ class ModelRecipe:
     tokenizer_channels: tuple[int, ...] = ()
     global_pool: Literal["token", "avg"] = "token"
     reg_tokens: int = 0
+    shown_size: int | None = None
     mlp_ratio: float | None = None
     drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.1
 
     def arguments(self) -> dict[str, Any]:
-        """Return keyword arguments for the architecture, without what the recipe leaves to it."""
+        """Return keyword arguments for the architecture, without what the recipe leaves to it or it does not take."""
+        from gsb_vit.models.arguments import taken_arguments  # imports timm
+
+        return taken_arguments(self.architecture, self._given())
+
+    def idle(self) -> list[str]:
+        """Name what the recipe says of the shape and the architecture does not take: only transformers have one."""
+        taken = self.arguments()
+        return [name for name in self._given() if name not in taken and getattr(self, name)]
+
+    def _given(self) -> dict[str, Any]:
         given = {name: value for name, value in vars(self).items() if name != "architecture" and value is not None}
         given["tokenizer_channels"] = list(self.tokenizer_channels)
         plain = {"tokenizer_channels": [], "global_pool": "token", "reg_tokens": 0}

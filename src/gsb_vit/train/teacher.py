@@ -17,14 +17,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
 from gsb_vit.models import zoo  # noqa: F401  (registers the models with timm)
-from gsb_vit.models.arguments import require_architecture
+from gsb_vit.models.arguments import require_architecture, takes_a_size
 from gsb_vit.models.build import build_model
 from gsb_vit.models.trained import ModelInfo, load_model
 from gsb_vit.train.recipe import Recipe, StageRecipe, TeacherRecipe
 
 from .weights import fit_weights, head_parameters, load_fit, read_weights
-
-_TAKE_A_SIZE = ("vit", "deit", "gsb_vit", "beit", "eva", "swin")  # families whose models are built for a picture size
 
 
 @dataclass(frozen=True)
@@ -97,8 +95,7 @@ def timm_arguments(name: str, size: int, drop_path_rate: float, classes: int) ->
     Raises InputError for an unknown name, with the nearest.
     """
     require_architecture(name)
-    fixed = name.partition(".")[0].startswith(_TAKE_A_SIZE) or bool(_config(name).fixed_input_size)
-    sized: dict[str, Any] = {"img_size": size} if fixed else {}
+    sized: dict[str, Any] = {"img_size": size} if takes_a_size(name) else {}
     full = {"drop_path_rate": drop_path_rate, **sized}
     with torch.device("meta"):
         for args in (full, sized):

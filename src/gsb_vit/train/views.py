@@ -136,18 +136,23 @@ class CachedViews:
             mixes = self.mixing.draw(2 * pairs, (height, width)) if self.mixing and pairs else None
         return Plan(order, draws, mixes)
 
-    def pictures(self, plan: Plan, places: np.ndarray) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Pictures at these places of a plan, (B, 3, H, W) for the student and the teacher; labels; mixed labels."""
+    def pictures(
+        self, plan: Plan, places: np.ndarray, *, own_only: bool = False
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Pictures at these places of a plan, (B, 3, H, W) for the student and the teacher; labels; mixed labels.
+
+        With ``own_only`` the student's alone: what the teacher says of its own is known already.
+        """
         device, labels = self.training.device, self.training.labels
         own = labels[plan.order[places]].to(device)
         if plan.mixes is None:
-            rendered = self.training.render(plan.order[places], plan.draws[places])
+            rendered = self.training.render(plan.order[places], plan.draws[places], own_only=own_only)
             return rendered, own, own
         partners = plan.partners(places)
         needed, where = np.unique(np.concatenate([places, partners]), return_inverse=True)
         mine, theirs = torch.from_numpy(where.reshape(2, -1)).to(device)
         mixes = _padded(plan.mixes, len(plan.order))[torch.from_numpy(places)]
-        rendered = self.training.render(plan.order[needed], plan.draws[needed])
+        rendered = self.training.render(plan.order[needed], plan.draws[needed], own_only=own_only)
         others = labels[plan.order[partners]].to(device)
         mixed = [mixes.images(images[mine], images[theirs]) for images in rendered]
         return mixed, own, mixes.labels(own, others, self.mixing.classes)
@@ -198,7 +203,7 @@ class CachedViews:
             whole = places[step * batch_size : (step + 1) * batch_size]
             whole = whole[: len(whole) - len(whole) % world]
             part = whole[rank * len(whole) // world : (rank + 1) * len(whole) // world]
-            images, labels, targets = self.pictures(plan, part)
+            images, labels, targets = self.pictures(plan, part, own_only=True)
             said = logits[torch.from_numpy(part)].float().to(self.training.device)
             self.fetched += time.perf_counter() - asked
             yield Taught(images[0], labels, targets, said, torch.from_numpy(plan.order[part]))

@@ -163,6 +163,13 @@ def _tell(line: str) -> None:
     print(printable(line), file=sys.stderr)
 
 
+def _local(model: Path) -> Path:
+    """The model itself, or the file in the cache of one that is named as hf:USER/NAME."""
+    from gsb_vit.runtime.hub import local_file
+
+    return local_file(model)
+
+
 def _require_training(what: str) -> None:
     missing = [name for name in TRAINING_LIBRARIES if find_spec(name) is None]
     if missing:
@@ -444,6 +451,7 @@ def evaluate(
     """Classify the held-out pictures of a data set and print top-1, top-5, precision, recall and F1."""
     from gsb_vit.export.architecture import is_trained_model
 
+    model = _local(model)
     if model.is_dir() or is_trained_model(model):
         _require_training("evaluating a run")
         from gsb_vit.train.evaluate import evaluate_run
@@ -489,6 +497,7 @@ def report(
 
         path = Run(model).report(engine=engine, data=data, out=output)
     else:
+        model = _local(model)
         if data is None:
             raise InputError("a packed model holds no pictures; say where they are with --data SPEC, or give a run")
         from gsb_vit.data.held_out import judged_pictures, require_same_classes
@@ -611,6 +620,31 @@ def add_class(
         )
 
 
+@app.command()
+def push(
+    model: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run's folder, or a packed model.")],
+    repository: Annotated[str, typer.Argument(metavar="USER/NAME", help="The model's name on the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Where it is made: for you only.")] = False,
+    license_: Annotated[
+        str | None, typer.Option("--license", metavar="NAME", help="The hub's name of a licence, as in mit.")
+    ] = None,
+    to_json: Json = False,
+) -> None:
+    """Put a packed model on the Hugging Face hub, with a model card; gsb_vit.load("hf:USER/NAME") gets it back."""
+    if model.is_dir():
+        from gsb_vit.runs import Run
+
+        address = Run(model).push_to_hub(repository, private=private, license=license_)
+    else:
+        from gsb_vit.runtime.hub import push_to_hub
+
+        address = push_to_hub(model, repository, private=private, license=license_)
+    if to_json:
+        _print_json({"address": address})
+    else:
+        print(printable(address))
+
+
 @app.command(name="app")
 def offline_page(
     models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Packed models; the page offers a choice.")],
@@ -620,7 +654,7 @@ def offline_page(
     """Write a page that names what is in pictures: one file, opened from disk in any browser, offline."""
     from gsb_vit.app.page import write_app
 
-    size = write_app(models, output)
+    size = write_app([_local(model) for model in models], output)
     if to_json:
         _print_json({"page": str(output), "bytes": size})
         return
@@ -723,7 +757,7 @@ def bench(
     if profile and (plot or against):
         raise InputError("--profile goes with --threads, --batch, --isa and --data; leave out --against and --plot")
     with tempfile.TemporaryDirectory(prefix="gsb-vit-arch-") as folder:
-        path = model or Path(folder) / "model.safetensors"
+        path = Path(folder) / "model.safetensors" if model is None else _local(model)
         if arch is not None:
             from gsb_vit.export.untrained import pack_untrained
 

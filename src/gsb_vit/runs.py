@@ -88,6 +88,22 @@ class Run:
         self._pack(engine)
         return load(self._packed, threads=threads, engine=engine)
 
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, license: str | None = None, message: str | None = None
+    ) -> str:
+        """Put the packed model on the Hugging Face hub, with a card that has the run's test, and return its address.
+
+        Raises:
+            InputError: as :meth:`model` and :func:`gsb_vit.push_to_hub`.
+        """
+        from gsb_vit.runtime.hub import push_to_hub
+
+        with _training_libraries("exporting"):
+            self._pack("native")
+        return push_to_hub(
+            self._packed, repository, private=private, license=license, metrics=self.test, message=message
+        )
+
     def _pack(self, engine: str, data: str | None = None) -> None:
         """Export where that has not been done since the run ended."""
         if self._is_packed():

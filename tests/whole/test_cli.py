@@ -107,7 +107,9 @@ def pictures(tmp_path_factory):
 
 def test_the_commands_and_their_options_are_frozen():
     commands = {command.callback.__name__ for command in app.registered_commands}
-    named = "train quickstart export evaluate report predict add_class offline_page summary sensitivity bench study"
+    named = (
+        "train quickstart export evaluate report predict add_class push offline_page summary sensitivity bench study"
+    )
     assert commands == set(named.split())
 
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from gsb_vit.errors import InputError
 from gsb_vit.files import as_path, open_regular
 from gsb_vit.quantization import Quantization
+from gsb_vit.runtime.hub import local_file
 from gsb_vit.runtime.packed_file import read
 from gsb_vit.runtime.schema import Architecture
 
@@ -60,7 +61,7 @@ def find_architecture(target: str) -> tuple[Architecture, int | None, tuple[str,
     Raises:
         InputError: neither a file nor a known architecture, or an architecture that cannot be packed.
     """
-    path = as_path(target, "a model file, a run or the name of an architecture")
+    path = local_file(as_path(target, "a model file, a run or the name of an architecture"))
     if path.is_file() and not is_trained_model(path):
         packed = read(path)
         return packed.architecture, path.stat().st_size, packed.class_names

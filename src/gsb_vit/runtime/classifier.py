@@ -22,6 +22,7 @@ from gsb_vit.files import as_path, open_regular
 from gsb_vit.limits import memory_limit
 
 from .card import html_card, line_card
+from .hub import local_file
 from .packed_file import PackedModel, parse, read, write
 from .pictures import batches, is_many, is_stored, picture_digest, prepare
 from .reference import ReferenceModel, check_batch
@@ -292,7 +293,7 @@ def load(
     backend: str | None = None,
     max_memory: int | None = None,
 ) -> Classifier:
-    """Load a packed model.
+    """Load a packed model: a file, or ``hf:USER/NAME`` from the Hugging Face hub (extra ``hub``).
 
     ``threads`` counts those of the native engine; 0 takes every core this process may run on. ``engine`` is
     ``"native"``, or ``"reference"``: NumPy, slow, the same logits bit for bit. The native engine uses the fastest
@@ -304,10 +305,11 @@ def load(
     environment variable ``GSB_VIT_MAX_MEMORY`` says, or else 1 GiB.
 
     Raises:
-        InputError: for a missing, truncated or foreign file, an unknown engine or backend, a number of threads out of
-            range, a model that takes more than ``max_memory``, and where the native extension is not built.
+        InputError: for a missing, truncated or foreign file, a model that is not on the hub, an unknown engine or
+            backend, a number of threads out of range, a model that takes more than ``max_memory``, and where the native
+            extension is not built.
     """
-    path = as_path(path, "a packed model file")
+    path = local_file(as_path(path, "a packed model file"))
     if not isinstance(engine, str) or engine not in ENGINES:
         raise InputError(f"engine {shown(engine)} is unknown; use one of {', '.join(ENGINES)}")
     if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads < 2**31:

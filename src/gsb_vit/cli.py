@@ -237,6 +237,10 @@ def train(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="With --resume: go on though training pictures are gone.")
     ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option("--track", metavar="NAME", help="Tell a tracker: tensorboard, wandb, mlflow, …; may be repeated."),
+    ] = None,
     to_json: RunJson = False,
     max_gigabytes: MaxGigabytes = None,
 ) -> None:
@@ -274,7 +278,12 @@ def train(
     settings = [*(settings or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
     chosen = load_recipe(recipe, settings)
     try:
-        ways: dict[str, Any] = {"resume": resume, "skip_bad": skip_bad, "allow_missing": allow_missing}
+        ways: dict[str, Any] = {
+            "resume": resume,
+            "skip_bad": skip_bad,
+            "allow_missing": allow_missing,
+            "track": track or (),
+        }
         found = train_run(chosen, data, out, **ways, console=_progress_console(to_json))
     except KeyboardInterrupt:
         if (out / RECIPE_FILE).is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -202,6 +202,7 @@ def fit(
     resume: bool = False,
     skip_bad: bool = False,
     allow_missing: bool = False,
+    track: Sequence[Any] = (),
     console: Console | None = None,
 ) -> Run:
     """Train a teacher, then the one-bit student in two stages, and test it once: what ``gsb-vit train`` does.
@@ -214,6 +215,7 @@ def fit(
         resume: go on with the run in ``out`` where it was stopped, with the split it began with.
         skip_bad: leave out pictures that cannot be decoded, and name them in the run.
         allow_missing: with ``resume``, go on though training pictures are gone.
+        track: trackers that accelerate knows, as in ``("wandb",)``, or objects of its class ``GeneralTracker``.
         console: where progress goes; ``gsb_vit.terminal.plain_console(quiet=True)`` says nothing.
 
     Raises:
@@ -234,7 +236,8 @@ def fit(
         values = read_values(recipe if recipe is None else os.fspath(recipe))
         overlay(values, settings or {})
         folder = Path(out) if out is not None else free_folder(spec)
-        ways = {"resume": resume, "skip_bad": skip_bad, "allow_missing": allow_missing}
+        ways: dict[str, Any] = {"resume": resume, "skip_bad": skip_bad, "allow_missing": allow_missing}
+        ways["track"] = (track,) if isinstance(track, str) else track
         train(build_recipe(values), spec, folder, **ways, console=console)
         return Run(folder)
 

@@ -20,6 +20,8 @@ from torch.utils.tensorboard import SummaryWriter
 from gsb_vit.metrics import METRIC_NAMES
 from gsb_vit.terminal import Table
 
+from .track import Tracking
+
 
 class RunLog:
     """Writes for the main process; other processes have one that writes nothing."""
@@ -30,6 +32,7 @@ class RunLog:
         self.active = active
         self.path = folder / "metrics.jsonl"
         self._writer: SummaryWriter | None = None
+        self.tracking: Tracking | None = None
 
     def say(self, text: str) -> None:
         """One line for the user."""
@@ -74,6 +77,12 @@ class RunLog:
             for key, value in line.items():
                 if isinstance(value, float):
                     self._writer.add_scalar(key, value, line["epoch"])
+        if self.tracking is not None:
+            self.tracking.line(line, self._lines())
+
+    def _lines(self) -> int:
+        with self.path.open("rb") as file:
+            return sum(1 for _ in file)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "load": "runtime.classifier",
+    "push_to_hub": "runtime.hub",
     "Classifier": "runtime.classifier",
     "Prediction": "runtime.classifier",
     "Preprocessing": "data.preprocess",

@@ -243,6 +243,10 @@ def train(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="With --resume: go on though training pictures are gone.")
     ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option("--track", metavar="NAME", help="Tell a tracker: tensorboard, wandb, mlflow, …; may be repeated."),
+    ] = None,
     to_json: RunJson = False,
     max_gigabytes: MaxGigabytes = None,
 ) -> None:
@@ -293,7 +297,12 @@ def train(
     else:
         keys = [setting.partition("=")[0].strip() for setting in settings]
         chosen, choose = plan_for(load, keys, own=is_own(data), recipe=recipe, preset=preset, seconds=seconds)
-    ways: dict[str, Any] = {"resume": resume, "skip_bad": skip_bad, "allow_missing": allow_missing}
+    ways: dict[str, Any] = {
+        "resume": resume,
+        "skip_bad": skip_bad,
+        "allow_missing": allow_missing,
+        "track": track or (),
+    }
     try:
         found = train_run(chosen, data, out, **ways, choose=choose, console=_progress_console(to_json))
     except KeyboardInterrupt:
@@ -600,6 +609,7 @@ def report(
 
         path = Run(model).report(engine=engine, data=data, out=output)
     else:
+        model = find_model(model)
         if data is None:
             raise InputError("a packed model holds no pictures; say where they are with --data SPEC, or give a run")
         from gsb_vit.data.held_out import judged_pictures, require_same_classes
@@ -720,6 +730,31 @@ def add_class(
             "temperature and threshold are still those of the old classes: the new one's probabilities are not "
             "calibrated,\nand how often --unknown rejects it is not known; evaluate on pictures of all classes"
         )
+
+
+@app.command()
+def push(
+    model: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run's folder, or a packed model.")],
+    repository: Annotated[str, typer.Argument(metavar="USER/NAME", help="The model's name on the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Where it is made: for you only.")] = False,
+    license_: Annotated[
+        str | None, typer.Option("--license", metavar="NAME", help="The hub's name of a licence, as in mit.")
+    ] = None,
+    to_json: Json = False,
+) -> None:
+    """Put a packed model on the Hugging Face hub, with a model card; gsb_vit.load("hf:USER/NAME") gets it back."""
+    if model.is_dir():
+        from gsb_vit.runs import Run
+
+        address = Run(model).push_to_hub(repository, private=private, license=license_)
+    else:
+        from gsb_vit.runtime.hub import push_to_hub
+
+        address = push_to_hub(model, repository, private=private, license=license_)
+    if to_json:
+        _print_json({"address": address})
+    else:
+        print(printable(address))
 
 
 @app.command(name="app")

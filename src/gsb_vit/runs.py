@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -87,6 +87,22 @@ class Run:
 
         self._pack(engine)
         return load(self._packed, threads=threads, engine=engine)
+
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, license: str | None = None, message: str | None = None
+    ) -> str:
+        """Put the packed model on the Hugging Face hub, with a card that has the run's test, and return its address.
+
+        Raises:
+            InputError: as :meth:`model` and :func:`gsb_vit.push_to_hub`.
+        """
+        from gsb_vit.runtime.hub import push_to_hub
+
+        with _training_libraries("exporting"):
+            self._pack("native")
+        return push_to_hub(
+            self._packed, repository, private=private, license=license, metrics=self.test, message=message
+        )
 
     def _pack(self, engine: str, data: str | None = None) -> None:
         """Export where that has not been done since the run ended."""
@@ -188,6 +204,7 @@ def fit(
     resume: bool = False,
     skip_bad: bool = False,
     allow_missing: bool = False,
+    track: Sequence[Any] = (),
     console: Console | None = None,
 ) -> Run:
     """Train a teacher, then the one-bit student in two stages, and test it once: what ``gsb-vit train`` does.
@@ -203,6 +220,7 @@ def fit(
         resume: go on with the run in ``out`` where it was stopped, with the split it began with.
         skip_bad: leave out pictures that cannot be decoded, and name them in the run.
         allow_missing: with ``resume``, go on though training pictures are gone.
+        track: trackers that accelerate knows, as in ``("wandb",)``, or objects of its class ``GeneralTracker``.
         console: where progress goes; ``gsb_vit.terminal.plain_console(quiet=True)`` says nothing.
 
     Raises:
@@ -240,6 +258,7 @@ def fit(
         chosen, planner = plan_for(load, keys, own=is_own(spec), recipe=name, preset=preset, seconds=seconds)
         choose = planner if name is None or seconds is not None else None  # a recipe is taken as it is
         ways: dict[str, Any] = {"resume": resume, "skip_bad": skip_bad, "allow_missing": allow_missing}
+        ways["track"] = (track,) if isinstance(track, str) else track
         train(chosen, spec, folder, **ways, choose=choose, console=console)
         return Run(folder)
 

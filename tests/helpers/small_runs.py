@@ -27,7 +27,7 @@ def write_pictures(folder: Path, count: int = 20) -> Path:
     return folder
 
 
-def train_small(data: Path | str, out: Path, *more: str, stream=None, **ways: bool) -> RunSummary:
+def train_small(data: Path | str, out: Path, *more: str, stream=None, **ways) -> RunSummary:
     """Train a tiny model on a folder; ``more`` are settings, ``ways`` the options of ``train``."""
     console = plain_console(stream, quiet=stream is None)
     return train(load_recipe("quickstart", [*SETTINGS, *more]), str(data), out, console=console, **ways)

@@ -108,7 +108,8 @@ def pictures(tmp_path_factory):
 def test_the_commands_and_their_options_are_frozen():
     commands = {command.callback.__name__ for command in app.registered_commands}
     named = (
-        "train quickstart export evaluate report predict add_class offline_page models summary sensitivity bench study"
+        "train quickstart export evaluate report predict add_class push offline_page models summary sensitivity bench"
+        " study"
     )
     assert commands == set(named.split())
 

@@ -295,7 +295,8 @@ def load(
 ) -> Classifier:
     """Load a packed model: a file, or by its name one that comes with the package (``gsb-vit models`` lists them).
 
-    A path that exists goes before a name; ``shipped:NAME`` is the shipped model in any case.
+    A path that exists goes before a name; ``shipped:NAME`` is the shipped model in any case, ``hf:USER/NAME`` a model on
+    the Hugging Face hub (extra ``hub``).
 
     ``threads`` counts those of the native engine; 0 takes every core this process may run on. ``engine`` is
     ``"native"``, or ``"reference"``: NumPy, slow, the same logits bit for bit. The native engine uses the fastest
@@ -307,8 +308,9 @@ def load(
     environment variable ``GSB_VIT_MAX_MEMORY`` says, or else 1 GiB.
 
     Raises:
-        InputError: for a missing, truncated or foreign file, an unknown engine or backend, a number of threads out of
-            range, a model that takes more than ``max_memory``, and where the native extension is not built.
+        InputError: for a missing, truncated or foreign file, a model that is not on the hub, an unknown engine or
+            backend, a number of threads out of range, a model that takes more than ``max_memory``, and where the native
+            extension is not built.
     """
     path = find_model(path)
     if not isinstance(engine, str) or engine not in ENGINES:

@@ -16,6 +16,7 @@ from gsb_vit.errors import InputError, shown
 from gsb_vit.files import as_path
 
 PREFIX = "shipped:"  # before a name: the shipped model, whatever lies here
+HUB_PREFIX = "hf:"  # before USER/NAME: a model on the hub
 WHAT = "a packed model file"
 _ENDING = ".safetensors"
 
@@ -69,13 +70,19 @@ def find_model(model: Any) -> Path:
     """The path that a MODEL means: itself where it exists, else the file of the shipped model of that name.
 
     Where it exists and a shipped model has that name, too, a :class:`NameWarning` says so. ``shipped:NAME`` means the
-    shipped model always. A name of neither is returned as it is, as a path.
+    shipped model always, ``hf:USER/NAME`` a model on the Hugging Face hub, fetched into its cache. A name of none of
+    these is returned as it is, as a path.
 
     Raises:
-        InputError: ``model`` is no path, or ``shipped:NAME`` names no shipped model; the message lists them.
+        InputError: ``model`` is no path, ``shipped:NAME`` names no shipped model (the message lists them), or as
+            :func:`gsb_vit.runtime.hub.download`.
     """
     path = as_path(model, WHAT)
     name = str(path)
+    if name.startswith(HUB_PREFIX):
+        from .hub import download  # which reads packed files, and they are found here
+
+        return download(name)
     if name.startswith(PREFIX):
         found = shipped_models().get(name.removeprefix(PREFIX))
         if found is None:

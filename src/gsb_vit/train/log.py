@@ -21,6 +21,8 @@ from torch.utils.tensorboard import SummaryWriter
 from gsb_vit.metrics import METRIC_NAMES
 from gsb_vit.terminal import Table
 
+from .track import Tracking
+
 QUIET = 60.0  # seconds between the lines of a log that is no terminal
 
 
@@ -61,6 +63,7 @@ class RunLog:
         self.active = active
         self.path = folder / "metrics.jsonl"
         self._writer: SummaryWriter | None = None
+        self.tracking: Tracking | None = None
 
     def say(self, text: str) -> None:
         """One line for the user."""
@@ -105,6 +108,12 @@ class RunLog:
             for key, value in line.items():
                 if isinstance(value, float):
                     self._writer.add_scalar(key, value, line["epoch"])
+        if self.tracking is not None:
+            self.tracking.line(line, self._lines())
+
+    def _lines(self) -> int:
+        with self.path.open("rb") as file:
+            return sum(1 for _ in file)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from .recipe import SEED_NUMBERS, STAGES, Recipe, StageRecipe, TwinRecipe
 from .results import calibration_of, show_results
 from .seeds import seed_everything
 from .teacher import Teacher, build_teacher, load_teacher
+from .track import Tracker, Tracking, check_trackers
 
 _BEFORE_FIRST_EPOCH = 2**31 - 1
 # What a full, vanished or write-protected disk answers; EIO and ESTALE come from disks and servers that fail.
@@ -78,6 +79,7 @@ def train(
     skip_bad: bool = False,
     allow_missing: bool = False,
     choose: Choose | None = None,
+    track: Sequence[Tracker] = (),
     console: Console | None = None,
 ) -> RunSummary:
     """Train a teacher and a one-bit student as the recipe says, test every stage's chosen model, write the run folder.
@@ -87,16 +89,18 @@ def train(
     kept in ``out`` and held to, wherever the pictures lie now: those that came later are ignored, those that are gone
     stop it unless ``allow_missing``. All pictures are decoded before anything trains; ``skip_bad`` leaves out those
     that cannot be, and ``split.json`` and ``summary.json`` name them. A new run's recipe is what ``choose`` makes of
-    ``recipe`` when the data is known (:class:`gsb_vit.train.plan.Planner`).
+    ``recipe`` when the data is known (:class:`gsb_vit.train.plan.Planner`). ``track`` names
+    trackers of accelerate, or holds some; they are told what metrics.jsonl holds.
 
     Raises:
         InputError: data or recipe cannot be used; ``out`` is not empty and ``resume`` is off, or holds another recipe,
             is held by another process, or cannot be written to while the run goes on.
         TrainingError: the loss or a parameter is not finite.
     """
+    trackers = check_trackers(track)
     request = Request(recipe, data_spec, Path(out), resume, skip_bad, allow_missing, choose)
     with contextlib.ExitStack() as stack, _naming_the_disk(request.folder):
-        return _train(request, console or plain_console(), stack)
+        return _train(request, console or plain_console(), stack, trackers)
 
 
 @contextlib.contextmanager
@@ -114,11 +118,12 @@ def _naming_the_disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _train(request: Request, console: Console, stack: contextlib.ExitStack) -> RunSummary:
+def _train(request: Request, console: Console, stack: contextlib.ExitStack, trackers: list[Tracker]) -> RunSummary:
     recipe, folder = request.recipe, request.folder
     require_threads(recipe.threads or 1)
     AcceleratorState._reset_state()  # accelerate keeps the precision of a process's first run for good
-    accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
+    place = folder / "tracking" if trackers else None
+    accelerator = Accelerator(mixed_precision=recipe.mixed_precision, log_with=trackers or None, project_dir=place)
     prepared = prepare(request, accelerator, console, stack)
     recipe, data = prepared.recipe, prepared.drawn.data
     planned = read_run(folder).get("plan", {}).get("epoch", {})
@@ -136,6 +141,10 @@ def _train(request: Request, console: Console, stack: contextlib.ExitStack) -> R
             'mixed_precision = "bf16": this processor has no instructions for bfloat16, which then takes about ten '
             "times as long as float32; stop and train with --set mixed_precision=no"
         )
+    if trackers:
+        log.tracking = Tracking(accelerator, log.say)
+        log.tracking.start(recipe, folder, request.data_spec)
+        stack.callback(log.tracking.end)
     summary = _Run(recipe, data, prepared.drawn.stored, folder, accelerator, log).run()
     return replace(summary, packable=prepared.packable and summary.final_stage == "stage2")
 

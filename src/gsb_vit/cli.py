@@ -39,7 +39,8 @@ RunJson = Annotated[bool, typer.Option("--json", help="Print JSON; progress goes
 _DATA = typer.Option(
     "--data",
     metavar="SPEC",
-    help="A folder of class folders (perhaps with train/ and val/ or test/), or "
+    help="A folder of class folders (perhaps with train/ and val/ or test/), a .zip of them, a list of path and label "
+    "(.csv, .jsonl), wds/SHARDS.tar, hfds/NAME, or "
     f"{' or '.join(', '.join(SPECS).rsplit(', ', 1))}.",
 )
 Data = Annotated[str, _DATA]

@@ -266,7 +266,8 @@ def fit(
 def free_folder(spec: str) -> Path:
     """The first of runs/NAME-1, runs/NAME-2, … that does not exist, where NAME is the data's."""
     folder = as_path(spec, "a folder of pictures")
-    last = (folder if folder.exists() else Path(spec.partition(":")[0])).resolve().name
+    found = (folder if folder.exists() else Path(spec.partition(":")[0])).resolve()
+    last = found.stem if found.is_file() else found.name
     name = re.sub(r"[^\w.-]+", "-", last) or "data"
     return next(path for n in itertools.count(1) if not (path := _RUNS / f"{name}-{n}").exists())
 

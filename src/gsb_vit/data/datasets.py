@@ -14,10 +14,12 @@ import numpy as np
 
 from gsb_vit.errors import InputError
 
+from .encoded import ArchivedPicture, HeldPicture
+
 if TYPE_CHECKING:
     from .folder import Contents
 
-Source = Path | np.ndarray
+Source = Path | np.ndarray | ArchivedPicture | HeldPicture
 
 
 @dataclass(frozen=True)
@@ -211,4 +213,5 @@ READERS: dict[str, Callable[[Path], RawData]] = {
     "fashion-mnist": read_fashion_mnist,
     "chaoyang": read_chaoyang,
 }
+READER_PREFIXES = ("wds/", "hfds/")  # of data that timm's readers read
 SPECS = ("digits", *(f"{name}:ROOT" for name in READERS))  # what a data SPEC may be, other than a folder

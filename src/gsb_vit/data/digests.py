@@ -21,8 +21,9 @@ from gsb_vit.errors import InputError
 from gsb_vit.files import open_regular
 
 from .datasets import Source
+from .encoded import Encoded
 from .likeness import picture_hash, thumbnail
-from .pictures import open_picture
+from .pictures import BYTES_PER_PIXEL, open_picture, pixel_limit
 
 LENGTH = 16  # bytes in a run's split
 _BLOCK = 1 << 20
@@ -50,6 +51,9 @@ def digest(source: Source) -> str:
         found.update(np.ascontiguousarray(source).tobytes())
         return found.digest()[:LENGTH].hex()
     found = hashlib.sha256()
+    if isinstance(source, Encoded):
+        found.update(source.read(BYTES_PER_PIXEL * pixel_limit(None) + 1))
+        return found.digest()[:LENGTH].hex()
     with open_regular(source, "a picture file") as file:
         while block := file.read(_BLOCK):
             found.update(block)

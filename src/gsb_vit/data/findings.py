@@ -14,6 +14,7 @@ from gsb_vit.terminal import printable, shortened
 from .balance import RATIO, imbalance
 from .datasets import LabelledPictures, RawData, Source
 from .digests import Inspection
+from .encoded import Encoded
 from .likeness import group_copies
 
 _NAME = 24  # cells of a class's name
@@ -131,6 +132,8 @@ def short_name(raw: RawData, source: Source) -> str:
     """A picture's path below the folder it was found in, or as it is."""
     if isinstance(source, np.ndarray):
         return "an array"
+    if isinstance(source, Encoded):
+        return source.name
     root = raw.contents.root if raw.contents is not None else Path()
     try:
         return str(Path(source).relative_to(root))

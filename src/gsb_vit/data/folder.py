@@ -37,7 +37,7 @@ SPLIT_NAMES = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _SYSTEM = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
 # Not every Pillow opens these; what it is asked for. HEIF comes with a package of its own.
 OPTIONAL_SUFFIXES = {".avif": "avif", ".heic": "heif", ".heif": "heif", ".hif": "heif", ".webp": "webp"}
@@ -107,9 +107,14 @@ def _walk(folder: Path, found: Contents, visited: set[str]) -> None:
 
 
 def _never_read(path: Path) -> str | None:
-    if path.name.lower() in _SYSTEM:
+    return is_hidden(path.name)
+
+
+def is_hidden(name: str) -> str | None:
+    """Why a file or folder of this name is never looked at, or None where it is."""
+    if name.lower() in _SYSTEM:
         return "files or folders of the system"
-    return "hidden files or folders" if path.name.startswith(".") else None
+    return "hidden files or folders" if name.startswith(".") else None
 
 
 def why_not(path: Path) -> str | None:
@@ -118,7 +123,11 @@ def why_not(path: Path) -> str | None:
         return "broken links"
     if not path.is_file():
         return "things that are no files"
-    suffix = path.suffix.lower()
+    return why_not_suffix(path.suffix.lower())
+
+
+def why_not_suffix(suffix: str) -> str | None:
+    """Why a file with this suffix, in lower case, is no picture to read, or None where it is one."""
     if OPTIONAL_SUFFIXES.get(suffix) == "heif" and not can_open(suffix):
         return f"{suffix} pictures (not read here; {NEEDS_HEIF}, or convert them to PNG or JPEG)"
     if suffix in UNREAD_SUFFIXES or (suffix in OPTIONAL_SUFFIXES and not can_open(suffix)):
@@ -178,14 +187,14 @@ def read_folder(root: Path) -> RawData:
 def _find_splits(root: Path, contents: Contents) -> dict[str, Path]:
     """The folders of the parts, by part; none where the folders are classes."""
     folders = list(_folders(root))
-    named = [one for one in folders if one.name.lower() in _SPLIT_OF]
+    named = [one for one in folders if one.name.lower() in SPLIT_OF]
     if len(named) < len(folders):
         named = [one for one in named if _holds_folders_only(one)]
     if not named:
         return {}
     splits: dict[str, Path] = {}
     for one in named:
-        split = _SPLIT_OF[one.name.lower()]
+        split = SPLIT_OF[one.name.lower()]
         if split in splits:
             raise InputError(f"{root} has both {splits[split].name}/ and {one.name}/; keep one folder for that part")
         splits[split] = one

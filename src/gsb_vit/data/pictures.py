@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, BinaryIO, Union
+from typing import Any, BinaryIO, Protocol, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,14 @@ from gsb_vit.files import as_path, open_regular
 
 from .pixels import from_array, to_rgb
 
-Picture = Union[str, "os.PathLike[str]", bytes, BinaryIO, Image.Image, NDArray[Any]]
+
+class Readable(Protocol):
+    """What has a file's bytes: ``read(size)`` gives at most ``size`` of them."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+Picture = Union[str, "os.PathLike[str]", bytes, Readable, Image.Image, NDArray[Any]]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # two letters at least: a drive has one
 

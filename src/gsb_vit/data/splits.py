@@ -14,8 +14,11 @@ import numpy as np
 
 from gsb_vit.errors import InputError
 
-from .datasets import READERS, SPECS, LabelledPictures, RawData, read_digits
+from .archives import read_archive
+from .datasets import READER_PREFIXES, READERS, SPECS, LabelledPictures, RawData, read_digits
 from .folder import read_folder
+from .listed import SUFFIXES, read_list
+from .readers import read_with_timm
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class DataSplits:
 def load_data(spec: str, options: DataRecipe) -> DataSplits:
     """Read the data a SPEC names and split it.
 
-    SPEC is a folder of class folders (undivided, or with train/ and val/ and/or test/), or one of
+    SPEC is a folder of class folders (undivided, or with train/ and val/ and/or test/), a zip archive of them, a list
+    (``listed``), ``wds/SHARDS.tar`` or ``hfds/NAME`` (``readers``), or one of
     ``datasets.SPECS``, where ROOT is the folder of that data set.
     Undivided data gives ``options.test_fraction`` of every class to the test split; ``options.validation_fraction`` of
     the training pictures of every class is set apart for validation, unless the data has a validation split of its own.
@@ -108,9 +112,28 @@ def read_raw(spec: str) -> RawData:
         return READERS[name](Path(root))
     if Path(spec).is_dir():
         return read_folder(Path(spec))
+    if spec.startswith(READER_PREFIXES):
+        return read_with_timm(spec)
+    if Path(spec).is_file():
+        return _read_file(Path(spec))
     near = difflib.get_close_matches(spec, SPECS, n=1, cutoff=0.5)
     hint = f" (nearest: {near[0]})" if near else ""
-    raise InputError(f"no data {spec!r}; give a folder of class folders, {', '.join(SPECS)}{hint}")
+    raise InputError(
+        f"no data {spec!r}; give a folder of class folders, a .zip of them, a list (.csv, .jsonl), wds/SHARDS.tar, "
+        f"hfds/NAME, {', '.join(SPECS)}{hint}"
+    )
+
+
+def _read_file(path: Path) -> RawData:
+    """Data in one file, by its suffix."""
+    if path.suffix.lower() == ".zip":
+        return read_archive(path)
+    if path.suffix.lower() in SUFFIXES:
+        return read_list(path)
+    raise InputError(
+        f"{path} is no data set; give a folder of class folders, a .zip of them, or a list of path and label "
+        f"({', '.join(SUFFIXES)})"
+    )
 
 
 def is_own(spec: str) -> bool:

@@ -1,0 +1,95 @@
+"""A zip archive of class folders: what is read of it, and what is left aside and why."""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from gsb_vit.errors import InputError
+
+from .arranged import Labelled, arrange
+from .datasets import RawData
+from .encoded import ArchivedPicture, opened
+from .folder import SPLIT_OF, Contents, is_hidden, why_not_suffix
+
+MOST_MEMBERS = 2_000_000
+
+
+def read_archive(path: Path) -> RawData:
+    """The pictures of a zip archive, arranged as :func:`gsb_vit.data.folder.read_folder` takes folders.
+
+    A single folder around all of them is looked through. Nothing is unpacked to the disk. Only regular members count,
+    with names that stay within the archive; others are left aside, and ``contents`` says why.
+
+    Raises:
+        InputError: no archive, encrypted members, too many, parts or classes that are not as in a folder.
+    """
+    contents = Contents(path)
+    members = _members(path, contents)
+    parts = [PurePosixPath(one.filename).parts for one in members]
+    while parts and len({one[0] for one in parts}) == 1 and all(len(one) > 2 for one in parts):
+        parts = [one[1:] for one in parts]
+    homes = _parts(path, parts)
+    labelled = []
+    for member, names in zip(members, parts, strict=True):
+        part = homes.get(names[0])
+        if homes and part is None:
+            contents.ignore(f"beside {next(iter(homes))}/, which is read", Path(member.filename))
+        elif len(names) < 2:
+            contents.ignore("in no class folder", Path(member.filename))
+        else:
+            contents.pictures.append(Path(member.filename))
+            name = names[1] if part is not None else names[0]
+            labelled.append(Labelled(ArchivedPicture(path, member.filename), name, part))
+    return arrange(str(path), labelled, contents)
+
+
+def _members(path: Path, contents: Contents) -> list[zipfile.ZipInfo]:
+    """The members that are pictures by kind and name, in the order of their names."""
+    found = opened(path).infolist()
+    if len(found) > MOST_MEMBERS:
+        raise InputError(f"{path} has {len(found):,} members, more than {MOST_MEMBERS:,}; divide it, or unpack it")
+    twice = {name for name, count in Counter(one.filename for one in found).items() if count > 1}
+    kept = []
+    for member in found:
+        if member.is_dir():
+            continue
+        if (reason := _why_not(member, twice)) is not None:
+            contents.ignore(reason, Path(member.filename))
+            continue
+        if member.flag_bits & 1:
+            raise InputError(f"{path}: {member.filename} is encrypted; pack the archive again without a password")
+        kept.append(member)
+    return sorted(kept, key=lambda one: one.filename)
+
+
+def _why_not(member: zipfile.ZipInfo, twice: set[str]) -> str | None:
+    name = PurePosixPath(member.filename)
+    if name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in name.parts[0]:
+        return "members whose names lead out of the archive"
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG):
+        return "members that are no regular files"
+    if member.filename in twice:
+        return "members with the name of another"
+    if (reason := next((found for part in name.parts if (found := is_hidden(part))), None)) is not None:
+        return reason
+    return why_not_suffix(name.suffix.lower())
+
+
+def _parts(path: Path, names: Sequence[tuple[str, ...]]) -> dict[str, str]:
+    """The outermost folders that are parts of the data, by name; none where they are classes."""
+    tops: dict[str, int] = {}
+    for one in names:
+        tops[one[0]] = min(tops.get(one[0], len(one)), len(one))
+    homes = {top: SPLIT_OF[top.lower()] for top, depth in tops.items() if top.lower() in SPLIT_OF and depth > 2}
+    if not homes:
+        return {}
+    if len(set(homes.values())) < len(homes):
+        raise InputError(f"{path} has {' and '.join(f'{top}/' for top in homes)}; keep one folder for each part")
+    if "train" not in homes.values():
+        raise InputError(f"{path} has {next(iter(homes))}/ but no train/; put the training classes into train/")
+    return homes

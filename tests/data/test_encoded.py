@@ -1,0 +1,315 @@
+"""Data in one file: zip archives that nobody vouches for, lists of paths and labels; and timm's readers."""
+
+import csv
+import io
+import json
+import shutil
+import stat
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from class_folders import fill
+from PIL import Image
+
+from gsb_vit.data.digests import digest
+from gsb_vit.data.encoded import ArchivedPicture, HeldPicture
+from gsb_vit.data.pictures import open_picture
+from gsb_vit.data.splits import DataRecipe, load_data, read_raw
+from gsb_vit.data.stored_split import draw_split, find_split
+from gsb_vit.errors import InputError
+
+
+def png(seed: int, size: tuple[int, int] = (12, 10)) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def pack(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def classes(*tops: str, count: int = 4) -> dict[str, bytes]:
+    return {
+        f"{top}/{name}/{i}.png": png(hash((top, name, i)) % 2**32)
+        for top in tops
+        for name in "ab"
+        for i in range(count)
+    }
+
+
+def packed(members: dict[str, bytes]) -> dict[str, bytes]:
+    return {name.lstrip("/"): data for name, data in members.items()}
+
+
+@pytest.mark.parametrize("around", ["", "pictures", "deep/er"])
+def test_an_archive_is_read_as_the_folder_that_it_holds(tmp_path: Path, around: str) -> None:
+    folder = tmp_path / "mine"
+    for name in ("rose", "tulip"):
+        fill(folder / name, 12)
+    fill(folder / "rose" / "more", 2)
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, Path(around) / path.relative_to(folder))
+    raw, plain = read_raw(str(tmp_path / "mine.zip")), read_raw(str(folder))
+    assert raw.class_names == plain.class_names == ("rose", "tulip")
+    assert sorted(map(digest, raw.undivided.sources)) == sorted(map(digest, plain.undivided.sources))
+    assert len(raw.contents.pictures) == 26 and "26 pictures used" in raw.contents.summary()
+    drawn = draw_split(str(tmp_path / "mine.zip"), raw, DataRecipe())
+    assert any(line.startswith("2 classes: rose 14, tulip 12") for line in drawn.lines)
+    shutil.rmtree(tmp_path / "mine" / "rose" / "nothing", ignore_errors=True)
+    moved = find_split(str(folder), plain, drawn.stored)  # unpacked since
+    assert [digest(one) for one in moved.data.test.sources] == [digest(one) for one in drawn.data.test.sources]
+    assert not list(tmp_path.glob("*.tmp")) and {path.name for path in tmp_path.iterdir()} == {"mine", "mine.zip"}
+
+
+def test_the_parts_of_an_archive_have_their_usual_names(tmp_path: Path) -> None:
+    raw = read_raw(str(pack(tmp_path / "a.zip", {**classes("Train", "val", "TEST"), "notes.txt": b"x"})))
+    assert [len(part) for part in (raw.train, raw.validation, raw.test)] == [8, 8, 8]
+    assert "1 .txt files" in raw.contents.summary()
+    raw = read_raw(str(pack(tmp_path / "b.zip", classes("data/train", "data/valid"))))
+    assert [len(part) for part in (raw.train, raw.test)] == [8, 8] and raw.validation is None
+    for tops, message in ((("val", "valid", "train"), "keep one folder for each part"), (("test", "x"), "no train/")):
+        with pytest.raises(InputError, match=message):
+            read_raw(str(pack(tmp_path / "c.zip", classes(*tops))))
+
+
+def test_members_that_lead_out_or_are_no_files_are_left_aside(tmp_path: Path) -> None:
+    path = tmp_path / "evil.zip"
+    outside = ("../../x/1.png", "/etc/a/1.png", "a/../../b/2.png", "a\\..\\1.png", "C:/a/1.png")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in packed(classes("")).items():
+            archive.writestr(name, data)
+        for name in outside:
+            archive.writestr(name, png(1))
+        for mode in (stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR):
+            member = zipfile.ZipInfo(f"a/odd{mode}.png")
+            member.external_attr = (mode | 0o644) << 16
+            archive.writestr(member, b"/etc/passwd")
+        archive.writestr("__MACOSX/a/._1.png", b"x")
+        archive.writestr("a/.hidden.png", b"x")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("b/9.png", png(5))
+            archive.writestr("b/9.png", png(6))
+    raw = read_raw(str(path))
+    said = raw.contents.summary()
+    assert len(raw.undivided) == 8
+    assert f"{len(outside)} members whose names lead out of the archive" in said
+    assert "3 members that are no regular files" in said and "2 members with the name of another" in said
+    assert "1 files or folders of the system" in said and "1 hidden files or folders" in said
+    assert {one.name for one in tmp_path.iterdir()} == {"evil.zip"}
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = packed(classes(""))
+    members["a/bomb.png"] = bytes(40_000_000)
+    path = pack(tmp_path / "bomb.zip", members)
+    assert path.stat().st_size < 200_000
+    monkeypatch.setenv("GSB_VIT_MAX_PIXELS", "10000")
+    asked = []
+    real = zipfile.ZipExtFile.read
+
+    def read(self, n=-1):
+        asked.append(n)
+        return real(self, n)
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", read)
+    with pytest.raises(InputError, match=r"1 of 9 pictures cannot be used: .*a/bomb\.png"):
+        draw_split(str(path), read_raw(str(path)), DataRecipe())
+    assert max(asked) == 160_001 and min(asked) > 0
+
+
+def test_archives_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
+    whole = pack(tmp_path / "a.zip", packed(classes("")), zipfile.ZIP_STORED).read_bytes()
+    for data in (b"", b"PK", whole[: len(whole) // 2], bytes(500)):
+        (tmp_path / "b.zip").write_bytes(data)
+        with pytest.raises(InputError, match="no zip archive") as caught:
+            read_raw(str(tmp_path / "b.zip"))
+        assert "\n" not in str(caught.value)
+    spoiled = bytearray(whole)
+    spoiled[60] ^= 255  # in the first member: its checksum says so
+    (tmp_path / "c.zip").write_bytes(spoiled)
+    with pytest.raises(InputError, match=r"a/0\.png: cannot be read"):
+        draw_split(str(tmp_path / "c.zip"), read_raw(str(tmp_path / "c.zip")), DataRecipe())
+    locked = bytearray(whole)
+    locked[whole.index(b"PK\1\2") + 8] |= 1
+    (tmp_path / "d.zip").write_bytes(locked)
+    with pytest.raises(InputError, match="is encrypted"):
+        read_raw(str(tmp_path / "d.zip"))
+    for members, message in (({"1.png": png(1)}, "no pictures with a class"), ({"a/1.png": png(1)}, "one class")):
+        with pytest.raises(InputError, match=message):
+            read_raw(str(pack(tmp_path / "e.zip", members)))
+
+
+def test_an_archive_that_changes_is_opened_anew(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.zip", {"a/1.png": png(1)})
+    one = ArchivedPicture(path, "a/1.png")
+    assert one.read(10**6) == png(1) and str(one) == f"{path}/a/1.png"
+    pack(tmp_path / "new.zip", {"a/1.png": png(2), "b/2.png": png(3)}).replace(path)
+    assert one.read(10**6) == png(2)
+    pack(tmp_path / "new.zip", {"b/2.png": png(3)}).replace(path)
+    with pytest.raises(InputError, match="is gone from the archive"):
+        one.read(1)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[tuple[str, str, str]]:
+    for name in ("rose", "tulip"):
+        fill(tmp_path / "all" / name, 12)
+    paths = sorted((tmp_path / "all").rglob("*.png"))
+    parts = ["train", "Train", "valid", "TEST"]
+    return [(str(p.relative_to(tmp_path)), p.parent.name, parts[i % 4]) for i, p in enumerate(paths)]
+
+
+def write_list(path: Path, rows: list[tuple], names: tuple[str, ...]) -> Path:
+    if path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8-sig") as file:
+            csv.writer(file).writerows([names, *rows])
+    else:
+        path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_list_names_pictures_and_classes(tmp_path: Path, pictures, suffix: str) -> None:
+    rows = [(label, path, 7) for path, label, _ in pictures]
+    raw = read_raw(str(write_list(tmp_path / f"mine{suffix}", rows, ("label", "path", "more"))))
+    assert raw.class_names == ("rose", "tulip") and np.bincount(raw.undivided.labels).tolist() == [12, 12]
+    assert raw.undivided.sources[0] == tmp_path / pictures[0][0]
+    raw = read_raw(str(write_list(tmp_path / f"parts{suffix}", pictures, ("path", "label", "split"))))
+    assert [len(part) for part in (raw.train, raw.validation, raw.test)] == [12, 6, 6]
+    data = load_data(str(tmp_path / f"parts{suffix}"), DataRecipe())
+    assert len(data.validation) == 6
+    numbered = [(path, int(label == "rose") * 9 + 1) for path, label, _ in pictures]
+    raw = read_raw(str(write_list(tmp_path / f"numbers{suffix}", numbered, ("path", "label"))))
+    assert raw.class_names == ("1", "10")
+
+
+LIST_MISTAKES = {
+    "path,name\nx,y\n": "has the columns 'path, name'; give columns path and label",
+    "": "has the columns",
+    "path,label\nnowhere.png,a\n": "line 2: no file .*nowhere.png",
+    "path,label\nall,a\n": "line 2: no file",
+    "path,label\nall/rose/000.png\n": "line 2: label = None",
+    "path,label\nall/rose/000.png,\n": "line 2: label = ''",
+    "path,label,split\nall/rose/000.png,a,tset\n": "line 2: split = 'tset'; use one of train",
+    "path,label,split\nall/rose/000.png,a,train\nall/rose/001.png,b,\n": "some lines have a split and others",
+    "path,label,split\nall/rose/000.png,a,test\nall/rose/001.png,b,test\n": "'test' but none for training",
+    "path,label,split\nall/rose/000.png,a,train\nall/rose/001.png,b,test\n": "'b' has no pictures in part 'train'|'a'",
+    "path,label\nall/rose/000.png,a\n": "one class, 'a'",
+    'path,label\n"all/rose/000.png,a\n': "line .*unexpected end|line 2",
+}
+
+
+@pytest.mark.parametrize("text", LIST_MISTAKES)
+def test_mistakes_in_a_list_are_named_with_their_line(tmp_path: Path, pictures, text: str) -> None:
+    (tmp_path / "mine.csv").write_text(text)
+    with pytest.raises(InputError, match=LIST_MISTAKES[text]) as caught:
+        read_raw(str(tmp_path / "mine.csv"))
+    assert "\n" not in str(caught.value)
+
+
+def test_mistakes_in_json_lines_are_named_with_their_line(tmp_path: Path, pictures) -> None:
+    good = json.dumps({"path": pictures[0][0], "label": "a"})
+    for line, message in (
+        ("[1]", "no object"),
+        ("{", "no JSON"),
+        ('{"path": 3, "label": "a"}', "path = 3"),
+        ("9" * 5000, "no"),
+    ):
+        (tmp_path / "mine.jsonl").write_text(f"{good}\n{line}\n")
+        with pytest.raises(InputError, match=f"line 2: .*{message}"):
+            read_raw(str(tmp_path / "mine.jsonl"))
+    (tmp_path / "mine.csv").write_bytes(b"path,label\n\xff,a\n")
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_raw(str(tmp_path / "mine.csv"))
+
+
+def test_other_files_are_no_data(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(InputError, match=r"no data set; give a folder of class folders, a \.zip of them, or a list"):
+        read_raw(str(tmp_path / "mine.txt"))
+
+
+def test_a_held_picture_is_one_of_bytes(tmp_path: Path) -> None:
+    held = HeldPicture("hfds/x/train/0", png(3))
+    (tmp_path / "3.png").write_bytes(png(3))
+    assert open_picture(held).size == (12, 10) and digest(held) == digest(tmp_path / "3.png")
+    with pytest.raises(InputError, match="hfds/x/train/0"):
+        open_picture(HeldPicture("hfds/x/train/0", b"no picture"))
+
+
+def write_shard(path: Path, seeds: range, spoiled: int | None = None) -> None:
+    with tarfile.open(path, "w") as tar:
+        for seed in seeds:
+            data = b"no picture" if seed == spoiled else png(seed)
+            for name, content in ((f"{seed:05}.png", data), (f"{seed:05}.cls", str(seed % 3).encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def test_shards_of_webdataset_are_read_through_timm(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("webdataset", reason="WebDataset shards: without webdataset")
+    for number in range(2):
+        write_shard(tmp_path / f"mine-{number:03}.tar", range(15 * number, 15 * number + 15))
+    raw = read_raw(f"wds/{tmp_path}/mine-{{000..001}}.tar")
+    assert raw.class_names == ("0", "1", "2") and np.bincount(raw.undivided.labels).tolist() == [10, 10, 10]
+    assert np.array_equal(raw.undivided.sources[7], np.asarray(open_picture(png(7)))) and raw.undivided.labels[7] == 1
+    again = read_raw(f"wds/{tmp_path}/mine-{{000..001}}.tar")
+    drawn = draw_split("wds", raw, DataRecipe())
+    assert find_split("wds", again, drawn.stored).lines == ()
+    info = {
+        "splits": {
+            part: {"name": part, "num_samples": 15, "filenames": [f"mine-{n:03}.tar"], "shard_lengths": [15]}
+            for n, part in enumerate(("train", "validation"))
+        }
+    }
+    (tmp_path / "_info.json").write_text(json.dumps(info))
+    raw = read_raw(f"wds/{tmp_path}")
+    assert [len(part) for part in (raw.train, raw.test)] == [15, 15]
+
+
+def test_shards_that_cannot_be_read_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("webdataset", reason="WebDataset shards: without webdataset")
+    write_shard(tmp_path / "mine.tar", range(9), spoiled=4)
+    with pytest.raises(InputError, match="1 samples cannot be read"):
+        read_raw(f"wds/{tmp_path}/mine.tar")
+    for name in ("pipe:touch x.tar", f"{tmp_path}/no.tar", f"{tmp_path}/mine.txt", f"{tmp_path}", "http://x/y.tar", ""):
+        with pytest.raises(InputError) as caught:
+            read_raw(f"wds/{name}")
+        assert "\n" not in str(caught.value)
+    assert not Path("x.tar").exists()
+    write_shard(tmp_path / "good.tar", range(9))
+    monkeypatch.setenv("GSB_VIT_MAX_MEMORY", "1000")
+    with pytest.raises(InputError, match=r"held in memory and take more than 0\.00 MB"):
+        read_raw(f"wds/{tmp_path}/good.tar")
+
+
+def test_what_a_reader_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gsb_vit.data.readers.find_spec", lambda name: None)
+    for spec, needed in (("wds/x.tar", "timm and webdataset"), ("hfds/x", "timm and datasets")):
+        with pytest.raises(InputError, match=rf"{spec} needs {needed}: pip install 'gsb-vit\[readers\]'"):
+            read_raw(spec)
+
+
+def test_a_folder_that_datasets_loads_is_read_through_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("datasets", reason="Hugging Face data sets: without datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for part in ("train", "test"):
+        for name in ("rose", "tulip"):
+            fill(tmp_path / "mine" / part / name, 3)
+    raw = read_raw(f"hfds/{tmp_path}/mine")
+    assert raw.class_names == ("rose", "tulip")
+    assert [len(part) for part in (raw.train, raw.test)] == [6, 6]
+    plain = read_raw(str(tmp_path / "mine"))
+    assert sorted(map(digest, raw.train.sources)) == sorted(map(digest, plain.train.sources))

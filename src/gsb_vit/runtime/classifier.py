@@ -295,8 +295,8 @@ def load(
 ) -> Classifier:
     """Load a packed model: a file, or by its name one that comes with the package (``gsb-vit models`` lists them).
 
-    A path that exists goes before a name; ``shipped:NAME`` is the shipped model in any case, ``hf:USER/NAME`` a model on
-    the Hugging Face hub (extra ``hub``).
+    A path that exists goes before a name; ``shipped:NAME`` is the shipped model in any case, ``hf:USER/NAME`` a model
+    on the Hugging Face hub (extra ``hub``).
 
     ``threads`` counts those of the native engine; 0 takes every core this process may run on. ``engine`` is
     ``"native"``, or ``"reference"``: NumPy, slow, the same logits bit for bit. The native engine uses the fastest

@@ -95,7 +95,7 @@ def test_counts_are_there_for_every_kind_of_work(build):
     assert list(found.per_unit) == list(work(shape_of(**TINY)))
     assert min(found.per_unit.values()) >= 0 < found.per_unit["linear_words"]
     assert 0 < found.largest_error < 0.3
-    assert f"off by at most {found.largest_error:.0%}" in found.how
+    assert f"off by at most {100 * found.largest_error:.0f} %" in found.how
 
 
 @pytest.mark.parametrize("build", BUILDS)

@@ -114,7 +114,8 @@ def test_an_estimate_is_what_qemu_counts(build, tmp_path):
         lacks.append(f"build/classify-{build}, made by zig and the preset of that name")
     if lacks:
         skip_without("counts of instructions", *lacks)
-    a, instructions = script.Counter(build, tmp_path).count(script.shapes(*script.HELD_OUT)[0])
+    question = script.pack(tmp_path / "model", script.shapes(*script.HELD_OUT)[0])
+    a, instructions = script.Counter(build, tmp_path).count(question)
     found = counted(build)
     assert found.instructions(a) == pytest.approx(instructions, rel=found.largest_error + 0.02)
 

@@ -98,38 +98,42 @@ def install(work, root, wheel):
 
 LOGITS = """
 import sys, gsb_vit
-model = gsb_vit.load(sys.argv[1])
-for path in sys.argv[2:]:
-    print(model.logits(model.prepare(path)[None]).tobytes().hex())
+for path in sys.argv[1:]:
+    model = gsb_vit.load(path + "/model.safetensors")
+    for picture in ("/a.jpg", "/b.png"):
+        print(path, model.logits(model.prepare(path + picture)[None]).tobytes().hex())
 """
 
 
-def compare(command, environment, work):
-    """Ask both machines about the same pictures, all shapes of models; return how many answers agreed.
-
-    Logits are equal to the last bit. Probabilities are NumPy's exponentials, which differ between processors in theirs.
-    """
+def write_questions(folder):
+    """Write a model of every shape with two pictures of another size; return their folders."""
     from PIL import Image
     from random_packed import SHAPES, random_pictures, write_random_packed
 
+    folders = [folder / name for name in SHAPES]
+    for one, shape in zip(folders, SHAPES.values(), strict=True):
+        one.mkdir(parents=True, exist_ok=True)
+        packed = write_random_packed(one / "model.safetensors", seed=1, **shape)
+        for name, pixels in zip(("a.jpg", "b.png"), random_pictures(packed.architecture, 2, seed=1), strict=True):
+            Image.fromarray(pixels).resize((97, 71)).save(one / name)
+    return folders
+
+
+def compare(command, environment, folders):
+    """Ask both machines about the same pictures; return how many logits and how many answers of `predict` agreed.
+
+    Logits are equal to the last bit. Probabilities are NumPy's exponentials, which differ between processors in theirs.
+    """
     here = [sys.executable, "-m", "gsb_vit.cli"], {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    agreed = 0
-    for name, shape in SHAPES.items():
-        model = work / "questions" / name / "model.safetensors"
-        model.parent.mkdir(parents=True, exist_ok=True)
-        packed = write_random_packed(model, seed=1, **shape)
-        paths = [model.with_name(file) for file in ("a.jpg", "b.png")]
-        for path, pixels in zip(paths, random_pictures(packed.architecture, 2, seed=1), strict=True):
-            Image.fromarray(pixels).resize((97, 71)).save(path)
-        logits, answers = [], []
-        for program, own in (here, (command, environment)):
-            logits.append(run(*program[:-2], "-c", LOGITS, model, *paths, env=own))
-            said = json.loads(run(*program, "predict", model, *paths, "--format", "json", env=own))
-            answers.append([[(p["class"], round(p["probability"], 12)) for p in one["predictions"]] for one in said])
-        if logits[0] != logits[1] or answers[0] != answers[1]:
-            raise SystemExit(f"{name}: {logits[0]} {answers[0]} here, {logits[1]} {answers[1]} there")
-        agreed += len(paths)
-    return agreed
+    logits, answers = [], []
+    for program, own in (here, (command, environment)):
+        logits.append(run(*program[:-2], "-c", LOGITS, *folders, env=own).splitlines())
+        question = [folders[0] / "model.safetensors", folders[0] / "a.jpg", folders[0] / "b.png", "--format", "json"]
+        said = json.loads(run(*program, "predict", *question, env=own))
+        answers.append([[(p["class"], round(p["probability"], 12)) for p in one["predictions"]] for one in said])
+    if logits[0] != logits[1] or answers[0] != answers[1]:
+        raise SystemExit(f"here {logits[0]} {answers[0]}, there {logits[1]} {answers[1]}")
+    return len(logits[0]), len(answers[0])
 
 
 def main():
@@ -148,7 +152,7 @@ def main():
     what = "import gsb_vit, platform; from gsb_vit import _native; print(platform.machine(), _native.backends())"
     said = run(*command[:-2], "-c", what, env=environment).strip()
     row = {"wheel": wheel.name, "bytes": wheel.stat().st_size, "runs": said}
-    row["equal_answers"] = compare(command, environment, work)
+    row["equal_logits"], row["equal_answers"] = compare(command, environment, write_questions(work / "questions"))
     print(json.dumps(row) if options.json else "\n".join(f"{name}: {value}" for name, value in row.items()))
 
 

@@ -107,7 +107,7 @@ def estimate(a: Architecture, board: Board, file_bytes: int | None = None) -> Es
         return Estimate(board, ram, ram_is, memory.file, None, None, f"nothing was counted for {board.build}")
     instructions = found.instructions(a)
     ms = 1e3 * instructions / (board.clock * board.per_cycle)
-    said = f"{found.how}; {board.per_cycle:g} instructions per cycle and {board.clock / 1e6:,.0f} MHz are assumed"
+    said = f"{found.how}; clock and instructions per cycle are assumed"
     return Estimate(board, ram, ram_is, memory.file + found.program, instructions, ms, said)
 
 

@@ -25,24 +25,28 @@ def work(a: Architecture) -> dict[str, float]:
     head = _up(a.embed_dim // heads, 32)
     inner = heads * head
     wide, deep = -(-a.embed_dim // 32), -(-hidden // 32)
-    linear = 3 * inner * wide + width * inner // 32 + hidden * wide + width * deep
     upper = a.attention_groups * a.value_groups - 1
-    tokenizer = _tokenizer_products(a)
+    tokenizer, outputs = _tokenizer_work(a)
     patches = 0 if a.channels else 3 * _up(a.patch_height * a.patch_width, 4) * a.num_patches * width
+    # Queries, keys and Values of all tokens; behind the last block's only those that a head reads.
+    first, end = min(one.reads.first for one in a.heads), max(one.reads.end for one in a.heads)
+    every, read = depth * tokens, (depth - 1) * tokens + end - first
+    linear = every * 3 * inner * wide + read * (width * inner // 32 + hidden * wide + width * deep)
     return {
-        "linear_words": depth * tokens * linear,
-        "query_outputs": depth * tokens * 3 * inner,
-        "residual_outputs": depth * tokens * 2 * width,
-        "hidden_outputs": depth * tokens * hidden,
+        "linear_words": linear,
+        "query_outputs": every * 3 * inner,
+        "residual_outputs": read * 2 * width,
+        "hidden_outputs": read * hidden,
         "score_words": depth * heads * tokens * tokens * head // 32,
         "score_entries": depth * heads * tokens * tokens,
-        "value_words": depth * tokens * inner * -(-tokens // 32),
-        "value_outputs": depth * tokens * inner,
-        "value_planes": depth * tokens * inner * a.value_groups,
-        "upper_products": depth * tokens * inner * upper,
+        "value_words": read * inner * -(-tokens // 32),
+        "value_outputs": read * inner,
+        "value_planes": every * inner * a.value_groups,
+        "upper_products": read * inner * upper,
         "head_rows": depth * heads * tokens,
         "patch_products": patches,
         "tokenizer_products": tokenizer,
+        "tokenizer_outputs": outputs,
         "class_products": len(a.heads) * a.num_classes * a.embed_dim,
         "pixels": a.image_size[0] * a.image_size[1],
         "pictures": 1,
@@ -53,13 +57,14 @@ def _up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def _tokenizer_products(a: Architecture) -> int:
-    """8-bit multiply-adds of the convolutions, each row of a sum padded to four, channels to 16."""
-    places, total = a.image_size[0] * a.image_size[1], 0
+def _tokenizer_work(a: Architecture) -> tuple[int, int]:
+    """8-bit multiply-adds of the convolutions, each row of a sum padded to four, channels to 16; and their outputs."""
+    places, products, total = a.image_size[0] * a.image_size[1], 0, 0
     for inputs, outputs in pairwise((3, *a.channels) if a.channels else ()):
         places //= 4
-        total += 3 * _up(3 * inputs, 4) * places * _up(outputs, 16)
-    return total
+        products += 3 * _up(3 * inputs, 4) * places * _up(outputs, 16)
+        total += places * _up(outputs, 16)
+    return products, total
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def board_tables(summary: Summary, rows: Sequence["Estimate"]) -> Iterator[Table
     made = Table(
         f"{a.name}, {width} × {height} pixels, {a.num_classes:,} classes: {_count(cost.ops)} OPs a picture "
         f"({_count(cost.flops)} FLOPs, {_count(cost.bops)} BOPs)",
-        ("board", "processor", "needs RAM", "has", "needs flash", "has", "fits", "Minstr", "ms"),
+        ("board", "processor", "needs RAM", "has", "needs flash", "has", "fits", "Minstr", "MHz", "a cycle", "≈ ms"),
         left=("processor",),
     )
     for row in rows:
@@ -142,7 +142,11 @@ def board_tables(summary: Summary, rows: Sequence["Estimate"]) -> Iterator[Table
             "any" if board.flash is None else _binary(board.flash),
             "no" if not row.fits else "perhaps" if board.is_micro else "yes",
             "–" if row.instructions is None else f"{row.instructions / 1e6:,.1f}",
-            "–" if row.ms is None else f"{row.ms:,.1f}",
+            *(
+                ("–",) * 3
+                if row.ms is None
+                else (f"{board.clock / 1e6:,.0f}", f"{board.per_cycle:g}", f"{row.ms:,.1f}")
+            ),
         )
     names: dict[str, list[str]] = {}
     for row in rows:

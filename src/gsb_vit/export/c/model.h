@@ -1,7 +1,8 @@
 /* A one-bit vision transformer in one C file, made by gsb-vit {{version}} (MIT licence, the gsb-vit authors).
  *
- * C99 and <stdint.h>, <stddef.h>, <float.h>, <string.h> (memcpy), <math.h> (exp, log; logits need neither). Nothing is
- * allocated and no state is kept: one arena serves any number of pictures, in turn. Weights are constants.
+ * C99 and <stdint.h>, <stddef.h>, <float.h>, <limits.h>, <string.h> (memcpy), <math.h> (exp, log; logits need neither);
+ * where a processor has Helium, its <arm_mve.h>. Nothing is allocated and no state is kept: one arena serves any number
+ * of pictures, in turn. Weights are constants.
  *
  *   static model_arena arena;
  *   float logits[MODEL_CLASSES];
@@ -27,7 +28,7 @@ extern "C" {
 #define MODEL_CLASSES {{classes}}
 
 /* Bytes. Flash: weights, tables and names; the code comes on top. Stack: what the functions below take at most,
- * measured with gcc and clang on x86-64 and Cortex-M from -O0 to -O3; exp and log of the C library come on top. */
+ * counted by gcc on x86-64 and Cortex-M from -O0 to -O3; exp and log of the C library come on top. */
 #define MODEL_FLASH_BYTES {{flash}}
 #define MODEL_STACK_BYTES {{stack}}
 

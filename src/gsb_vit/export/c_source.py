@@ -1,4 +1,4 @@
-"""A packed model as one portable C file and its header: weights as constants, behind them the engine ``c/engine.c``.
+"""A packed model as one portable C file and its header: weights as constants, and behind them the engine of ``c/``.
 
 NumPy alone. What the numbers mean is in ``docs/numerics.md``; the engine follows it to the last bit.
 """
@@ -21,6 +21,7 @@ from gsb_vit.runtime.classifier import load
 from gsb_vit.runtime.packed_file import PackedModel, read
 from gsb_vit.runtime.schema import Architecture, Formats
 
+_ENGINE = ("memory.c", "arithmetic.c", "tokens.c", "block.c", "heads.c", "picture.c", "interface.c")
 MAX_PICTURE_WIDTH = 640  # of a camera's VGA; a macro that a user may define otherwise
 STACK_BYTES = 1024  # more than every chain of calls takes: measured by tests/export/test_c_stack.py
 MOST_BYTES = 64 << 20  # of constants; compilers take minutes and gigabytes for more
@@ -180,7 +181,7 @@ def c_source(model: PackedModel, check: int, name: str = "model") -> CSource:
 def _templates(name: str, macros: Iterable[str]) -> tuple[str, str]:
     """Header and engine with ``name`` where they say model. Raises InputError where that makes a word twice."""
     folder = files(__package__).joinpath("c")
-    texts = [folder.joinpath(file).read_text(encoding="utf-8") for file in ("model.h", "engine.c")]
+    texts = [folder.joinpath(file).read_text(encoding="utf-8") for file in ("model.h", *_ENGINE)]
     words = {*macros, *(word for text in texts for word in re.findall(r"\w+", text))}
     own = {word for word in words if _OWN.match(word)}
 
@@ -189,8 +190,8 @@ def _templates(name: str, macros: Iterable[str]) -> tuple[str, str]:
 
     if taken := sorted({_OWN.sub(called, word) for word in own} & (words - own)):
         raise InputError(f"the name {name!r} makes {taken[0]}, which the engine has; choose another")
-    header, engine = (_OWN.sub(called, text) for text in texts)
-    return header, engine
+    header, *engine = (_OWN.sub(called, text) for text in texts)
+    return header, "\n".join(engine)
 
 
 _SOURCE_HEAD = """\
@@ -435,7 +436,7 @@ def _text(text: str) -> str:
     return f'"{"".join(plain)}"'
 
 
-# ---- Memory: struct arena of engine.c
+# ---- Memory: struct arena of c/memory.c
 
 
 def _run_bytes(a: Architecture) -> int:

@@ -431,6 +431,10 @@ def export(
         Path | None,
         typer.Option("--c", metavar="OUT/", help="A folder for model.c and model.h: the packed model in portable C99."),
     ] = None,
+    c_name: Annotated[
+        str,
+        typer.Option("--c-name", metavar="NAME", help="What its files and functions are called: NAME.c, NAME_logits."),
+    ] = "model",
     data: Annotated[
         str | None,
         typer.Option("--data", metavar="SPEC", help="Pictures for the check (default: the run's validation part)."),
@@ -452,11 +456,11 @@ def export(
     if c_folder is not None and not run.is_dir() and not is_trained_model(run):
         if output is not None or data is not None:
             raise InputError(f"{run} is packed already, or no model: give --c OUT/ alone, or a run")
-        source = write_c(run, c_folder, engine)
+        source = write_c(run, c_folder, engine, c_name)
         if to_json:
-            _print_json(_c_json(source, c_folder))
+            _print_json(_c_json(source, c_folder / c_name))
         else:
-            _tell_c(source, c_folder)
+            _tell_c(source, c_folder / c_name)
         return
     _require_training("export")
     from gsb_vit.export.run import export_run
@@ -472,9 +476,9 @@ def export(
         except InputError as error:
             if output is not None or c_folder is None:
                 raise
-            raise InputError(str(error).replace(str(packed_file), str(c_folder / "model.c"))) from error
+            raise InputError(str(error).replace(str(packed_file), str(c_folder / f"{c_name}.c"))) from error
         if c_folder is not None:
-            made = write_c(packed_file, c_folder, engine)
+            made = write_c(packed_file, c_folder, engine, c_name)
     if to_json:
         values = {
             "pictures": parity.n,
@@ -486,7 +490,7 @@ def export(
         if output is not None:
             values |= {"model": str(output), "bytes": output.stat().st_size}
         if made is not None and c_folder is not None:
-            values |= _c_json(made, c_folder)
+            values |= _c_json(made, c_folder / c_name)
         _print_json(values)
         return
     if output is not None:
@@ -504,14 +508,14 @@ def export(
     else:
         print("there are no validation pictures: probabilities are not calibrated, and no picture is called unknown")
     if made is not None and c_folder is not None:
-        _tell_c(made, c_folder)
+        _tell_c(made, c_folder / c_name)
 
 
-def _c_json(made: "CSource", folder: Path) -> dict[str, Any]:
+def _c_json(made: "CSource", stem: Path) -> dict[str, Any]:
     return {
         "c": {
-            "source": str(folder / "model.c"),
-            "header": str(folder / "model.h"),
+            "source": f"{stem}.c",
+            "header": f"{stem}.h",
             "flash_bytes": made.flash_bytes,
             "arena_bytes": made.arena_bytes,
             "run_bytes": made.run_bytes,
@@ -522,14 +526,14 @@ def _c_json(made: "CSource", folder: Path) -> dict[str, Any]:
     }
 
 
-def _tell_c(made: "CSource", folder: Path) -> None:
-    """Print what a device needs for the C files in a folder."""
-    source = printable(str(folder / "model.c"))
-    print(f"{source} and model.h: C99, the same logits to the last bit")
+def _tell_c(made: "CSource", path: Path) -> None:
+    """Print what a device needs for the C files, whose path is given without an ending."""
+    source = printable(f"{path}.c")
+    print(f"{source} and {path.name}.h: C99, the same logits to the last bit")
     print(f"flash {made.flash_bytes:,} bytes of weights, tables and names, and the code on top")
     print(
-        f"RAM   {made.arena_bytes:,} bytes, a model_arena: {made.run_bytes:,} to classify, {made.resize_bytes:,} to "
-        f"resize pictures of up to {made.max_picture_width} columns (-DMODEL_MAX_PICTURE_WIDTH)"
+        f"RAM   {made.arena_bytes:,} bytes, the arena: {made.run_bytes:,} to classify, {made.resize_bytes:,} to "
+        f"resize pictures of up to {made.max_picture_width} columns (-D{path.name.upper()}_MAX_PICTURE_WIDTH)"
     )
     print(f"stack at most {made.stack_bytes:,} bytes")
     print(f"compile it with  cc -std=c99 -O2 -ffp-contract=off -c {shlex.quote(source)}")

@@ -51,6 +51,27 @@ def test_the_same_model_gives_the_same_files(model, tmp_path, capsys):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
+def test_two_models_in_one_program_have_names_of_their_own(tmp_path, capsys):
+    needs_compiler("cc")
+    for seed, name in enumerate(("cats", "dogs_2")):
+        path = tmp_path / f"{name}.safetensors"
+        write(path, replace(random_packed(seed=seed, **TINY), class_names=("model_a", "MODEL_B", "model.c", name)))
+        assert export(capsys, path, "--c", tmp_path, "--c-name", name, "--engine", "reference")[0] == 0
+    (tmp_path / "main.c").write_text(
+        '#include <stdio.h>\n#include "cats.h"\n#include "dogs_2.h"\n'
+        "static cats_arena cats;\nstatic dogs_2_arena dogs;\n"
+        "int main(void) {\n"
+        "    for (int k = 0; k < CATS_CLASSES; ++k) puts(cats_class_name(k));\n"
+        "    puts(dogs_2_class_name(3));\n"
+        "    return cats_check(&cats) == CATS_OK && dogs_2_check(&dogs) == DOGS_2_OK ? 0 : 1;\n}\n"
+    )
+    files = [tmp_path / name for name in ("main.c", "cats.c", "dogs_2.c")]
+    subprocess.run(["cc", "-std=c99", "-Wall", "-Werror", *files, "-lm", "-o", tmp_path / "program"], check=True)
+    said = subprocess.run([tmp_path / "program"], check=True, capture_output=True, text=True).stdout
+    assert said.split() == ["model_a", "MODEL_B", "model.c", "cats", "dogs_2"]
+    assert "model_" not in (tmp_path / "cats.h").read_text()
+
+
 def test_refusals_are_one_line_and_write_nothing(model, tmp_path, capsys):
     out, file = tmp_path / "c", tmp_path / "file"
     file.write_text("no folder")
@@ -64,6 +85,8 @@ def test_refusals_are_one_line_and_write_nothing(model, tmp_path, capsys):
         ((file, "--c", out), "not a packed model|cannot be read|header"),
         ((nul, "--c", out), "rename the class"),
         ((model, "--c", file), "cannot be written"),
+        ((model, "--c", out, "--c-name", "My-Model"), "letter first"),
+        ((model, "--c", out, "--c-name", "patch"), "makes PATCH_"),
         ((model, "--c", out, "--engine", "fast"), "engine 'fast' is unknown"),
     ]:
         code, said = export(capsys, *arguments)
@@ -88,5 +111,5 @@ def test_it_includes_what_model_h_says_and_allocates_nothing(model, tmp_path, ca
     included = set(
         re.findall(r"#include [<\"](.*)[>\"]", (tmp_path / "model.c").read_text() + (tmp_path / "model.h").read_text())
     )
-    assert included == {"model.h", "stddef.h", "stdint.h", "float.h", "limits.h", "math.h", "string.h"}
+    assert included == {"model.h", "stddef.h", "stdint.h", "float.h", "limits.h", "math.h", "string.h", "arm_mve.h"}
     assert not re.search(r"\b(malloc|calloc|realloc|alloca|printf)\b", (tmp_path / "model.c").read_text())

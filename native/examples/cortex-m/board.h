@@ -4,7 +4,7 @@
 #include <stdint.h>
 
 int main(void);
-void print(const char *text);
+void print(const char* text);
 void print_hex(uint32_t number);
 void leave(int failed); /* ends the emulation */
 uint64_t ticks(void);   /* of the system timer */

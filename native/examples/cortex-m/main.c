@@ -22,7 +22,7 @@
 static model_arena arena;
 static float logits[MODEL_CLASSES];
 
-static void print_number(const char *what, uint32_t number) {
+static void print_number(const char* what, uint32_t number) {
     print(what);
     print(" ");
     print_hex(number);
@@ -30,7 +30,7 @@ static void print_number(const char *what, uint32_t number) {
 }
 
 int main(void) {
-    const uint8_t *pixels;
+    const uint8_t* pixels;
     uint64_t begin;
     int checked;
     paint_stack();

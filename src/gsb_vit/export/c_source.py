@@ -1,4 +1,4 @@
-"""A packed model as one portable C file and its header: weights as constants, behind them the engine ``c/engine.c``.
+"""A packed model as one portable C file and its header: weights as constants, and behind them the engine of ``c/``.
 
 NumPy alone. What the numbers mean is in ``docs/numerics.md``; the engine follows it to the last bit.
 """
@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsb_vit import __version__
-from gsb_vit.errors import InputError, ModelError
+from gsb_vit.errors import InputError, ModelError, shown
 from gsb_vit.files import as_path, staged
 from gsb_vit.runtime.classifier import load
 from gsb_vit.runtime.packed_file import PackedModel, read
 from gsb_vit.runtime.schema import Architecture, Formats
 
+_ENGINE = ("memory.c", "arithmetic.c", "tokens.c", "block.c", "heads.c", "picture.c", "interface.c")
 MAX_PICTURE_WIDTH = 640  # of a camera's VGA; a macro that a user may define otherwise
 STACK_BYTES = 1024  # more than every chain of calls takes: measured by tests/export/test_c_stack.py
 MOST_BYTES = 64 << 20  # of constants; compilers take minutes and gigabytes for more
@@ -29,6 +30,8 @@ _SUPPORT = {"nearest": 0, "bilinear": 1, "bicubic": 2}
 _BIASES = {"none": "BIAS_NONE", "relative": "BIAS_RELATIVE", "full": "BIAS_FULL"}
 _SCORES = {None: "SCORE_NONE", "max_logit": "SCORE_MAX_LOGIT", "energy": "SCORE_ENERGY"}
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
+_NAME = re.compile("[a-z][a-z0-9_]{0,30}")
+_OWN = re.compile(r"\b(model|MODEL)(?=_|\.[ch]\b)")  # what is called by the model's name in the templates
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,18 @@ class CSource:
         return max(self.run_bytes, self.resize_bytes)
 
 
-def write_c(model: Path, folder: Path, engine: str = "native") -> CSource:
+def write_c(model: Path, folder: Path, engine: str = "native", name: str = "model") -> CSource:
     """Write ``model.c`` and ``model.h`` of a packed file into ``folder``, which is made where it is missing.
 
     Both files appear when both are complete. ``engine`` classifies the picture of noise that ``model_check`` compares.
+    With another ``name``, it stands in the place of ``model`` in files and functions.
 
     Raises:
-        InputError: for what is no packed model, a model that C99 has no room for, and a folder that cannot be written;
-            then nothing is written.
+        InputError: for what is no packed model, a model that C99 has no room for, a name that C does not take, and a
+            folder that cannot be written; then nothing is written.
     """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InputError(f"the name {shown(name)} must be at most 31 of a-z, 0-9 and _, with a letter first")
     folder = as_path(folder, "a folder for model.c and model.h")
     packed = read(model)
     check_fits(packed)
@@ -70,15 +76,15 @@ def write_c(model: Path, folder: Path, engine: str = "native") -> CSource:
         (logits,) = classifier.logits(noise(packed.architecture)[None])
     except ModelError as error:
         raise ModelError(f"{model}: {error}") from error
-    made = c_source(packed, check_sum(logits))
+    made = c_source(packed, check_sum(logits), name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as both:
-            for name, text in (("model.h", made.header), ("model.c", made.source)):
-                both.enter_context(staged(folder / name)).write_bytes(text.encode())
+            for ending, text in (("h", made.header), ("c", made.source)):
+                both.enter_context(staged(folder / f"{name}.{ending}")).write_bytes(text.encode())
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(f"{folder}: cannot be written ({reason}); give a folder for model.c and model.h") from error
+        raise InputError(f"{folder}: cannot be written ({reason}); give a folder for {name}.c and {name}.h") from error
     return made
 
 
@@ -127,30 +133,33 @@ def check_fits(model: PackedModel) -> None:
         )
 
 
-def c_source(model: PackedModel, check: int) -> CSource:
+def c_source(model: PackedModel, check: int, name: str = "model") -> CSource:
     """Return the C file and its header of a packed model that :func:`check_fits` takes.
 
-    ``check`` is the :func:`check_sum` of the logits of :func:`noise`.
+    ``check`` is the :func:`check_sum` of the logits of :func:`noise`; ``name`` as in :func:`write_c`.
     """
+
     a = model.architecture
+    header, engine = _templates(name, [*_shape(model, check)])
     arrays = [*_arrays(model)]
     names = sum(len(name.encode()) + 1 + 4 for name in model.class_names)  # and a pointer each
     flash = sum(array.bytes for array in arrays) + names
     parts = [
-        _SOURCE_HEAD.format(name=_text(a.name), version=__version__),
-        *(f"#define {name} {value}" for name, value in _shape(model, check).items()),
+        _SOURCE_HEAD.format(file=name, name=_text(a.name), version=__version__),
+        *(f"#define {key} {value}" for key, value in _shape(model, check).items()),
         "\n/* ---- Weights */\n",
         *(array.text for array in arrays),
         _convolutions(a),
         _names(model.class_names),
-        files(__package__).joinpath("c", "engine.c").read_text(encoding="utf-8"),
+        engine,
     ]
     width, taps = a.image_size[1], _SUPPORT[model.preprocessing.interpolation]
     run = _run_bytes(a)
     resize = _resize_bytes(a, taps)
+    widest = f"{name.upper()}_MAX_PICTURE_WIDTH"
     places = {
         "version": __version__,
-        "guard": "GSB_VIT_MODEL_H",
+        "guard": f"GSB_VIT_{name.upper()}_H",
         "name": _text(a.name),
         "height": a.image_size[0],
         "width": width,
@@ -158,27 +167,40 @@ def c_source(model: PackedModel, check: int) -> CSource:
         "flash": flash,
         "stack": STACK_BYTES,
         "max_width": MAX_PICTURE_WIDTH,
-        "most_taps": f"((MODEL_MAX_PICTURE_WIDTH + {width - 1}) / {width} * {2 * taps} + 2)",
+        "most_taps": f"(({widest} + {width - 1}) / {width} * {2 * taps} + 2)",
         "run_bytes": run,
-        "resize_bytes": "0"
-        if taps == 0
-        else f"({resize} + {4 * width} * MODEL_MOST_TAPS + 3 * MODEL_MAX_PICTURE_WIDTH)",
+        "resize_bytes": "0" if taps == 0 else f"({resize} + {4 * width} * {name.upper()}_MOST_TAPS + 3 * {widest})",
         "preparation": _preparation(model),
     }
-    header = files(__package__).joinpath("c", "model.h").read_text(encoding="utf-8")
     header = _PLACE.sub(lambda place: str(places[place[1]]), header)
     most_taps = (MAX_PICTURE_WIDTH + width - 1) // width * 2 * taps + 2
     resizing = 0 if taps == 0 else resize + 4 * width * most_taps + 3 * MAX_PICTURE_WIDTH
     return CSource("\n".join(parts), header, flash, run, resizing)
 
 
+def _templates(name: str, macros: Iterable[str]) -> tuple[str, str]:
+    """Header and engine with ``name`` where they say model. Raises InputError where that makes a word twice."""
+    folder = files(__package__).joinpath("c")
+    texts = [folder.joinpath(file).read_text(encoding="utf-8") for file in ("model.h", *_ENGINE)]
+    words = {*macros, *(word for text in texts for word in re.findall(r"\w+", text))}
+    own = {word for word in words if _OWN.match(word)}
+
+    def called(found: re.Match[str]) -> str:
+        return name if found[1] == "model" else name.upper()
+
+    if taken := sorted({_OWN.sub(called, word) for word in own} & (words - own)):
+        raise InputError(f"the name {name!r} makes {taken[0]}, which the engine has; choose another")
+    header, *engine = (_OWN.sub(called, text) for text in texts)
+    return header, "\n".join(engine)
+
+
 _SOURCE_HEAD = """\
 /* A one-bit vision transformer, made by gsb-vit {version}: {name}
- * model.h says how to use it. Copyright (c) the gsb-vit authors; MIT licence.
+ * {file}.h says how to use it. Copyright (c) the gsb-vit authors; MIT licence.
  *
- *   cc -std=c99 -O2 -ffp-contract=off -c model.c
+ *   cc -std=c99 -O2 -ffp-contract=off -c {file}.c
  */
-#include "model.h"
+#include "{file}.h"
 
 #include <float.h>
 #include <limits.h>
@@ -414,7 +436,7 @@ def _text(text: str) -> str:
     return f'"{"".join(plain)}"'
 
 
-# ---- Memory: struct arena of engine.c
+# ---- Memory: struct arena of c/memory.c
 
 
 def _run_bytes(a: Architecture) -> int:

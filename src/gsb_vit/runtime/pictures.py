@@ -76,9 +76,10 @@ def picture_digest(picture: Picture) -> str:
     if isinstance(picture, (np.ndarray, Image.Image)):
         return digest(np.asarray(picture))
     if callable(getattr(picture, "read", None)) and callable(getattr(picture, "seek", None)):
-        place = picture.tell()
-        data = picture.read()
-        picture.seek(place)
+        file: Any = picture
+        place = file.tell()
+        data = file.read()
+        file.seek(place)
         return bytes_digest(data) if isinstance(data, bytes) else ""
     return ""
 

@@ -14,7 +14,7 @@ static model_arena arena; /* in internal RAM; it serves one picture at a time */
 static float logits[MODEL_CLASSES];
 static uint8_t frame[96 * 96];
 
-static void classify(const uint8_t *pixels, int width, int height, int format) {
+static void classify(const uint8_t* pixels, int width, int height, int format) {
     const int64_t begin = esp_timer_get_time();
     const int status = model_picture_logits(pixels, width, height, 0, format, 1, &arena, logits);
     const int64_t microseconds = esp_timer_get_time() - begin;

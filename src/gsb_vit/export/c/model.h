@@ -1,7 +1,8 @@
 /* A one-bit vision transformer in one C file, made by gsb-vit {{version}} (MIT licence, the gsb-vit authors).
  *
- * C99 and <stdint.h>, <stddef.h>, <float.h>, <string.h> (memcpy), <math.h> (exp, log; logits need neither). Nothing is
- * allocated and no state is kept: one arena serves any number of pictures, in turn. Weights are constants.
+ * C99 and <stdint.h>, <stddef.h>, <float.h>, <limits.h>, <string.h> (memcpy), <math.h> (exp, log; logits need neither);
+ * where a processor has Helium, its <arm_mve.h>. Nothing is allocated and no state is kept: one arena serves any number
+ * of pictures, in turn. Weights are constants.
  *
  *   static model_arena arena;
  *   float logits[MODEL_CLASSES];
@@ -27,7 +28,7 @@ extern "C" {
 #define MODEL_CLASSES {{classes}}
 
 /* Bytes. Flash: weights, tables and names; the code comes on top. Stack: what the functions below take at most,
- * measured with gcc and clang on x86-64 and Cortex-M from -O0 to -O3; exp and log of the C library come on top. */
+ * counted by gcc on x86-64 and Cortex-M from -O0 to -O3; exp and log of the C library come on top. */
 #define MODEL_FLASH_BYTES {{flash}}
 #define MODEL_STACK_BYTES {{stack}}
 
@@ -57,35 +58,35 @@ enum {
 enum { MODEL_GREY = 1, MODEL_RGB = 3, MODEL_RGBA = 4 }; /* how a pixel is stored: its bytes */
 
 /* Classify pixels (MODEL_HEIGHT, MODEL_WIDTH, 3), RGB, that have the model's size: logits (MODEL_CLASSES). */
-int model_logits(const uint8_t *pixels, model_arena *arena, float *logits);
+int model_logits(const uint8_t* pixels, model_arena* arena, float* logits);
 
 /* Classify a picture of any size: {{preparation}}.
  *
  * pixels: height rows of width pixels, 8 bits a channel, `stride` bytes from a row to the next (0: width times
  * format). orientation is the number of EXIF's tag 274, 1 … 8; 1 is upright. RGBA is laid on white. */
-int model_picture_logits(const uint8_t *pixels, int width, int height, size_t stride, int format, int orientation,
-                         model_arena *arena, float *logits);
+int model_picture_logits(const uint8_t* pixels, int width, int height, size_t stride, int format, int orientation,
+                         model_arena* arena, float* logits);
 
 /* Only make the pixels that model_logits takes. They lie in the arena, and model_logits may read them there. NULL: no
  * picture, an unknown format or orientation, a stride that is too short, or more columns than MODEL_MAX_PICTURE_WIDTH. */
-const uint8_t *model_prepare(const uint8_t *pixels, int width, int height, size_t stride, int format, int orientation,
-                             model_arena *arena);
+const uint8_t* model_prepare(const uint8_t* pixels, int width, int height, size_t stride, int format, int orientation,
+                             model_arena* arena);
 
 /* The class with the largest logit, the first of equals. */
-int model_best(const float *logits);
+int model_best(const float* logits);
 
 /* softmax(logits / temperature), in double; they sum to 1. The last bits depend on exp of the C library. */
-void model_probabilities(const float *logits, double *probabilities);
+void model_probabilities(const float* logits, double* probabilities);
 
 /* Is the picture with these logits none of the classes? 1: yes, 0: no, -1: the model has no threshold. */
-int model_is_unknown(const float *logits);
+int model_is_unknown(const float* logits);
 
 /* UTF-8; NULL where there is no such class. */
-const char *model_class_name(int index);
+const char* model_class_name(int index);
 
 /* Classify a picture of noise and compare a sum of the logits' bits with that of gsb-vit. MODEL_NOT_EXACT: compiler
  * options, the compiler, the processor or its floating-point modes change results. */
-int model_check(model_arena *arena);
+int model_check(model_arena* arena);
 
 #ifdef __cplusplus
 }

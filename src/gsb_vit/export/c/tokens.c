@@ -1,0 +1,79 @@
+/* ---- From pixels to tokens */
+
+#if CONVOLUTIONS == 0
+static void embed(struct arena* arena, const uint8_t* pixels) {
+    for (int patch = 0; patch < PATCHES; ++patch) {
+        const uint8_t* corner =
+            pixels + ((size_t)(patch / GRID_WIDTH) * PATCH_HEIGHT * IMAGE_WIDTH + patch % GRID_WIDTH * PATCH_WIDTH) * 3;
+        const int8_t* weight = patch_weight;
+        float* x = arena->u.run.x[PREFIX_TOKENS + patch];
+        for (int o = 0; o < EMBED_DIM; ++o) {
+            float part[3];
+            for (int colour = 0; colour < 3; ++colour) {
+                int32_t sum = 0;
+                for (int row = 0; row < PATCH_HEIGHT; ++row) {
+                    const uint8_t* pixel = corner + (size_t)row * IMAGE_WIDTH * 3 + colour;
+                    for (int column = 0; column < PATCH_WIDTH; ++column) sum += pixel[3 * column] * *weight++;
+                }
+                part[colour] = (float)sum * patch_scale[3 * o + colour];
+            }
+            x[o] = ((part[0] + part[1]) + part[2]) + position[(size_t)patch * EMBED_DIM + o];
+        }
+    }
+}
+#else
+/* 3 × 3, stride 2, one line and column of zeros before the first. Either levels or x receives the outputs. */
+static void convolve(const struct convolution* c, const uint8_t* in, int first, uint8_t* levels, float* x) {
+    const int height = c->height, width = c->width;
+    for (int place = 0; place < height * width; ++place) {
+        const int y = place / width, column = place % width;
+        const int top = y == 0, left = column == 0;
+        const float* offset = c->offset + (first ? (size_t)(2 * top + left) * c->outputs
+                                           : x   ? (size_t)place * c->outputs
+                                                 : (size_t)0);
+        const int8_t* weight = c->weight;
+        const ptrdiff_t window = ((ptrdiff_t)(2 * y - 1) * (2 * width) + (2 * column - 1)) * c->inputs;
+        for (int o = 0; o < c->outputs; ++o) {
+            int32_t sum[3] = {0, 0, 0};
+            float part[3], out;
+            if (first) { /* weight: colour, line, column; a sum a colour */
+                for (int colour = 0; colour < 3; ++colour) {
+                    for (int row = top; row < 3; ++row) {
+                        for (int tap = left; tap < 3; ++tap) {
+                            sum[colour] += in[window + ((ptrdiff_t)row * 2 * width + tap) * 3 + colour] *
+                                           weight[9 * colour + 3 * row + tap];
+                        }
+                    }
+                    part[colour] = (float)sum[colour] * c->scale[3 * o + colour];
+                }
+            } else { /* weight: line, column, input; a sum a line */
+                for (int row = 0; row < 3; ++row) {
+                    const ptrdiff_t begin = (ptrdiff_t)left * c->inputs;
+                    for (ptrdiff_t i = begin; row >= top && i < 3 * (ptrdiff_t)c->inputs; ++i) {
+                        sum[row] += in[window + (ptrdiff_t)row * 2 * width * c->inputs + i] *
+                                    weight[(ptrdiff_t)row * 3 * c->inputs + i];
+                    }
+                    part[row] = (float)sum[row] * c->scale[o];
+                }
+            }
+            weight += 9 * (size_t)c->inputs;
+            out = ((part[0] + part[1]) + part[2]) + offset[o];
+            if (x) {
+                *x++ = out;
+            } else {
+                *levels++ = level_of(out);
+            }
+        }
+    }
+}
+
+static void embed(struct arena* arena, const uint8_t* pixels) {
+    struct embedding* e = &arena->u.run.now.embedding;
+    const uint8_t* in = pixels;
+    for (int i = 0; i < CONVOLUTIONS; ++i) {
+        uint8_t* out = i % 2 == 0 ? e->even : e->odd;
+        convolve(&convolutions[i], in, i == 0, out, i + 1 == CONVOLUTIONS ? arena->u.run.x[PREFIX_TOKENS] : NULL);
+        in = out;
+    }
+}
+#endif

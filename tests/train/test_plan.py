@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from gsb_vit.data.stored_split import draw_split
 from gsb_vit.errors import InputError
 from gsb_vit.terminal import plain_console
 from gsb_vit.train import plan as planning
+from gsb_vit.train import weights
 from gsb_vit.train.log import RunTime
 from gsb_vit.train.plan import parse_time, plan_for, shown_time
 from gsb_vit.train.recipe_io import load_recipe, shipped_recipes
@@ -126,16 +128,31 @@ def test_epochs_are_fitted_to_the_time_and_what_the_user_set_stays(drawn, monkey
 
 
 def test_a_pretrained_teacher_that_cannot_be_had_is_said_and_the_run_goes_on(drawn, monkeypatch) -> None:
-    def gone(source):
-        raise InputError(f"{source} cannot be read")
-
     with monkeypatch.context() as patch:
-        patch.setattr(planning, "read_weights", gone)
+        patch.setattr(planning, "can_be_had", lambda source: False)
         chosen = plan(drawn, patch, preset="best")
     assert chosen.recipe == load_recipe("best_own") and chosen.recipe.teacher.source == "twin"
     assert "cannot be had here" in chosen.lines[0]
-    monkeypatch.setattr(planning, "read_weights", lambda source: {})
+    monkeypatch.setattr(planning, "can_be_had", lambda source: True)
     assert plan(drawn, monkeypatch, preset="best", costs={"teacher": COST["teacher"]}).recipe == load_recipe("best")
+
+
+def test_a_hub_that_does_not_answer_is_known_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(weights, "read_weights", asked.append)
+    monkeypatch.setattr(weights, "_is_cached", lambda name: False)
+    monkeypatch.setattr(weights.urllib.request, "getproxies", dict)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert weights.can_be_had("timm/some.model") and asked == ["timm/some.model"]
+    assert not weights.can_be_had("timm/some.model") and len(asked) == 1
+    monkeypatch.setattr(weights, "_is_cached", lambda name: True)
+    assert weights.can_be_had("timm/some.model") and len(asked) == 2
+    monkeypatch.undo()
+    assert not weights.can_be_had(str(tmp_path / "no.safetensors"))
 
 
 def test_a_preset_is_a_recipe_that_is_shipped() -> None:

@@ -144,6 +144,7 @@ class StageBar:
         self._console, self._name, self._whole = console, name, whole
         self._epochs, self._steps, self._active = epochs, steps, active
         self._began, self._walked = time.perf_counter(), 0
+        self._first: float | None = None  # seconds of this process's first epoch, in which pictures are decoded
         self._told = self._began
         self._numbers = self._validation = ""
         self._shown = 0.0
@@ -188,6 +189,9 @@ class StageBar:
         """After every epoch."""
         self._epoch_done += 1
         self._started = (time.perf_counter(), 0)
+        if self._first is None:
+            self._first = self._started[0] - self._began
+            self._began, self._walked = self._started
         teacher = f" teacher {100 * line['teacher_wait']:.0f} % of the time" if "teacher_wait" in line else ""
         if "validation_top1" in line:
             self._validation = f" validation {100 * line['validation_top1']:.1f} %"
@@ -211,6 +215,8 @@ class StageBar:
         """The time to the end of the run; ``within``: the share of an epoch that is done of the present one."""
         took = time.perf_counter() - self._began
         seen = took * self._steps / self._walked if self._walked >= self._steps else None
+        if seen is None and self._name not in self._whole.planned:
+            seen = self._first
         left = self._whole.left(self._name, self._epochs - self._epoch_done - within, seen)
         if left is None:
             return "-:--:--"

@@ -24,7 +24,7 @@ from .prepare import Chosen
 from .recipe import STAGES, Recipe
 from .recipe_io import build_recipe, dump_recipe, overlay, parse_toml
 from .timing import Costs, StageCost, measure, reckon
-from .weights import read_weights
+from .weights import can_be_had
 
 PRESETS = {"fast": "fast", "good": "default", "best": "best"}  # and the recipe of each
 _TOKENS = (64, 48, 32, 16)  # sides that are chosen for small pictures, and the patch of each
@@ -192,12 +192,10 @@ def plan_for(
         return load(recipe), Planner(load, None, keys, seconds)
     chosen, notes = preset or "good", []
     found = load(PRESETS[chosen])
-    if chosen == "best" and (weights := found.teacher.weights) is not None:
-        try:
-            read_weights(weights)
-        except InputError:
-            notes.append(f"the pretrained teacher {weights} cannot be had here; preset best goes on with its own")
-            found = load("best_own")
+    weights = found.teacher.weights
+    if chosen == "best" and weights is not None and not can_be_had(weights):
+        notes.append(f"the pretrained teacher {weights} cannot be had here; preset best goes on with its own")
+        found = load("best_own")
     switch = preset is None and seconds is not None
     return found, Planner(load, chosen, keys, seconds, switch, tuple(notes))
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import socket
 import sys
+import urllib.parse
+import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,7 @@ _UNREADABLE = (
     pickle.UnpicklingError,
     safetensors.SafetensorError,
 )
+_PATIENCE = 5.0  # seconds to wait for the hub
 _COUNTERS = "num_batches_tracked"
 
 
@@ -70,6 +74,41 @@ def read_weights(source: str) -> dict[str, Tensor]:
     if not tensors:
         raise InputError(f"teacher.weights = {source!r} holds no tensors; give a file with a model's state_dict")
     return tensors
+
+
+def can_be_had(source: str) -> bool:
+    """Whether the weights can be read here and now; where the hub does not answer that is known in seconds."""
+    if not source.endswith(FILE_ENDINGS) and not _is_cached(source) and not _hub_answers():
+        return False
+    try:
+        read_weights(source)
+    except InputError:
+        return False
+    return True
+
+
+def _is_cached(name: str) -> bool:
+    import huggingface_hub
+
+    files = ("model.safetensors", "pytorch_model.bin")
+    return any(isinstance(huggingface_hub.try_to_load_from_cache(name, file), str) for file in files)
+
+
+def _hub_answers() -> bool:
+    """Whether a connection to the hub can be made; behind a proxy that is the proxy's to say."""
+    import huggingface_hub
+
+    endpoint = urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT)
+    if huggingface_hub.constants.HF_HUB_OFFLINE or not endpoint.hostname:
+        return False
+    if endpoint.scheme in urllib.request.getproxies():
+        return True
+    try:
+        port = endpoint.port or {"http": 80}.get(endpoint.scheme, 443)
+        socket.create_connection((endpoint.hostname, port), timeout=_PATIENCE).close()
+    except OSError:
+        return False
+    return True
 
 
 def fit_weights(model: nn.Module, weights: Mapping[str, Tensor], order: str, source: str) -> Fit:

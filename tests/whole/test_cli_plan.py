@@ -1,0 +1,33 @@
+"""``--preset`` and ``--time`` on the command line: what does not go together is one line."""
+
+from pathlib import Path
+
+import pytest
+from class_folders import fill
+
+from gsb_vit import cli
+
+pytest.importorskip("accelerate", reason="PyTorch's accelerate is not installed")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preset", "bets"], "--preset 'bets' is unknown; use one of fast, good, best"),
+        (["--preset", "fast", "--recipe", "default"], "--preset fast and --recipe default both name a recipe"),
+        (["--time", "soon"], "--time 'soon' is no time; give it as 90s, 30m, 2h or 1h30m"),
+        (["--time", "2m", "--resume", "--out", "run"], "--preset and --time are for a new run; --resume goes on"),
+        (["--time", "1s", "--set", "model.depth=1"], "--time 1 s is too short: with 3 epochs a stage the run takes"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, words: list[str], message: str
+) -> None:
+    for name in "ab":
+        fill(tmp_path / "mine" / name, 6)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as done:
+        cli.main(["train", "mine", *words])
+    said = capsys.readouterr()
+    assert done.value.code == 2 and message in said.err and said.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "run").exists()

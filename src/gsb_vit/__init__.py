@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "load": "runtime.classifier",
     "push_to_hub": "runtime.hub",
+    "ray_predict": "runtime.ray_data",
     "Classifier": "runtime.classifier",
     "Prediction": "runtime.classifier",
     "Preprocessing": "data.preprocess",

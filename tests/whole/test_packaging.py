@@ -21,6 +21,7 @@ def project():
 NOT_TESTED_AT_LOWEST = {
     *("ruff", "mypy", "clang-format", "build"),
     *("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"),
+    *("huggingface_hub", "ray"),
 }
 
 

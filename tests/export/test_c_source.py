@@ -1,5 +1,6 @@
 """A model as one C file: logits equal to the bit, whatever compiles it; and what is refused."""
 
+import json
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from c_model import COMPILERS, EXACT, LEVELS, WARNINGS, CModel, needs_compiler, 
 from needs import skip_without
 from paths import HELPERS
 from random_packed import SHAPES, TINY, random_packed, random_pictures
+from safetensors.numpy import save
 
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.decision import Decision, Unknown, unknown_scores
@@ -65,6 +67,22 @@ def test_every_way_to_compile_gives_the_references_logits(shapes, compiler, leve
     pictures = random_pictures(model.architecture, 20, seed=4)
     logits, _ = CModel(folder, made, model.architecture, compiler, level).logits(pictures)
     assert logits.tobytes() == ReferenceModel(model).logits(pictures).tobytes()
+
+
+def test_a_file_of_version_1_becomes_c_too(tmp_path):
+    model = random_packed(seed=9, **SHAPES["two_heads"])
+    header = {
+        "architecture": model.architecture.to_json(),
+        "class_names": list(model.class_names),
+        "preprocessing": model.preprocessing.to_json(),
+        "provenance": {},
+    }
+    metadata = {"format": "gsb-vit-packed", "version": "1", "model": json.dumps(header)}
+    (tmp_path / "model.safetensors").write_bytes(save(dict(model.tensors), metadata))
+    made = write_c(tmp_path / "model.safetensors", tmp_path, ENGINE)
+    pictures = random_pictures(model.architecture, 2)
+    built = CModel(tmp_path, made, model.architecture, "gcc", "-O1")
+    assert built.logits(pictures)[0].tobytes() == ReferenceModel(model).logits(pictures).tobytes()
 
 
 def has_fma():

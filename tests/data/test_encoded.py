@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from class_folders import fill
 from PIL import Image
+from random_packed import write_random_packed
 
+from gsb_vit import cli
 from gsb_vit.data.digests import digest
 from gsb_vit.data.encoded import ArchivedPicture, HeldPicture
 from gsb_vit.data.pictures import open_picture
@@ -145,6 +147,30 @@ def test_archives_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
     for members, message in (({"1.png": png(1)}, "no pictures with a class"), ({"a/1.png": png(1)}, "one class")):
         with pytest.raises(InputError, match=message):
             read_raw(str(pack(tmp_path / "e.zip", members)))
+
+
+def test_predict_takes_the_pictures_of_an_archive(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    shape = dict(image_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=1, mlp_hidden=16, num_classes=3)
+    write_random_packed(tmp_path / "model.safetensors", seed=1, **shape)
+    pack(tmp_path / "a.zip", {"x/2.png": png(2), "1.png": png(1), "3.png": b"no picture", "notes.txt": b"x"})
+    for seed in (1, 2):
+        (tmp_path / f"{seed}.png").write_bytes(png(seed))
+    answers = {}
+    for paths in (["a.zip"], ["1.png", "2.png"]):
+        words = [str(tmp_path / path) for path in paths]
+        with pytest.raises(SystemExit) as done:
+            cli.main(["predict", str(tmp_path / "model.safetensors"), *words, "--json", "--engine", "reference"])
+        said = capsys.readouterr()
+        assert done.value.code == (1 if "a.zip" in paths else 0)
+        found = json.loads(said.out)
+        answers |= {one["path"].rpartition("/")[2]: one.get("predictions") for one in found if "zip" not in one["path"]}
+        if "a.zip" in paths:
+            assert [one["path"] for one in found] == [
+                f"{tmp_path}/a.zip/{name}" for name in ("1.png", "3.png", "x/2.png")
+            ]
+            assert "3 pictures used; ignored: 1 .txt files" in said.err and "not a picture" in found[1]["error"]
+            archived = [found[0]["predictions"], found[2]["predictions"]]
+    assert archived == [answers["1.png"], answers["2.png"]]
 
 
 def test_an_archive_that_changes_is_opened_anew(tmp_path: Path) -> None:

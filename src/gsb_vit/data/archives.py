@@ -47,6 +47,17 @@ def read_archive(path: Path) -> RawData:
     return arrange(str(path), labelled, contents)
 
 
+def archived_pictures(path: Path) -> tuple[list[ArchivedPicture], Contents]:
+    """All pictures of a zip archive, in the order of their names, and what is left aside.
+
+    Raises InputError where it is no archive, or a member is encrypted.
+    """
+    contents = Contents(path)
+    members = _members(path, contents)
+    contents.pictures += [Path(one.filename) for one in members]
+    return [ArchivedPicture(path, one.filename) for one in members], contents
+
+
 def _members(path: Path, contents: Contents) -> list[zipfile.ZipInfo]:
     """The members that are pictures by kind and name, in the order of their names."""
     found = opened(path).infolist()

@@ -10,8 +10,10 @@ import numpy as np
 
 from gsb_vit.errors import InputError
 
+from .archives import archived_pictures
 from .datasets import LabelledPictures
 from .digests import digest_or_nothing, in_threads, inspect, is_seen, listed, unpack_seen
+from .encoded import ArchivedPicture
 from .folder import PICTURE_SUFFIXES, survey
 from .splits import DataRecipe, keep_classes, load_data, read_raw
 
@@ -143,28 +145,33 @@ def require_same_classes(own: Sequence[str], found: Sequence[str], spec: str) ->
             raise InputError(f"class {other!r} of {spec!r} is {mine!r} in the model; use data with the same classes")
 
 
-def find_pictures(paths: Sequence[Path], say: Callable[[str], None] | None = None) -> list[Path]:
+def find_pictures(paths: Sequence[Path], say: Callable[[str], None] | None = None) -> list[Path | ArchivedPicture]:
     """Return the pictures that paths name: files as they are, folders searched at any depth, in order of their names.
 
-    What a folder holds besides pictures is told to ``say``, one line a folder.
+    Of a zip archive its pictures are taken. What a folder or archive holds besides pictures is told to ``say``, one
+    line each.
 
     Raises:
-        InputError: a path that does not exist, or a folder without pictures or that cannot be read.
+        InputError: a path that does not exist, or a folder or archive without pictures or that cannot be read.
     """
-    found: list[Path] = []
+    found: list[Path | ArchivedPicture] = []
     for path in paths:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder; give pictures, or folders of pictures")
-        if not path.is_dir():
+        archived: list[ArchivedPicture] = []
+        if path.suffix.lower() == ".zip" and path.is_file():
+            archived, inside = archived_pictures(path)
+        elif not path.is_dir():
             found.append(path)
             continue
-        inside = survey(path)
+        else:
+            inside = survey(path)
         if not inside.pictures:
             raise InputError(
-                f"{path}: a folder without pictures{inside.left_aside(', but ')}; give one with "
+                f"{path}: a folder or archive without pictures{inside.left_aside(', but ')}; give one with "
                 f"{', '.join(sorted(PICTURE_SUFFIXES))}"
             )
         if inside.ignored and say is not None:
             say(inside.summary())
-        found += inside.pictures
+        found += archived or inside.pictures
     return found

@@ -36,7 +36,7 @@ class BatchPredictor:
         answers = [self._answer(picture) for picture in batch[self.column]]
         others = {name: values for name, values in batch.items() if name != self.column}
         kinds = (str, np.float64, str)
-        found = {
+        found: dict[str, NDArray[Any]] = {
             name: np.array([answer[place] for answer in answers], dtype=kind)
             for place, (name, kind) in enumerate(zip(ADDED, kinds, strict=True))
         }

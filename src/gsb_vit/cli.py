@@ -706,7 +706,7 @@ def _find_each(paths: Sequence[Path]) -> list[tuple[Any, str | None]]:
     return found
 
 
-@app.command()
+@app.command(name="add-class")
 def add_class(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="The new class.")],

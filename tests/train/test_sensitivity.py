@@ -26,7 +26,7 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
-@pytest.fixture(scope="module", params=["mlp.fc1.weight", "attn.proj.weight"])
+@pytest.fixture(scope="module", params=["mlp.fc2.weight", "attn.proj.weight"])
 def bad(request):
     """A model in which one layer's latent weights are nothing like one bit, and pictures labelled by its better self.
 

@@ -146,6 +146,8 @@ def test_cached_views_equal_live_ones(tmp_path: Path, mixup: float, cutmix: floa
     plan = views.plan(0)
     places = np.arange(count)
     (small, large), labels, _ = views.pictures(plan, places)
+    (alone,), _, _ = views.pictures(plan, places, own_only=True)
+    assert torch.equal(alone, small)
     with torch.inference_mode():
         live = teacher(large)
     assert torch.allclose(views.logits(0, plan, write=False).float(), live, atol=2e-3)

@@ -272,8 +272,8 @@ def _budget_table(budget: Mapping[str, Any]) -> Table:
         made.add_row(name, f"{size:,}")
     if budget["parts"]:
         made.caption = (
-            f"together {budget['bytes']:,} bytes; without training again the loss falls by\n"
-            f"{budget['loss']:.4f} ± {budget['loss_error']:.4f}, top-1 rises by {100 * budget['top1']:.1f} ± "
+            f"together {budget['bytes']:,} bytes; without training again the loss changes by\n"
+            f"{-budget['loss']:+.4f} ± {budget['loss_error']:.4f}, top-1 by {100 * budget['top1']:+.1f} ± "
             f"{100 * budget['top1_error']:.1f} points"
         )
     else:

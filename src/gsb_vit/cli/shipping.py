@@ -1,0 +1,235 @@
+"""Commands that write what a device gets: export, add-class, push, app."""
+
+import contextlib
+import shlex
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gsb_vit.errors import InputError
+from gsb_vit.terminal import printable
+
+from .base import Engine, Json, MaxGigabytes, Threads, app, print_json, require_training, tell
+
+if TYPE_CHECKING:
+    from gsb_vit.export.c_source import CSource
+
+
+PANEL = "Ship"
+
+
+@app.command(rich_help_panel=PANEL)
+def export(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|MODEL", help="A run's folder, a trained model file of stage 2; for --c also a packed one."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="MODEL.safetensors", help="The packed file.")
+    ] = None,
+    c_folder: Annotated[
+        Path | None,
+        typer.Option("--c", metavar="OUT/", help="A folder for model.c and model.h: the packed model in portable C99."),
+    ] = None,
+    c_name: Annotated[
+        str,
+        typer.Option("--c-name", metavar="NAME", help="What its files and functions are called: NAME.c, NAME_logits."),
+    ] = "model",
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="SPEC", help="Pictures for the check (default: the run's validation part)."),
+    ] = None,
+    most: Annotated[int, typer.Option("--most", min=1, help="Check on at most so many of them.")] = 1000,
+    digests: Annotated[
+        bool, typer.Option(help="Keep digests of the training pictures in the file, so that evaluate knows them.")
+    ] = True,
+    to_json: Json = False,
+    engine: Engine = "native",
+    max_gigabytes: MaxGigabytes = None,
+) -> None:
+    """Pack a trained model into bits, and refuse if the packed model disagrees with it; or write it as one C file."""
+    from gsb_vit.export.architecture import is_trained_model
+    from gsb_vit.export.c_source import write_c
+
+    if output is None and c_folder is None:
+        raise InputError("name what to write: -o MODEL.safetensors, a folder for C with --c OUT/, or both")
+    if c_folder is not None and not run.is_dir() and not is_trained_model(run):
+        if output is not None or data is not None:
+            raise InputError(f"{run} is packed already, or no model: give --c OUT/ alone, or a run")
+        source = write_c(run, c_folder, engine, c_name)
+        if to_json:
+            print_json(_c_json(source, c_folder / c_name))
+        else:
+            _tell_c(source, c_folder / c_name)
+        return
+    require_training("export")
+    from gsb_vit.export.run import export_run
+
+    made: CSource | None = None
+    with contextlib.ExitStack() as stack:
+        if (packed_file := output) is None:
+            packed_file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.safetensors"
+        try:
+            packed, parity = export_run(
+                run, packed_file, data_spec=data, engine=engine, most=most, keep_digests=digests
+            )
+        except InputError as error:
+            if output is not None or c_folder is None:
+                raise
+            raise InputError(str(error).replace(str(packed_file), str(c_folder / f"{c_name}.c"))) from error
+        if c_folder is not None:
+            made = write_c(packed_file, c_folder, engine, c_name)
+    if to_json:
+        values = {
+            "pictures": parity.n,
+            "same_answer": parity.top1_agreement,
+            "traced": parity.traced,
+            "flipped": parity.flipped,
+            "decision": packed.decision.to_json(),
+        }
+        if output is not None:
+            values |= {"model": str(output), "bytes": output.stat().st_size}
+        if made is not None and c_folder is not None:
+            values |= _c_json(made, c_folder / c_name)
+        print_json(values)
+        return
+    if output is not None:
+        print(f"{printable(str(output))}: {output.stat().st_size / 1e6:.3f} MB")
+    flipped = ", ".join(f"{kind} {share:.1e}" for kind, share in parity.flipped.items() if share) or "none"
+    print(
+        f"same answer as the trained model on {parity.top1_agreement:.2%} of {parity.n} pictures, "
+        f"{parity.logits_line}; share of flipped bits on {parity.traced} of them: {flipped}"
+    )
+    if (unknown := packed.decision.unknown) is not None:
+        print(
+            f"temperature {packed.decision.temperature:.3g} for probabilities, and a threshold that calls "
+            f"{unknown.false_alarm_rate:.1%} of known pictures unknown, fitted on validation pictures"
+        )
+    else:
+        print("there are no validation pictures: probabilities are not calibrated, and no picture is called unknown")
+    if made is not None and c_folder is not None:
+        _tell_c(made, c_folder / c_name)
+
+
+def _c_json(made: "CSource", stem: Path) -> dict[str, Any]:
+    return {
+        "c": {
+            "source": f"{stem}.c",
+            "header": f"{stem}.h",
+            "flash_bytes": made.flash_bytes,
+            "arena_bytes": made.arena_bytes,
+            "run_bytes": made.run_bytes,
+            "resize_bytes": made.resize_bytes,
+            "max_picture_width": made.max_picture_width,
+            "stack_bytes": made.stack_bytes,
+        }
+    }
+
+
+def _tell_c(made: "CSource", path: Path) -> None:
+    """Print what a device needs for the C files, whose path is given without an ending."""
+    source = printable(f"{path}.c")
+    print(f"{source} and {path.name}.h: C99, the same logits to the last bit")
+    print(f"flash {made.flash_bytes:,} bytes of weights, tables and names, and the code on top")
+    print(
+        f"RAM   {made.arena_bytes:,} bytes, the arena: {made.run_bytes:,} to classify, {made.resize_bytes:,} to "
+        f"resize pictures of up to {made.max_picture_width} columns (-D{path.name.upper()}_MAX_PICTURE_WIDTH)"
+    )
+    print(f"stack at most {made.stack_bytes:,} bytes")
+    print(f"compile it with  cc -std=c99 -O2 -ffp-contract=off -c {shlex.quote(source)}")
+
+
+@app.command(name="add-class", rich_help_panel=PANEL)
+def add_class(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new class.")],
+    pictures: Annotated[
+        list[Path], typer.Argument(metavar="PICTURE...", help="Its pictures, two or more, and folders of them.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="NEW.safetensors", help="The new packed file.")],
+    to_json: Json = False,
+    engine: Engine = "native",
+    threads: Threads = 0,
+    max_gigabytes: MaxGigabytes = None,
+) -> None:
+    """Add a class to a packed model from a few pictures, without training, and write a new packed file."""
+    import gsb_vit
+    from gsb_vit.data.held_out import find_pictures
+
+    found = find_pictures(pictures, tell)
+    made = gsb_vit.load(model, threads=threads, engine=engine).add_class(name, found, output)
+    if to_json:
+        values = {"model": str(output), "bytes": output.stat().st_size, "class": name, "pictures": len(found)}
+        print_json({**values, "classes": list(made.class_names)})
+        return
+    print(f"{printable(str(output))}: {len(made.class_names)} classes, {printable(name)} from {len(found)} pictures")
+    if made.decision.unknown is not None:
+        print(
+            "temperature and threshold are still those of the old classes: the new one's probabilities are not "
+            "calibrated,\nand how often --unknown rejects it is not known; evaluate on pictures of all classes"
+        )
+
+
+@app.command(rich_help_panel=PANEL)
+def push(
+    model: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run's folder, or a packed model.")],
+    repository: Annotated[str, typer.Argument(metavar="USER/NAME", help="The model's name on the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Where it is made: for you only.")] = False,
+    license_: Annotated[
+        str | None, typer.Option("--license", metavar="NAME", help="The hub's name of a licence, as in mit.")
+    ] = None,
+    to_json: Json = False,
+) -> None:
+    """Put a packed model on the Hugging Face hub, with a model card; gsb_vit.load("hf:USER/NAME") gets it back."""
+    if model.is_dir():
+        from gsb_vit.runs import Run
+
+        address = Run(model).push_to_hub(repository, private=private, license=license_)
+    else:
+        from gsb_vit.runtime.hub import push_to_hub
+
+        address = push_to_hub(model, repository, private=private, license=license_)
+    if to_json:
+        print_json({"address": address})
+    else:
+        print(printable(address))
+
+
+@app.command(name="app", rich_help_panel=PANEL)
+def offline_page(
+    models: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL...", help="Packed models, or names as for predict; the page offers a choice."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="APP.html", help="The page, one file.")
+    ] = None,
+    pwa: Annotated[
+        Path | None, typer.Option("--pwa", metavar="DIR", help="A folder for a web server: an app to install.")
+    ] = None,
+    to_json: Json = False,
+) -> None:
+    """Write a page that names what is in pictures: one file, opened from disk in any browser, offline."""
+    from gsb_vit.app.page import write_app
+    from gsb_vit.app.pwa import write_pwa
+
+    if output is None and pwa is None:
+        raise InputError("name the page with -o APP.html, or a folder for a web server with --pwa DIR")
+    found: dict[str, Any] = {}
+    if output is not None:
+        found |= {"page": str(output), "bytes": write_app(models, output)}
+    if pwa is not None:
+        found |= {"pwa": str(pwa), "pwa_bytes": write_pwa(models, pwa)}
+    if to_json:
+        print_json(found)
+        return
+    if output is not None:
+        megabytes = f"{found['bytes'] / 1e6:.2f} MB"
+        print(f"{printable(str(output))}: {megabytes}; open it in a browser, also on a phone and offline")
+    if pwa is not None:
+        megabytes = f"{found['pwa_bytes'] / 1e6:.2f} MB"
+        print(f"{printable(str(pwa))}: {megabytes}; serve it over https, and browsers offer to install it")

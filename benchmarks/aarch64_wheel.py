@@ -93,7 +93,7 @@ def install(work, root, wheel):
     shutil.rmtree(target, ignore_errors=True)
     given = ["install", "-q", "--no-index", f"--find-links={wheels}", f"--target={target}", wheel]
     run(*python, pip / "pip", *given, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
-    return [*python, "-m", "gsb_vit.cli"], {**os.environ, "PYTHONPATH": str(target)}
+    return [*python, "-m", "gsb_vit"], {**os.environ, "PYTHONPATH": str(target)}
 
 
 LOGITS = """
@@ -124,7 +124,7 @@ def compare(command, environment, folders):
 
     Logits are equal to the last bit. Probabilities are NumPy's exponentials, which differ between processors in theirs.
     """
-    here = [sys.executable, "-m", "gsb_vit.cli"], {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    here = [sys.executable, "-m", "gsb_vit"], {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     logits, answers = [], []
     for program, own in (here, (command, environment)):
         logits.append(run(*program[:-2], "-c", LOGITS, *folders, env=own).splitlines())

@@ -48,7 +48,7 @@ class InThisProcess:
 
     def start(self, command, environment, log):
         options = dict(zip(command[4::2], command[5::2], strict=False))
-        assert command[1:4] == ["-m", "gsb_vit.cli", "train"] and environment["OMP_NUM_THREADS"] == "1"
+        assert command[1:4] == ["-m", "gsb_vit", "train"] and environment["OMP_NUM_THREADS"] == "1"
         self.started.append(Path(options["--out"]).name)
         try:
             train(load_recipe(options["--recipe"]), options["--data"], options["--out"], resume=True, console=quiet())

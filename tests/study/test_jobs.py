@@ -40,7 +40,7 @@ def alive(folder: Path) -> list[int]:
 def test_a_killed_study_leaves_no_process_and_goes_on(kind, tmp_path: Path, monkeypatch) -> None:
     text = STUDY[: STUDY.index("[variants.bit]")]
     file, out = write_study(tmp_path, text, 6), tmp_path / "out"
-    command = [sys.executable, "-m", "gsb_vit.cli", "study", str(file), "--out", str(out), "--jobs", "1"]
+    command = [sys.executable, "-m", "gsb_vit", "study", str(file), "--out", str(out), "--jobs", "1"]
     process = subprocess.Popen(
         command,
         # Training is held after its first epoch, however long the signal takes.

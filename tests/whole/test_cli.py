@@ -406,7 +406,7 @@ def test_interrupting_leaves_no_traceback(tmp_path, recipe):
     out = tmp_path / "run"
     arguments = ["train", "--data", "digits", "--out", out, "--recipe", recipe, "--set", "teacher.epochs=1000000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "gsb_vit.cli", *map(str, arguments)],
+        [sys.executable, "-m", "gsb_vit", *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

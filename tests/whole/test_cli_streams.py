@@ -50,7 +50,7 @@ def environment(**more):
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "gsb_vit.cli", *map(os.fspath, map(str, arguments))]
+    return [sys.executable, "-m", "gsb_vit", *map(os.fspath, map(str, arguments))]
 
 
 def predict(model, *arguments, **more):

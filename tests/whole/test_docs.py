@@ -186,8 +186,8 @@ def run_command(folder, command):
     if command[1] in ("export", "evaluate", "predict") and not has_engine():
         command = [*command, "--engine", "reference"]
     if command[1] == "bench":  # tests/bench times models; here only the line is checked
-        return run(folder, ["-m", "gsb_vit.cli", "bench", "--help"])
-    return run(folder, ["-m", "gsb_vit.cli", *command[1:]])
+        return run(folder, ["-m", "gsb_vit", "bench", "--help"])
+    return run(folder, ["-m", "gsb_vit", *command[1:]])
 
 
 def run_python(folder, code):
@@ -205,7 +205,7 @@ def reader(tmp_path_factory):
     write_pictures(folder)
     settings = [word for setting in (*SMALL, "data.shots=4") for word in ("--set", setting)]
     train = ["train", "--data", "digits", "--recipe", "quickstart", "--out", "runs/quickstart", *settings]
-    run(folder, ["-m", "gsb_vit.cli", *train])
+    run(folder, ["-m", "gsb_vit", *train])
     run_command(folder, shlex.split("gsb-vit export runs/quickstart -o runs/quickstart/model.safetensors --most 20"))
     return folder
 

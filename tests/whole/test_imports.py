@@ -123,9 +123,11 @@ def test_light_modules_import_nothing_heavy(path):
     assert not heavy_of(path, at_import_time=True)
 
 
-@pytest.mark.parametrize("module", ["cli", "runs", "__init__"])
+@pytest.mark.parametrize("module", [*(name for name in MODULES if name.split(".")[0] == "cli"), "runs", "__init__"])
 def test_doors_open_rooms_inside_their_commands(module):
-    assert modules_of(MODULES[module], at_import_time=True) <= {"", *GROUND_FOR_ALL, "data.datasets"}
+    allowed = {"", *GROUND_FOR_ALL, "data.datasets"}
+    opened = {name for name in modules_of(MODULES[module], at_import_time=True) if name.split(".")[0] != "cli"}
+    assert opened <= allowed
 
 
 def test_no_module_imports_itself_in_a_circle():

@@ -230,7 +230,7 @@ def _start(job: Job, data: str, out: Path, executor: Executor, gpu: int | None) 
 def train_command(data: str, recipe: Path, folder: Path) -> list[str]:
     """The command of a job: ``gsb-vit train --resume``, which starts what is not there yet."""
     options = ["--data", data, "--recipe", str(recipe), "--out", str(folder), "--resume"]
-    return [sys.executable, "-m", "gsb_vit.cli", "train", *options]
+    return [sys.executable, "-m", "gsb_vit", "train", *options]
 
 
 def _take_stage1(source: Path, folder: Path) -> None:

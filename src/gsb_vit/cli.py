@@ -16,7 +16,7 @@ import typer
 
 from gsb_vit import __version__
 from gsb_vit.data.datasets import SPECS
-from gsb_vit.errors import InputError, ModelError
+from gsb_vit.errors import InputError, ModelError, shown
 from gsb_vit.limits import MAX_MEMORY_VARIABLE
 from gsb_vit.terminal import as_json, printable
 
@@ -582,7 +582,7 @@ def models(
     found = shipped_models()
     if name is not None:
         if name not in found:
-            raise InputError(f"there is no shipped model {name!r}; there are {', '.join(found) or 'none'}")
+            raise InputError(f"there is no shipped model {shown(name)}; there are {', '.join(found) or 'none'}")
         found = {name: found[name]}
         if not to_json:
             print(found[name].card.strip())

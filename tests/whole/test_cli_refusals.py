@@ -176,7 +176,7 @@ json_commands = {name for name, parameters in COMMANDS.items() if any(one.option
 
 
 def test_the_json_commands_are_known():
-    assert json_commands == {"evaluate", "predict", "summary", "bench"}
+    assert json_commands == {"evaluate", "predict", "models", "summary", "bench"}
 
 
 def call(words, capfd):

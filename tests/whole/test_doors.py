@@ -72,6 +72,7 @@ REFUSED = {
     "add-class": [NOWHERE, "x", "a.png", "-o", "y"],
     "push": [NOWHERE, "user/name"],
     "app": [NOWHERE, "-o", "x.html"],
+    "models": ["nowhere"],
     "summary": [NOWHERE],
     "sensitivity": ["nowhere"],
     "bench": [NOWHERE],

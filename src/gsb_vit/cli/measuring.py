@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gsb_vit.errors import InputError
+from gsb_vit.errors import InputError, shown
 
 from .base import MODEL, Json, MaxGigabytes, app, print_json
 
@@ -26,7 +26,7 @@ def models(
     found = shipped_models()
     if name is not None:
         if name not in found:
-            raise InputError(f"there is no shipped model {name!r}; there are {', '.join(found) or 'none'}")
+            raise InputError(f"there is no shipped model {shown(name)}; there are {', '.join(found) or 'none'}")
         found = {name: found[name]}
         if not to_json:
             print(found[name].card.strip())

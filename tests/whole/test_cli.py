@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -328,7 +329,7 @@ def trained(tmp_path_factory, recipe):
     pytest.importorskip("sklearn")
     out = tmp_path_factory.mktemp("trained") / "run"
     with pytest.raises(SystemExit) as stop:
-        main(["train", "--data", "digits", "--out", str(out), "--recipe", str(recipe)])
+        main(["train", "--data", "digits", "--out", str(out), "--recipe", str(recipe), "--no-report"])
     assert stop.value.code == 0
     return out
 
@@ -366,7 +367,8 @@ def test_a_run_becomes_a_packed_file_and_c_or_c_alone(run, trained, tmp_path):
 
 
 def test_a_run_ends_with_the_next_three_commands(run, trained, recipe):
-    status, output, _ = run("train", "--data", "digits", "--out", trained, "--recipe", recipe, "--resume")
+    again = ("train", "--data", "digits", "--out", trained, "--recipe", recipe, "--resume", "--no-report")
+    status, output, _ = run(*again)
     assert status == 0
     lines = output.splitlines()
     assert lines[-4:] == [
@@ -377,6 +379,27 @@ def test_a_run_ends_with_the_next_three_commands(run, trained, recipe):
     ]
     assert any(line.startswith("Right on ") for line in lines) and "Most frequent confusions" in lines
     assert "Classes, the worst first" in lines
+    assert not (trained / "report.html").exists()
+
+
+def test_a_run_ends_with_its_report_and_its_packed_model(run, trained, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(trained, copied)
+    status, output, _ = run("train", "--resume", copied)
+    assert status == 0
+    lines, model = output.splitlines(), copied / "model.safetensors"
+    assert lines[-6].startswith(f"packed model: {model}, ") and lines[-7] == f"report: {copied.as_uri()}/report.html"
+    assert lines[-4:] == [
+        "Next:",
+        f"  gsb-vit predict {model} PHOTO.jpg --unknown",
+        f"  gsb-vit app {model} -o app.html",
+        f"  gsb-vit summary {model}",
+    ]
+    assert "Confusion" in (copied / "report.html").read_text()
+    assert run("summary", model)[0] == 0
+    status, output, _ = run("train", "--resume", copied, "--json")
+    found = json.loads(output)
+    assert status == 0 and found["report"] == f"{copied}/report.html" and found["model"] == str(model)
 
 
 def test_export_refuses_what_is_not_ready(refused, trained, tmp_path):

@@ -70,6 +70,9 @@ def train(
         list[str] | None,
         typer.Option("--track", metavar="NAME", help="Tell a tracker: tensorboard, wandb, mlflow, …; may be repeated."),
     ] = None,
+    report: Annotated[
+        bool, typer.Option(help="At the end write report.html and, packed, model.safetensors into the run's folder.")
+    ] = True,
     to_json: RunJson = False,
     max_gigabytes: MaxGigabytes = None,
 ) -> None:
@@ -132,10 +135,23 @@ def train(
         if (out / RECIPE_FILE).is_file():
             tell(f"stopped; go on with: gsb-vit train --resume {shlex.quote(str(out))}")
         raise
+    if os.environ.get("RANK", "0") != "0":  # another process of torchrun goes on
+        return
+    written = _finish(out, data) if report else {}
     if to_json:
-        _print_run(found)
+        _print_run(found, written)
     else:
-        _say_next(out, data, found.packable)
+        _say_next(out, data, written, found.packable)
+
+
+def _finish(run: Path, data: str) -> dict[str, str]:
+    """Write a run's report and, where it can be packed, its packed model: → what was written, by its name in JSON."""
+    from gsb_vit.runs import MODEL_FILE, Run
+
+    written = {"report": str(Run(run).report(data=data))}
+    if (run / MODEL_FILE).is_file():
+        written["model"] = str(run / MODEL_FILE)
+    return written
 
 
 def _progress_console(to_json: bool) -> Any:
@@ -143,20 +159,30 @@ def _progress_console(to_json: bool) -> Any:
     return plain_console(sys.stderr) if to_json else None
 
 
-def _print_run(found: Any) -> None:
-    """Print a finished run as JSON; of several processes of torchrun the first."""
-    if os.environ.get("RANK", "0") == "0":
-        fields = {"final_stage": found.final_stage, "test": found.test, "stages": found.stages}
-        print_json({"run": str(found.out), **fields, "packable": found.packable})
+def _print_run(found: Any, written: dict[str, str] | None = None) -> None:
+    """Print a finished run as JSON, and the files that were made of it."""
+    fields = {"final_stage": found.final_stage, "test": found.test, "stages": found.stages}
+    print_json({"run": str(found.out), **fields, "packable": found.packable, **(written or {})})
 
 
-def _say_next(run: Path, data: str, packable: bool) -> None:
-    """Print what to do with a finished run."""
-    if os.environ.get("RANK", "0") != "0":  # another process of torchrun says it
-        return
-    folder, packed = shlex.quote(str(run)), shlex.quote(f"{run.resolve().name}.safetensors")
-    commands = [f"gsb-vit report {folder}"]
-    if packable:
+def _say_next(run: Path, data: str, written: dict[str, str], packable: bool) -> None:
+    """Print where the report and the packed model of a finished run are, and what to do with them."""
+    folder = shlex.quote(str(run))
+    if "report" in written:
+        print(f"\nreport: {printable(Path(written['report']).resolve().as_uri())}")
+        commands = []
+    else:
+        commands = [f"gsb-vit report {folder}"]
+    if "model" in written:
+        model = shlex.quote(written["model"])
+        print(f"packed model: {printable(written['model'])}, {Path(written['model']).stat().st_size / 1e6:.3f} MB")
+        commands += [
+            f"gsb-vit predict {model} PHOTO.jpg --unknown",
+            f"gsb-vit app {model} -o app.html",
+            f"gsb-vit summary {model}",
+        ]
+    elif packable:
+        packed = shlex.quote(f"{run.resolve().name}.safetensors")
         commands = [
             f"gsb-vit export {folder} -o {packed}",
             *commands,

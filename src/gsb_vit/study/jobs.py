@@ -229,7 +229,7 @@ def _start(job: Job, data: str, out: Path, executor: Executor, gpu: int | None) 
 
 def train_command(data: str, recipe: Path, folder: Path) -> list[str]:
     """The command of a job: ``gsb-vit train --resume``, which starts what is not there yet."""
-    options = ["--data", data, "--recipe", str(recipe), "--out", str(folder), "--resume"]
+    options = ["--data", data, "--recipe", str(recipe), "--out", str(folder), "--resume", "--no-report"]
     return [sys.executable, "-m", "gsb_vit", "train", *options]
 
 

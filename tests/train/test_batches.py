@@ -15,7 +15,7 @@ from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
 from gsb_vit.models.pixel_inputs import normalize
 from gsb_vit.train.augment import Mixing
-from gsb_vit.train.batches import EvaluationPictures, TrainingPictures
+from gsb_vit.train.batches import EvaluationPictures, TrainingPictures, _policy_operations, _posterize, _TimmDataset
 from gsb_vit.train.recipe import AugmentRecipe
 from gsb_vit.train.seeds import seed_everything
 
@@ -92,6 +92,24 @@ def test_timm_variations_leave_the_generators_alone() -> None:
     torch.manual_seed(5)
     batches(pictures)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-mstd0.0-inc1", "augmix-m10-w1", "original"])
+def test_every_operation_of_timms_policies_runs_at_its_strongest(policy: str) -> None:
+    """Pillow 13 refuses to keep no bits, which timm's strongest posterizing asks for."""
+    recipe = dataclasses.replace(LIVELY, policy="timm", rand_augment=policy)
+    dataset = _TimmDataset(gradient_pictures(3), SIZE, recipe)
+    operations = list(_policy_operations(dataset.transform))
+    assert any(one.name.startswith("Posterize") for one in operations)
+    for one in operations:
+        one.prob, one.magnitude = 1.0, 10
+        assert one(Image.new("RGB", (16, 16), (100, 150, 200))).size == (16, 16)
+
+
+def test_no_bits_are_black_and_eight_are_the_picture() -> None:
+    picture = Image.new("RGB", (2, 2), (100, 150, 200))
+    found = [_posterize(picture, bits).getpixel((0, 0)) for bits in (0, 1, 8)]
+    assert found == [(0, 0, 0), (0, 128, 128), (100, 150, 200)]
 
 
 def test_without_variation_the_whole_picture_is_seen() -> None:

@@ -7,10 +7,11 @@ import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from gsb_vit.data.balance import balanced_order
@@ -259,6 +260,9 @@ class _TimmDataset(torch.utils.data.Dataset):
             mean=preprocessing.mean,
             std=preprocessing.std,
         )
+        for operation in _policy_operations(self.transform):
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -267,6 +271,21 @@ class _TimmDataset(torch.utils.data.Dataset):
         index, seed = item
         with seeded_generators(seed):
             return self.transform(open_picture(self.pictures.sources[index]))
+
+
+def _policy_operations(transform: Any) -> Iterator[Any]:
+    """The operations of timm's random policies in a transform: RandAugment, AugMix, and AutoAugment's pairs."""
+    for one in transform.transforms:
+        yield from getattr(one, "ops", ())
+        for pair in getattr(one, "policy", ()):
+            yield from pair
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep the highest ``bits`` of each channel. None is black, as up to Pillow 12; Pillow 13 calls that an error."""
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits > 0 else image.point(lambda _: 0)
 
 
 def _in_threads(function, indices: np.ndarray) -> list:  # type: ignore[no-untyped-def]

@@ -128,30 +128,28 @@ def board_tables(summary: Summary, rows: Sequence["Estimate"]) -> Iterator[Table
     made = Table(
         f"{a.name}, {width} × {height} pixels, {a.num_classes:,} classes: {_count(cost.ops)} OPs a picture "
         f"({_count(cost.flops)} FLOPs, {_count(cost.bops)} BOPs)",
-        ("board", "processor", "needs RAM", "has", "needs flash", "has", "fits", "Minstr", "MHz", "a cycle", "≈ ms"),
-        left=("processor",),
+        ("board", "core", "RAM", "flash", "fits", "Minstr", "≈ ms"),
+        left=("core",),
     )
     for row in rows:
         board = row.board
         made.add_row(
             board.name,
             board.processor,
-            ("≥ " if board.is_micro else "") + _binary(row.ram),
-            _binary(board.ram),
-            _binary(row.flash),
-            "any" if board.flash is None else _binary(board.flash),
-            "no" if not row.fits else "perhaps" if board.is_micro else "yes",
+            f"{'≥ ' if board.is_micro else ''}{_binary(row.ram)} of {_binary(board.ram)}",
+            f"{_binary(row.flash)} of {'any' if board.flash is None else _binary(board.flash)}",
+            "no" if not row.fits else "maybe" if board.is_micro else "yes",
             "–" if row.instructions is None else f"{row.instructions / 1e6:,.1f}",
-            *(
-                ("–",) * 3
-                if row.ms is None
-                else (f"{board.clock / 1e6:,.0f}", f"{board.per_cycle:g}", f"{row.ms:,.1f}")
-            ),
+            "–" if row.ms is None else f"{row.ms:,.1f}",
         )
     names: dict[str, list[str]] = {}
     for row in rows:
         names.setdefault(row.time_is, []).append(row.board.name)
     notes = [f"{', '.join(those)}: {said}." for said, those in names.items()]
+    timed = [row.board for row in rows if row.ms is not None]
+    if timed:
+        clocks = ", ".join(f"{one.name} {one.clock / 1e6:,.0f} MHz × {one.per_cycle:g}" for one in timed)
+        notes.append(f"Assumed clock × instructions per cycle: {clocks}.")
     if any(row.board.is_micro for row in rows):
         notes.append("≥: a lower bound; a microcontroller's flash is that of the model, its program comes on top.")
     made.caption = "\n".join(notes)
@@ -159,8 +157,11 @@ def board_tables(summary: Summary, rows: Sequence["Estimate"]) -> Iterator[Table
 
 
 def _binary(size: int) -> str:
-    """Bytes as a data sheet has them: ``256 KiB``, ``1.4 MiB``."""
-    return f"{size / 1024:,.0f} KiB" if size < 1 << 20 else f"{size / (1 << 20):,.1f} MiB"
+    """Bytes in powers of 1,024, short: ``256 K``, ``1.4 M``, ``2 G``."""
+    for unit, power in (("K", 10), ("M", 20)):
+        if size < 1 << (power + 10):
+            return f"{size / (1 << power):,.{0 if unit == 'K' else 1}f} {unit}".replace(".0 ", " ")
+    return f"{size / (1 << 30):,.1f} G".replace(".0 ", " ")
 
 
 def profile_tables(profile: "Profile") -> Iterator[Table]:

@@ -92,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _outcome(words: list[str]) -> tuple[int, str]:
     """Run a command: → exit status, and the line to say where it was refused."""
+    if "" in words:  # as a path it would be the folder that this is run in
+        return 2, f"argument {words.index('') + 1} is empty; give it a value, or leave it out with its option"
     try:
         status = app(args=words, prog_name="gsb-vit", standalone_mode=False)
         sys.stdout.flush()

@@ -421,6 +421,26 @@ def test_a_line_of_json_that_says_two_things_or_cannot_be_written_is_refused(
         read_raw(str(tmp_path / "a.jsonl"))
 
 
+def test_a_picture_that_a_list_names_twice_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("1.png", "2.png"):
+        (tmp_path / "a" / name).write_bytes(png(len(name)))
+    lines = ["a/1.png,rose", "a/2.png,tulip", "./a/1.png,rose", f"{tmp_path}/a/../a/2.png,tulip", "a/1.png,tulip"]
+    (tmp_path / "a.csv").write_text("path,label\n" + "\n".join(lines))
+    raw = read_raw(str(tmp_path / "a.csv"))
+    assert raw.undivided.labels.tolist() == [0, 1, 1]  # two labels of one picture contradict: both stay, and are told
+    assert "2 lines that name a picture again" in raw.contents.summary()
+
+
+def test_a_member_that_cannot_be_read_says_so_once(tmp_path: Path) -> None:
+    whole = bytearray(pack(tmp_path / "a.zip", {"a/0.png": png(1)}, zipfile.ZIP_STORED).read_bytes())
+    whole[whole.find(b"PK\x01\x02") + 10] = 99  # a method that nobody knows
+    (tmp_path / "b.zip").write_bytes(whole)
+    with pytest.raises(InputError, match=r"pack the archive again$") as caught:
+        open_picture(ArchivedPicture(tmp_path / "b.zip", "a/0.png"))
+    assert str(caught.value).count("cannot be read") == 1
+
+
 @pytest.mark.parametrize("spec", ["", "  "])
 def test_data_with_an_empty_name_is_not_the_folder_that_this_is_run_in(spec: str) -> None:
     with pytest.raises(InputError, match="empty name"):

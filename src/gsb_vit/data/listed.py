@@ -27,13 +27,14 @@ def read_list(path: Path) -> RawData:
     """The pictures that a CSV or JSON Lines file names: ``path`` (relative to the file), ``label``, perhaps ``split``.
 
     ``split`` is one of the names of parts, in upper or lower case; every line has it or none does. Other columns are
-    not read.
+    not read. A line that says what another one said, of the same file, is left aside, and ``contents`` says so.
 
     Raises:
         InputError: the file cannot be read, a line lacks something or names no file; with the line's number.
     """
     contents = Contents(path.parent)
-    pictures = []
+    pictures: list[Labelled] = []
+    before: set[tuple[str, str, str | None]] = set()
     for number, row in _rows(path):
         place, label = (_text(path, number, row, key) for key in ("path", "label"))
         source = path.parent / place
@@ -41,8 +42,13 @@ def read_list(path: Path) -> RawData:
             raise InputError(
                 f"{path}, line {number}: no file {shown(str(source), 300)}; paths are relative to the list"
             )
+        part = _part(path, number, row)
+        if (key := (os.path.abspath(source), label, part)) in before:
+            contents.ignore("lines that name a picture again", source)
+            continue
+        before.add(key)
         contents.pictures.append(source)
-        pictures.append(Labelled(source, label, _part(path, number, row)))
+        pictures.append(Labelled(source, label, part))
     if any(one.part is None for one in pictures) and any(one.part is not None for one in pictures):
         raise InputError(f"{path}: some lines have a split and others have none; give all of them one")
     return arrange(str(path), pictures, contents)

@@ -352,7 +352,7 @@ def test_shards_that_cannot_be_read_are_one_line(tmp_path: Path, monkeypatch: py
     pytest.importorskip("timm")
     pytest.importorskip("webdataset", reason="WebDataset shards: without webdataset")
     write_shard(tmp_path / "mine.tar", range(9), spoiled=4)
-    with pytest.raises(InputError, match="1 samples cannot be read"):
+    with pytest.raises(InputError, match=r"1 samples cannot be read.*mend them"):
         read_raw(f"wds/{tmp_path}/mine.tar")
     for name in ("pipe:touch x.tar", f"{tmp_path}/no.tar", f"{tmp_path}/mine.txt", f"{tmp_path}", "http://x/y.tar", ""):
         with pytest.raises(InputError) as caught:

@@ -21,10 +21,14 @@ def staged(path: Path) -> Iterator[Path]:
     The data is flushed to disk before it gets its name. Where the block raises, ``path`` stays as it was.
 
     Raises:
-        InputError: ``path`` is a device, pipe or socket, or a link to one: a file would take its place.
+        InputError: ``path`` is a folder, device, pipe or socket, or a link to one: a file would take its place.
+        OSError: ``path`` cannot be written; its ``filename`` is ``path``.
     """
     _require_replaceable(path)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:  # which names a file that nobody asked for
+        raise OSError(error.errno, error.strerror, str(path)) from error
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -41,8 +45,12 @@ def _require_replaceable(path: Path) -> None:
     try:
         mode = os.stat(path).st_mode
         # /dev/stdout is a link that may lead to a regular file.
-        replaceable = stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+        if stat.S_ISDIR(mode):
+            raise InputError(f"{path} cannot be written: it is a folder; name a file")
+        replaceable = stat.S_ISREG(mode)
         replaceable &= os.path.realpath(path.parent) != os.path.realpath("/dev")
+    except InputError:
+        raise
     except (OSError, ValueError):
         return  # not there yet, or what comes next says why it cannot be written
     if not replaceable:

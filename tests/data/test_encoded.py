@@ -84,11 +84,11 @@ def test_the_parts_of_an_archive_have_their_usual_names(tmp_path: Path) -> None:
 
 def test_members_that_lead_out_or_are_no_files_are_left_aside(tmp_path: Path) -> None:
     path = tmp_path / "evil.zip"
-    outside = ("../../x/1.png", "/etc/a/1.png", "a/../../b/2.png", "a\\..\\1.png", "C:/a/1.png")
+    outside = ("../../x/1.png", "/etc/a/1.png", "a/../../b/2.png", "C:/a/1.png", "c:1.png")
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in packed(classes("")).items():
             archive.writestr(name, data)
-        for name in outside:
+        for name in (*outside, "a\\..\\1.png"):
             archive.writestr(name, png(1))
         for mode in (stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR):
             member = zipfile.ZipInfo(f"a/odd{mode}.png")
@@ -103,9 +103,54 @@ def test_members_that_lead_out_or_are_no_files_are_left_aside(tmp_path: Path) ->
     said = raw.contents.summary()
     assert len(raw.undivided) == 8
     assert f"{len(outside)} members whose names lead out of the archive" in said
+    assert "1 members with backslashes in their names (pack again with /)" in said
     assert "3 members that are no regular files" in said and "2 members with the name of another" in said
     assert "1 files or folders of the system" in said and "1 hidden files or folders" in said
     assert {one.name for one in tmp_path.iterdir()} == {"evil.zip"}
+
+
+@pytest.mark.parametrize("name", ["", ".", "./.", "//"])
+def test_members_without_a_name_are_left_aside(tmp_path: Path, name: str) -> None:
+    member = zipfile.ZipInfo("x")
+    member.filename = name
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for good, data in packed(classes("")).items():
+            archive.writestr(good, data)
+        archive.writestr(member, png(1))
+    raw = read_raw(str(tmp_path / "a.zip"))
+    assert raw.class_names == ("a", "b") and len(raw.undivided) == 8
+    assert name.endswith("/") or "1 members without a name" in raw.contents.summary()
+
+
+def test_one_member_by_two_spellings_of_its_name_is_not_counted_twice(tmp_path: Path) -> None:
+    raw = read_raw(str(pack(tmp_path / "a.zip", {**packed(classes("")), "a//0.png": png(1), "b/./0.png": png(2)})))
+    assert len(raw.undivided) == 6 and "4 members with the name of another" in raw.contents.summary()
+
+
+def test_a_name_with_a_colon_is_no_drive(tmp_path: Path) -> None:
+    raw = read_raw(str(pack(tmp_path / "a.zip", {**packed(classes("")), "cat: small/0.png": png(1)})))
+    assert raw.class_names == ("a", "b", "cat: small")
+
+
+@pytest.mark.parametrize("around", ["", "mine/"])
+@pytest.mark.parametrize(
+    ("more", "folder"),
+    [({"c/": b""}, "c"), ({"c/notes.txt": b"x"}, "c"), ({"c/deep/": b""}, "c"), ({"c/1.jp2": b"x"}, "c")],
+)
+def test_a_class_folder_without_pictures_is_refused_as_outside_an_archive(
+    tmp_path: Path, around: str, more: dict[str, bytes], folder: str
+) -> None:
+    members = {around + name: data for name, data in (packed(classes("")) | more).items()}
+    with pytest.raises(InputError, match=f"class folder {around}{folder}/ holds zero pictures"):
+        read_raw(str(pack(tmp_path / "a.zip", members)))
+
+
+def test_an_empty_class_in_a_part_of_an_archive_is_refused_and_other_folders_are_not(tmp_path: Path) -> None:
+    parts = classes("train", "test")
+    with pytest.raises(InputError, match="class folder train/c/ holds zero pictures"):
+        read_raw(str(pack(tmp_path / "a.zip", {**parts, "train/c/": b""})))
+    fine = {"docs/": b"", "docs/a.txt": b"x", "train/": b"", "train/a/": b"", "__MACOSX/c/": b"", "train/.git/x": b""}
+    assert len(read_raw(str(pack(tmp_path / "b.zip", {**parts, **fine}))).train) == 8
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +352,7 @@ def test_shards_that_cannot_be_read_are_one_line(tmp_path: Path, monkeypatch: py
     pytest.importorskip("timm")
     pytest.importorskip("webdataset", reason="WebDataset shards: without webdataset")
     write_shard(tmp_path / "mine.tar", range(9), spoiled=4)
-    with pytest.raises(InputError, match="1 samples cannot be read"):
+    with pytest.raises(InputError, match=r"1 samples cannot be read.*mend them"):
         read_raw(f"wds/{tmp_path}/mine.tar")
     for name in ("pipe:touch x.tar", f"{tmp_path}/no.tar", f"{tmp_path}/mine.txt", f"{tmp_path}", "http://x/y.tar", ""):
         with pytest.raises(InputError) as caught:
@@ -339,3 +384,64 @@ def test_a_folder_that_datasets_loads_is_read_through_timm(tmp_path: Path, monke
     assert [len(part) for part in (raw.train, raw.test)] == [6, 6]
     plain = read_raw(str(tmp_path / "mine"))
     assert sorted(map(digest, raw.train.sources)) == sorted(map(digest, plain.train.sources))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\na.png,rose, red\n", "line 2: 3 fields for 2 columns; put quotes around a field with a comma"),
+        ("path,label,label\na.png,rose,tulip\n", "2 columns label; keep one of them"),
+        ("path;label\na.png;rose\n", "with commas between them"),
+        (f"path,label\n{'x' * 5000},rose\n", "line 2: no file .*x…; paths are relative"),
+        (f"path,label\n{'x/' * 9000},rose\n", "line 2: no file"),
+    ],
+)
+def test_a_csv_that_says_two_things_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    (tmp_path / "a.png").write_bytes(png(1))
+    with pytest.raises(InputError, match=message) as caught:
+        read_raw(str(tmp_path / "a.csv"))
+    assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"path": "a.png", "label": "a", "label": "b"}', "label is there 2 times"),
+        ('{"path": "a.png", "label": "\\ud800"}', "label = "),
+        ('{"path": "a\\udc80.png", "label": "a"}', "path = "),
+    ],
+)
+def test_a_line_of_json_that_says_two_things_or_cannot_be_written_is_refused(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text(line + "\n")
+    (tmp_path / "a.png").write_bytes(png(1))
+    with pytest.raises(InputError, match=f"line 1: .*{message}"):
+        read_raw(str(tmp_path / "a.jsonl"))
+
+
+def test_a_picture_that_a_list_names_twice_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("1.png", "2.png"):
+        (tmp_path / "a" / name).write_bytes(png(len(name)))
+    lines = ["a/1.png,rose", "a/2.png,tulip", "./a/1.png,rose", f"{tmp_path}/a/../a/2.png,tulip", "a/1.png,tulip"]
+    (tmp_path / "a.csv").write_text("path,label\n" + "\n".join(lines))
+    raw = read_raw(str(tmp_path / "a.csv"))
+    assert raw.undivided.labels.tolist() == [0, 1, 1]  # two labels of one picture contradict: both stay, and are told
+    assert "2 lines that name a picture again" in raw.contents.summary()
+
+
+def test_a_member_that_cannot_be_read_says_so_once(tmp_path: Path) -> None:
+    whole = bytearray(pack(tmp_path / "a.zip", {"a/0.png": png(1)}, zipfile.ZIP_STORED).read_bytes())
+    whole[whole.find(b"PK\x01\x02") + 10] = 99  # a method that nobody knows
+    (tmp_path / "b.zip").write_bytes(whole)
+    with pytest.raises(InputError, match=r"pack the archive again$") as caught:
+        open_picture(ArchivedPicture(tmp_path / "b.zip", "a/0.png"))
+    assert str(caught.value).count("cannot be read") == 1
+
+
+@pytest.mark.parametrize("spec", ["", "  "])
+def test_data_with_an_empty_name_is_not_the_folder_that_this_is_run_in(spec: str) -> None:
+    with pytest.raises(InputError, match="empty name"):
+        read_raw(spec)

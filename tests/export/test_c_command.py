@@ -87,6 +87,10 @@ def test_refusals_are_one_line_and_write_nothing(model, tmp_path, capsys):
         ((model, "--c", file), "cannot be written"),
         ((model, "--c", out, "--c-name", "My-Model"), "letter first"),
         ((model, "--c", out, "--c-name", "patch"), "makes PATCH_"),
+        ((model, "--c", out, "--c-name", "math"), "'math' is one of C's library"),  # -I OUT would hide <math.h>
+        ((model, "--c", out, "--c-name", "size"), "is one of C's library"),  # SIZE_WIDTH
+        ((model, "--c", out, "--c-name", "uint_fast16"), "is one of C's library"),
+        ((model, "--c", ""), "argument 4 is empty"),
         ((model, "--c", out, "--engine", "fast"), "engine 'fast' is unknown"),
     ]:
         code, said = export(capsys, *arguments)

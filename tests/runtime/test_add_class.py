@@ -118,7 +118,8 @@ def test_row_and_bias_are_those_of_the_formula(kind):
 
 def test_a_second_class_can_follow(model, tmp_path):
     one = gsb_vit.load(model).add_class("stripes", list(stripes(3)), tmp_path / "one")
-    two = one.add_class("blank", list(np.zeros((2, 16, 16, 3), np.uint8)), tmp_path / "two")
+    blank = [np.full((16, 16, 3), level, np.uint8) for level in (0, 1)]
+    two = one.add_class("blank", blank, tmp_path / "two")
     assert two.class_names[3:] == ("stripes", "blank")
     assert [entry["class"] for entry in read(tmp_path / "two").provenance["added"]] == ["stripes", "blank"]
 
@@ -221,3 +222,25 @@ def test_the_command_prints_json_and_says_what_the_decision_is(folders, tmp_path
     assert "temperature and threshold are still those of the old classes" in output
     status, output, errors = call(capsys, "add-class", tmp_path / "old", "class 0", folder, "-o", "y", "--json")
     assert status == 2 and "already" in json.loads(output)["error"] and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", [" class 0", "rose ", "\nrose", "a\0b", "\udcff", "x" * 1001])
+def test_a_name_that_is_hard_to_tell_or_to_write_is_refused(model, tmp_path, name):
+    with pytest.raises(InputError, match="is no name of a class") as caught:
+        gsb_vit.load(model, engine="reference").add_class(name, stripes(3), tmp_path / "new")
+    assert len(str(caught.value)) < 250 and not (tmp_path / "new").exists()
+
+
+def test_one_picture_many_times_is_one_picture(model, tmp_path):
+    first, second = stripes(2)
+    with pytest.raises(InputError, match=r"2 of 4 pictures of 'rose' are copies of others, as number 3"):
+        gsb_vit.load(model, engine="reference").add_class("rose", [first, second, first, second], tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_does_not_write_over_its_model(folders, model, capsys):
+    before = model.read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        main(["add-class", str(model), "more", str(folders), "-o", str(model), "--engine", "reference"])
+    assert ended.value.code == 2 and "is the model itself" in capsys.readouterr().err
+    assert model.read_bytes() == before

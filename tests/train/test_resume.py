@@ -14,6 +14,7 @@ from processes import HANG_SECONDS
 
 pytest.importorskip("accelerate")
 
+from gsb_vit.errors import InputError
 from gsb_vit.models.trained import read_tensors, write_tensors
 from gsb_vit.train import folder as run_folder
 from gsb_vit.train.checkpoint import STATE
@@ -114,3 +115,10 @@ def test_a_run_names_every_commit_that_went_on_with_it(tmp_path: Path, monkeypat
             run_folder.write_json(folder / "run.json", {**run, "status": status})
         run_folder.prepare_folder(folder, recipe, "digits", resume=True)
     assert json.loads((folder / "run.json").read_text())["commit"] == "first, second"
+
+
+def test_a_file_is_no_runs_folder(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for resume in (False, True):
+        with pytest.raises(InputError, match="file is a file, and a run is a folder; give a folder"):
+            run_folder.check_folder(tmp_path / "file", Recipe(), "digits", resume)

@@ -53,6 +53,24 @@ def command(*arguments):
     return [sys.executable, "-m", "gsb_vit", *map(os.fspath, map(str, arguments))]
 
 
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
+def test_a_closed_standard_output_is_one_line_before_any_work(model, folder, closed):
+    words = command("predict", model, folder / "[bold].png", "--engine", "reference")
+    shell = ["sh", "-c", f'"$@" {closed}', "sh", *words]
+    done = subprocess.run(shell, env=environment(), capture_output=True, timeout=120)
+    said = done.stderr.decode().splitlines()
+    assert done.returncode == 2 and "Traceback" not in done.stderr.decode()
+    assert said == (
+        [] if "2>" in closed else ["gsb-vit: the standard output is closed; give it a file, or > /dev/null"]
+    )
+
+
+def test_a_closed_error_output_loses_no_answers(model, folder):
+    words = command("predict", model, folder / "[bold].png", folder / "c.png", "--engine", "reference", "--json")
+    done = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *words], env=environment(), capture_output=True, timeout=120)
+    assert done.returncode == 1 and len(json.loads(done.stdout)) == 2
+
+
 def predict(model, *arguments, **more):
     words = command("predict", model, *arguments, "--engine", "reference")
     return subprocess.run(words, env=environment(**more), capture_output=True, timeout=120)

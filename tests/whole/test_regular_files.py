@@ -123,3 +123,13 @@ def test_no_file_takes_the_place_of_a_device_pipe_or_socket(tmp_path):
     (tmp_path / "name").symlink_to("old")
     write_atomically(tmp_path / "name", b"new")
     assert (tmp_path / "name").read_bytes() == b"new" and (tmp_path / "old").read_bytes() == b"old"
+
+
+def test_a_file_is_not_written_over_a_folder_and_the_message_names_what_was_asked_for(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match=r"out cannot be written: it is a folder; name a file$"):
+        write_atomically(tmp_path / "out", b"x")
+    with pytest.raises(OSError, match="No such file") as caught:
+        write_atomically(tmp_path / "nothing" / "a.html", b"x")
+    assert caught.value.filename == str(tmp_path / "nothing" / "a.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -74,6 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     after ``--json``, the object ``{"error": ...}`` on the standard output; 130: interrupted.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if sys.stderr is None:  # Python's word for a closed stream; the next file would take its number
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
+    if sys.stdout is None:
+        print("gsb-vit: the standard output is closed; give it a file, or > /dev/null", file=sys.stderr)
+        sys.exit(2)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is strictly ASCII shows escapes
@@ -92,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _outcome(words: list[str]) -> tuple[int, str]:
     """Run a command: → exit status, and the line to say where it was refused."""
+    if "" in words:  # as a path it would be the folder that this is run in
+        return 2, f"argument {words.index('') + 1} is empty; give it a value, or leave it out with its option"
     try:
         status = app(args=words, prog_name="gsb-vit", standalone_mode=False)
         sys.stdout.flush()

@@ -161,6 +161,8 @@ def add_class(
     from gsb_vit.data.held_out import find_pictures
 
     found = find_pictures(pictures, tell)
+    if output.exists() and model.exists() and output.samefile(model):
+        raise InputError(f"{output} is the model itself; name another file with -o")
     made = gsb_vit.load(model, threads=threads, engine=engine).add_class(name, found, output)
     if to_json:
         values = {"model": str(output), "bytes": output.stat().st_size, "class": name, "pictures": len(found)}

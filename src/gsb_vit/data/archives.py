@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import zipfile
 from collections import Counter
@@ -30,9 +31,12 @@ def read_archive(path: Path) -> RawData:
     contents = Contents(path)
     members = _members(path, contents)
     parts = [PurePosixPath(one.filename).parts for one in members]
+    around = 0
     while parts and len({one[0] for one in parts}) == 1 and all(len(one) > 2 for one in parts):
         parts = [one[1:] for one in parts]
+        around += 1
     homes = _parts(path, parts)
+    _require_pictures(path, members[0].filename if members else "", around, homes, parts)
     labelled = []
     for member, names in zip(members, parts, strict=True):
         part = homes.get(names[0])
@@ -63,10 +67,10 @@ def _members(path: Path, contents: Contents) -> list[zipfile.ZipInfo]:
     found = opened(path).infolist()
     if len(found) > MOST_MEMBERS:
         raise InputError(f"{path} has {len(found):,} members, more than {MOST_MEMBERS:,}; divide it, or unpack it")
-    twice = {name for name, count in Counter(one.filename for one in found).items() if count > 1}
+    twice = {name for name, count in Counter(str(PurePosixPath(one.filename)) for one in found).items() if count > 1}
     kept = []
     for member in found:
-        if member.is_dir():
+        if member.filename.endswith("/"):
             continue
         if (reason := _why_not(member, twice)) is not None:
             contents.ignore(reason, Path(member.filename))
@@ -78,17 +82,48 @@ def _members(path: Path, contents: Contents) -> list[zipfile.ZipInfo]:
 
 
 def _why_not(member: zipfile.ZipInfo, twice: set[str]) -> str | None:
+    if (reason := _why_not_name(member.filename)) is not None:
+        return reason
     name = PurePosixPath(member.filename)
-    if name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in name.parts[0]:
-        return "members whose names lead out of the archive"
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
         return "members that are no regular files"
-    if member.filename in twice:
+    if str(name) in twice:
         return "members with the name of another"
     if (reason := next((found for part in name.parts if (found := is_hidden(part))), None)) is not None:
         return reason
     return why_not_suffix(name.suffix.lower())
+
+
+def _why_not_name(filename: str) -> str | None:
+    name = PurePosixPath(filename)
+    if not name.parts:
+        return "members without a name"
+    if "\\" in filename:
+        return "members with backslashes in their names (pack again with /)"
+    if name.is_absolute() or ".." in name.parts or re.match("[A-Za-z]:", name.parts[0]):
+        return "members whose names lead out of the archive"
+    return None
+
+
+def _require_pictures(
+    path: Path, first: str, around: int, homes: dict[str, str], pictures: Sequence[tuple[str, ...]]
+) -> None:
+    """Refuse an archive with a class folder that holds no picture, as a folder is: its class would vanish.
+
+    The folders ``around`` all pictures are those of the ``first`` one. Empty folders have members of their own.
+    """
+    outer = PurePosixPath(first).parts[:around]
+    filled = {one[: 2 if one[0] in homes else 1] for one in pictures}
+    for member in opened(path).infolist():
+        names = PurePosixPath(member.filename).parts
+        if any(map(is_hidden, names)) or names[:around] != outer or _why_not_name(member.filename):
+            continue
+        inner = names[around:] if member.filename.endswith("/") else names[around:-1]
+        depth = 2 if inner and inner[0] in homes else 1
+        if len(inner) >= depth and inner[:depth] not in filled and (depth == 2 or not homes):
+            folder = "/".join((*outer, *inner[:depth]))
+            raise InputError(f"{path}: class folder {folder}/ holds zero pictures; add some or remove the folder")
 
 
 def _parts(path: Path, names: Sequence[tuple[str, ...]]) -> dict[str, str]:

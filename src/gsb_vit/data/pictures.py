@@ -117,6 +117,8 @@ def _from_stream(stream: Any, limit: int) -> Image.Image:
     name = f"the file {getattr(stream, 'name', None) or type(stream).__name__}"
     try:
         data = stream.read(BYTES_PER_PIXEL * limit + 1)
+    except InputError:  # a member of an archive says what it needs
+        raise
     except (OSError, ValueError) as error:  # a closed file, a file of text that is not UTF-8
         raise InputError(f"{name}: cannot be read ({' '.join(str(error).split())}); open it in binary mode") from error
     if not isinstance(data, (bytes, bytearray, memoryview)):

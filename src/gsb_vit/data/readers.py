@@ -115,7 +115,8 @@ class _Complaints:
 
     def _emit(self, record: logging.LogRecord) -> None:
         if "info file" not in record.getMessage():
-            self.found.append(" ".join(record.getMessage().split()))
+            said = " ".join(record.getMessage().split())  # "Handling webdataset error (…). Ignoring."
+            self.found.append(said.removeprefix("Handling webdataset error ").removesuffix(" Ignoring.").strip("(.)"))
 
     def __enter__(self) -> _Complaints:
         self.before = self.logger.propagate
@@ -127,7 +128,10 @@ class _Complaints:
         self.logger.removeHandler(self.handler)
         self.logger.propagate = self.before
         if kind is None and self.found:
-            raise InputError(f"{self.spec}: {len(self.found):,} samples cannot be read: {self.found[0][:300]}")
+            raise InputError(
+                f"{self.spec}: {len(self.found):,} samples cannot be read, the first for {self.found[0][:300]}; "
+                "mend them, or leave them out"
+            )
 
 
 def _hugging_face(spec: str, name: str) -> Iterator[Labelled]:

@@ -99,6 +99,8 @@ def split_raw(spec: str, raw: RawData, options: DataRecipe) -> DataSplits:
 
 def read_raw(spec: str) -> RawData:
     """The data a SPEC names, with its own splits. Raises InputError as ``load_data`` does."""
+    if not spec.strip():
+        raise InputError("the data has an empty name; give its path, or . for the folder that this is run in")
     if spec == "digits" and Path(spec).is_dir():
         raise InputError(
             "'digits' is a built-in set and a folder here; give ./digits for the folder, digits: for the set"

@@ -31,6 +31,15 @@ _BIASES = {"none": "BIAS_NONE", "relative": "BIAS_RELATIVE", "full": "BIAS_FULL"
 _SCORES = {None: "SCORE_NONE", "max_logit": "SCORE_MAX_LOGIT", "energy": "SCORE_ENERGY"}
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 _NAME = re.compile("[a-z][a-z0-9_]{0,30}")
+# NAME.h must not stand before a header of C's library, nor NAME_WIDTH be a macro of limits.h or stdint.h (C23).
+_HEADERS = re.compile(
+    "assert|complex|ctype|errno|fenv|float|inttypes|iso646|limits|locale|math|setjmp|signal|stdalign|stdarg|stdatomic|"
+    "stdbit|stdbool|stdckdint|stddef|stdint|stdio|stdlib|stdnoreturn|string|tgmath|threads|time|uchar|wchar|wctype|"
+    "memory|strings|unistd"
+)
+_WIDTHS = re.compile(
+    "u?(char|shrt|int|long|llong|int(_least|_fast)?(8|16|32|64)|intptr|intmax)|schar|bool|ptrdiff|size|sig_atomic|wint"
+)
 _OWN = re.compile(r"\b(model|MODEL)(?=_|\.[ch]\b)")  # what is called by the model's name in the templates
 
 
@@ -68,6 +77,8 @@ def write_c(model: Path, folder: Path, engine: str = "native", name: str = "mode
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InputError(f"the name {shown(name)} must be at most 31 of a-z, 0-9 and _, with a letter first")
+    if _HEADERS.fullmatch(name) or _WIDTHS.fullmatch(name):
+        raise InputError(f"the name {name!r} is one of C's library; choose another")
     folder = as_path(folder, "a folder for model.c and model.h")
     packed = read(model)
     check_fits(packed)

@@ -26,6 +26,7 @@ from .schema import Architecture
 LEAST_PICTURES = 2
 METHOD = "mean of features; bias from the largest old logit, one picture left out"
 _HIGHEST = 127
+_LONGEST = 1000  # characters of a name
 
 Features = NDArray[np.floating]
 
@@ -67,10 +68,15 @@ def with_class(
 
 def require_name(names: Sequence[str], name: str) -> None:
     """Check that ``name`` can be a further class. Raises InputError if not."""
-    if not isinstance(name, str) or not name.strip():
-        raise InputError(f"{shown(name)} is no name of a class; give text, as in 'rose'")
+    if not isinstance(name, str) or not name.strip() or name != name.strip() or not _is_written(name):
+        raise InputError(f"{shown(name)} is no name of a class; give text without spaces around it, as in 'rose'")
     if name in names:
         raise InputError(f"the model has a class {name!r} already; give another name")
+
+
+def _is_written(name: str) -> bool:
+    """Whether files hold a name and C takes it: no NUL, no half of a surrogate pair, no novel."""
+    return "\0" not in name and not any("\ud800" <= one <= "\udfff" for one in name) and len(name) <= _LONGEST
 
 
 class _Head:

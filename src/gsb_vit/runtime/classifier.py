@@ -238,8 +238,8 @@ class Classifier:
         that ``evaluate`` leaves them out.
 
         Raises:
-            InputError: a picture that cannot be read, fewer than two, a name that the model has, a ``path`` that
-                cannot be written; then nothing is.
+            InputError: a picture that cannot be read or is there twice, fewer than two, a name that the model has, a
+                ``path`` that cannot be written; then nothing is.
         """
         from .add_class import require_name, with_class
 
@@ -247,6 +247,11 @@ class Classifier:
         require_name(self.class_names, name)
         given: list[Any] = list(pictures) if is_many(pictures) else [pictures]
         stored = [picture_digest(one) for one in given]  # before file objects are read to their end
+        if twice := [place for place, one in enumerate(stored) if one and one in stored[:place]]:
+            raise InputError(
+                f"{len(twice)} of {len(given)} pictures of {name!r} are copies of others, as number {twice[0] + 1}; "
+                "give each picture once"
+            )
         prepared = list(batches(given, partial(self.prepare, max_pixels=max_pixels)))
         features = [self._features(batch) for batch in prepared]
         logits = [self.logits(batch) for batch in prepared]

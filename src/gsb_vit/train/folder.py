@@ -36,7 +36,9 @@ def create_folder(folder: Path) -> None:
 
 def check_folder(folder: Path, recipe: Recipe, data_spec: str, resume: bool) -> None:
     """Raise InputError where a run may not begin or go on in a folder. Writes nothing."""
-    if folder.exists() and (not folder.is_dir() or (not resume and any(p.name != LOCK for p in folder.iterdir()))):
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, and a run is a folder; give a folder")
+    if folder.exists() and not resume and any(p.name != LOCK for p in folder.iterdir()):
         raise InputError(
             f"{folder} exists and is not empty; add --resume to go on with that run, or give another folder"
         )

@@ -135,7 +135,7 @@ def _without_a_traceback_of_the_writer() -> Iterator[None]:
 class StageBar:
     """Stage, epoch, rate, loss and accuracy on one line, and the time that is left of the whole run.
 
-    Where the console is no terminal, an epoch's line is printed, at most one in ``QUIET`` seconds.
+    Where the console is no terminal, an epoch's line is printed, at most one in ``QUIET`` seconds, and the last one's.
     """
 
     def __init__(
@@ -198,12 +198,15 @@ class StageBar:
         self._numbers = teacher + self._validation
         self._show(self._epoch_done, line["images_per_s"], line["train_loss"], line["train_top1"])
         now = time.perf_counter()
-        if self._active and not self._console.is_terminal and now - self._told >= QUIET:
+        due = now - self._told >= QUIET or self._epoch_done == self._epochs
+        if self._active and not self._console.is_terminal and due:
             self._told = now
+            waited = f", {100 * line['teacher_wait']:.0f} % of it for the teacher" if "teacher_wait" in line else ""
             checked = f", validation {100 * line['validation_top1']:.1f} %" if "validation_top1" in line else ""
             self._console.print(
                 f"{self._name} epoch {self._epoch_done}/{self._epochs}: loss {line['train_loss']:.3f}, "
-                f"top-1 {100 * line['train_top1']:.1f} %{checked}; {self._left(0)} left of the run"
+                f"top-1 {100 * line['train_top1']:.1f} %{checked}; {line['images_per_s']:.0f} pictures/s{waited}; "
+                f"{self._left(0)} left of the run"
             )
 
     def _show(self, epoch: int, rate: float, loss: float, top1: float) -> None:

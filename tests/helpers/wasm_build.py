@@ -20,5 +20,10 @@ def build_module():
     if version != CLANG:
         skip_without(PART, f"clang {CLANG}")
     options = [f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'cmake' / 'wasm32-wasi.cmake'}", "-DCMAKE_BUILD_TYPE=MinSizeRel"]
-    options += ["-DGSB_VIT_NATIVE_WARNINGS=ON", "-DGSB_VIT_EXAMPLES=OFF", "-DGSB_VIT_CLASSIFY=OFF", "-DGSB_VIT_TESTS=OFF"]
+    options += [
+        "-DGSB_VIT_NATIVE_WARNINGS=ON",
+        "-DGSB_VIT_EXAMPLES=OFF",
+        "-DGSB_VIT_CLASSIFY=OFF",
+        "-DGSB_VIT_TESTS=OFF",
+    ]
     return build("wasm", *options) / "gsb_vit.wasm"

@@ -9,6 +9,8 @@ from gsb_vit import cli
 
 pytest.importorskip("accelerate", reason="PyTorch's accelerate is not installed")
 
+from gsb_vit.train.timing import StageCost
+
 
 @pytest.mark.parametrize(
     ("words", "message"),
@@ -26,6 +28,8 @@ def test_what_does_not_go_together_is_refused_in_one_line(
     for name in "ab":
         fill(tmp_path / "mine" / name, 6)
     monkeypatch.chdir(tmp_path)
+    slow = {name: StageCost(1.0, 0.1, 1000, 1000) for name in ("teacher", "stage1", "stage2")}  # on any machine
+    monkeypatch.setattr("gsb_vit.train.plan.measure", lambda *_, **__: slow)
     with pytest.raises(SystemExit) as done:
         cli.main(["train", "mine", *words])
     said = capsys.readouterr()

@@ -160,10 +160,11 @@ def add_class(
     import gsb_vit
     from gsb_vit.data.held_out import find_pictures
 
-    found = find_pictures(pictures, tell)
     if output.exists() and model.exists() and output.samefile(model):
         raise InputError(f"{output} is the model itself; name another file with -o")
-    made = gsb_vit.load(model, threads=threads, engine=engine).add_class(name, found, output)
+    loaded = gsb_vit.load(model, threads=threads, engine=engine)
+    found = find_pictures(pictures, tell)
+    made = loaded.add_class(name, found, output)
     if to_json:
         values = {"model": str(output), "bytes": output.stat().st_size, "class": name, "pictures": len(found)}
         print_json({**values, "classes": list(made.class_names)})

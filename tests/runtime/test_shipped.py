@@ -15,7 +15,7 @@ from gsb_vit.errors import InputError
 from gsb_vit.runtime import shipped
 from gsb_vit.runtime.evaluate import evaluate_packed
 from gsb_vit.runtime.packed_file import read
-from gsb_vit.runtime.shipped import NameWarning, find_model, shipped_models
+from gsb_vit.runtime.shipped import NameWarning, locate_model, shipped_models
 
 ENGINE = "native" if find_spec("gsb_vit._native") else "reference"  # equal logits
 MOST_BYTES = 3_000_000  # of all shipped models together
@@ -96,7 +96,7 @@ def test_names_of_no_model_are_refused_with_those_there_are(elsewhere):
     with pytest.raises(InputError) as caught:
         gsb_vit.load("folder/digitz")
     assert "comes with" not in str(caught.value)
-    assert find_model("nothing.safetensors") == Path("nothing.safetensors")
+    assert locate_model("nothing.safetensors") == Path("nothing.safetensors")
 
 
 def test_a_file_and_a_card_dropped_into_the_folder_are_a_shipped_model(elsewhere, monkeypatch):

@@ -8,13 +8,12 @@ import pytest
 pytest.importorskip("accelerate")
 
 from class_folders import fill
-from small_runs import train_small
+from small_runs import stopped_after, train_small
 
 from gsb_vit.data.datasets import LabelledPictures
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.data.stored_split import read_split
 from gsb_vit.train.batches import TrainingPictures
-from gsb_vit.train.log import RunLog
 from gsb_vit.train.recipe import AugmentRecipe
 
 FILES = [f"{stage}/{name}.safetensors" for stage in ("teacher", "stage1", "stage2") for name in ("best", "last")]
@@ -30,21 +29,12 @@ def test_an_epoch_of_every_policy_shows_the_classes_equally_often(policy: str) -
     assert np.bincount(shown).tolist() == [14, 14, 14]
 
 
-def test_a_balanced_run_is_recorded_and_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_balanced_run_is_recorded_and_resumes_exactly(tmp_path: Path) -> None:
     for name, count in (("a", 20), ("b", 20), ("c", 5)):
         fill(tmp_path / "mine" / name, count)
     train_small(tmp_path / "mine", tmp_path / "whole")
     assert read_split(tmp_path / "whole").balance == "sampling"
-    epoch, left = RunLog.epoch, [3]
-
-    def stop(self, *arguments):
-        epoch(self, *arguments)
-        left[0] -= 1
-        if left[0] == 0:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunLog, "epoch", stop)
+    with stopped_after(3):
         train_small(tmp_path / "mine", tmp_path / "run")
     train_small(tmp_path / "mine", tmp_path / "run", resume=True)
     for name in FILES:

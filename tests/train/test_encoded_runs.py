@@ -8,34 +8,22 @@ import pytest
 
 pytest.importorskip("accelerate")
 
-from small_runs import train_small, write_pictures
+from small_runs import stopped_after, train_small, write_pictures
 
 from gsb_vit.data.stored_split import read_split
 from gsb_vit.models.trained import read_tensors
 from gsb_vit.train.evaluate import evaluate_run
-from gsb_vit.train.log import RunLog
 
 FILES = [f"{stage}/{name}.safetensors" for stage in ("teacher", "stage1", "stage2") for name in ("best", "last")]
 
 WORKERS = ("augment.policy=timm", "augment.workers=2", 'augment.rand_augment=""')  # each opens the archive itself
 
 
-def test_a_run_on_an_archive_goes_on_with_the_folder_and_is_judged_on_a_list(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_on_an_archive_goes_on_with_the_folder_and_is_judged_on_a_list(tmp_path: Path) -> None:
     data = write_pictures(tmp_path / "mine")
     shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path, "mine")
     train_small(tmp_path / "packed.zip", tmp_path / "whole", *WORKERS)
-    epoch, left = RunLog.epoch, [3]
-
-    def stop(self, *arguments):
-        epoch(self, *arguments)
-        left[0] -= 1
-        if left[0] == 0:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunLog, "epoch", stop)
+    with stopped_after(3):
         train_small(tmp_path / "packed.zip", tmp_path / "run", *WORKERS)
     (tmp_path / "packed.zip").unlink()
     train_small(data, tmp_path / "run", *WORKERS, resume=True)

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("accelerate")
 
 from class_folders import fill
-from small_runs import CLASSES, train_small, write_pictures
+from small_runs import CLASSES, stopped_after, train_small, write_pictures
 
 import gsb_vit
 from gsb_vit.data.stored_split import read_split
@@ -20,7 +20,6 @@ from gsb_vit.models.trained import read_tensors
 from gsb_vit.runtime.evaluate import evaluate_packed
 from gsb_vit.runtime.packed_file import read
 from gsb_vit.train.evaluate import evaluate_run
-from gsb_vit.train.log import RunLog
 
 FILES = [f"{stage}/{name}.safetensors" for stage in ("teacher", "stage1", "stage2") for name in ("best", "last")]
 
@@ -40,18 +39,9 @@ def whole(data: Path, tmp_path_factory) -> Path:
     return out
 
 
-def stopped(data: Path, out: Path, monkeypatch, line: int = 3) -> Path:
+def stopped(data: Path, out: Path, line: int = 3) -> Path:
     """A run that was stopped after so many epochs in all."""
-    epoch, left = RunLog.epoch, [line]
-
-    def stop(self, *arguments):
-        epoch(self, *arguments)
-        left[0] -= 1
-        if left[0] == 0:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunLog, "epoch", stop)
+    with stopped_after(line):
         train_small(data, out)
     return out
 
@@ -117,10 +107,10 @@ def test_digests_can_be_left_out_of_a_packed_file(whole, tmp_path) -> None:
     assert "seen" not in read(path).provenance
 
 
-def test_resuming_goes_on_with_the_stored_split(whole, data, tmp_path, monkeypatch) -> None:
+def test_resuming_goes_on_with_the_stored_split(whole, data, tmp_path) -> None:
     """Moved, with new pictures among the old ones: the very weights of the run that nothing disturbed."""
     here = shutil.copytree(data, tmp_path / "mine")
-    out = stopped(here, tmp_path / "run", monkeypatch)
+    out = stopped(here, tmp_path / "run")
     before = read_split(out)
     there = here.rename(tmp_path / "moved")
     for name in CLASSES:
@@ -138,18 +128,18 @@ def test_resuming_goes_on_with_the_stored_split(whole, data, tmp_path, monkeypat
     assert results[0] == results[1]
 
 
-def test_resuming_without_a_test_picture_tests_on_no_other(data, tmp_path, monkeypatch) -> None:
+def test_resuming_without_a_test_picture_tests_on_no_other(data, tmp_path) -> None:
     here = shutil.copytree(data, tmp_path / "mine")
-    out = stopped(here, tmp_path / "run", monkeypatch)
+    out = stopped(here, tmp_path / "run")
     Path(read_split(out).parts["test"].names[0]).unlink()
     said = io.StringIO()
     run = train_small(here, out, resume=True, stream=said)
     assert "1 of the run's 18 test pictures are gone" in said.getvalue() and run.test["n"] == 17
 
 
-def test_resuming_without_training_pictures_needs_a_word(data, tmp_path, monkeypatch) -> None:
+def test_resuming_without_training_pictures_needs_a_word(data, tmp_path) -> None:
     here = shutil.copytree(data, tmp_path / "mine")
-    out = stopped(here, tmp_path / "run", monkeypatch)
+    out = stopped(here, tmp_path / "run")
     Path(read_split(out).parts["train"].names[0]).unlink()
     with pytest.raises(InputError, match=r"1 of the run's 36 training pictures are gone.*--allow-missing"):
         train_small(here, out, resume=True)
@@ -162,9 +152,9 @@ def test_other_data_is_refused(whole, tmp_path) -> None:
         train_small(write_pictures(tmp_path / "other"), whole, resume=True)
 
 
-def test_a_run_that_lost_its_split_goes_on_only_with_the_same_data(data, tmp_path, monkeypatch) -> None:
+def test_a_run_that_lost_its_split_goes_on_only_with_the_same_data(data, tmp_path) -> None:
     here = shutil.copytree(data, tmp_path / "mine")
-    out = stopped(here, tmp_path / "run", monkeypatch)
+    out = stopped(here, tmp_path / "run")
     split = (out / "split.json").read_bytes()
     (out / "split.json").unlink()
     fill(here / "a", 5, start=900)

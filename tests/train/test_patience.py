@@ -7,10 +7,9 @@ import pytest
 
 pytest.importorskip("accelerate")
 
-from small_runs import train_small, write_pictures
+from small_runs import stopped_after, train_small, write_pictures
 
 from gsb_vit.errors import InputError
-from gsb_vit.train.log import RunLog
 from gsb_vit.train.recipe_io import load_recipe
 
 # On random pictures no epoch is better for long.
@@ -46,19 +45,10 @@ def test_a_stage_stops_when_no_epoch_is_better_for_so_long(whole: Path) -> None:
 
 @pytest.mark.parametrize("where", ["inside", "at the end", "after it"])
 def test_a_resumed_run_stops_at_the_same_epoch_with_the_same_weights(
-    whole: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    whole: Path, data: Path, tmp_path: Path, where: str
 ) -> None:
     epochs = len(lines(whole, "stage1"))
-    epoch, left = RunLog.epoch, [{"inside": 3, "at the end": 1 + epochs, "after it": 2 + epochs}[where]]
-
-    def stop(self, *arguments):
-        epoch(self, *arguments)
-        left[0] -= 1
-        if left[0] == 0:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunLog, "epoch", stop)
+    with stopped_after({"inside": 3, "at the end": 1 + epochs, "after it": 2 + epochs}[where]):
         train_small(data, tmp_path / "run", *PATIENT)
     train_small(data, tmp_path / "run", *PATIENT, resume=True)
     for name in FILES:

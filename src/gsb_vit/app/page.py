@@ -11,7 +11,7 @@ from pathlib import Path
 from gsb_vit.errors import InputError
 from gsb_vit.files import open_regular, write_atomically
 from gsb_vit.runtime.packed_file import read
-from gsb_vit.runtime.shipped import find_model
+from gsb_vit.runtime.shipped import locate_model
 
 _SCRIPTS = ("engine.js", "picture.js", "masks.js", "page.js")
 _LINKS = re.compile(r"^import .*\n", re.MULTILINE)  # between the scripts, which become one
@@ -32,7 +32,7 @@ def write_app(models: Sequence[Path], out: Path) -> int:
     Raises:
         InputError: for a file that is no packed model, and for an output that is one of them.
     """
-    models = [find_model(path) for path in models]
+    models = [locate_model(path) for path in models]
     refuse_models_as_output(models, [out])
     page = make_page(read_models(models))
     write_atomically(out, page)

@@ -9,7 +9,7 @@ from gsb_vit.app.icon import icon
 from gsb_vit.app.page import fill, make_page, read_models, refuse_models_as_output, text_of, title_of
 from gsb_vit.errors import InputError
 from gsb_vit.files import write_atomically
-from gsb_vit.runtime.shipped import find_model
+from gsb_vit.runtime.shipped import locate_model
 
 PAGE, MANIFEST, WORKER = "index.html", "manifest.webmanifest", "sw.js"
 _ICONS = {"icon-180.png": (180, True), "icon-192.png": (192, False), "icon-512.png": (512, False)}
@@ -29,7 +29,7 @@ def write_pwa(models: Sequence[Path], folder: Path) -> int:
         InputError: for a file that is no packed model, and for a folder that cannot be made or holds one of the models
             under a name that is needed.
     """
-    models = [find_model(path) for path in models]
+    models = [locate_model(path) for path in models]
     read = read_models(models)
     written = _files(read)
     refuse_models_as_output(models, [folder / name for name in written])

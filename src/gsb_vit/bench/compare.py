@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gsb_vit.data.synthetic import smooth_pictures
 from gsb_vit.errors import InputError
 from gsb_vit.runtime.packed_file import PackedModel, read
-from gsb_vit.runtime.shipped import find_model
+from gsb_vit.runtime.shipped import locate_model
 
 from .densities import measure_densities
 from .peers.against import measure_against
@@ -63,7 +63,7 @@ def benchmark(
     """
     if tries < 1:
         raise InputError(f"tries {tries} must be at least 1")
-    path, setting = find_model(model), Setting(threads, batch, isa)
+    path, setting = locate_model(model), Setting(threads, batch, isa)
     packed = read(path)
     _require_backend(path, isa)
     chosen = [f"{engine}:{precision}" for engine, precision in choose(default_peers() if against is None else against)]

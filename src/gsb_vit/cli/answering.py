@@ -122,9 +122,9 @@ def evaluate(
 ) -> None:
     """Classify the held-out pictures of a data set and print top-1, top-5, precision, recall and F1."""
     from gsb_vit.export.architecture import is_trained_model
-    from gsb_vit.runtime.shipped import find_model
+    from gsb_vit.runtime.shipped import locate_model
 
-    model = find_model(model)
+    model = locate_model(model)
     if model.is_dir() or is_trained_model(model):
         require_training("evaluating a run")
         from gsb_vit.train.evaluate import evaluate_run
@@ -167,16 +167,16 @@ def report(
     """Write one HTML file: how good, every mistake, class by class, training pictures that may have a wrong label."""
     if find_spec("jinja2") is None:
         raise InputError("a report needs jinja2: pip install 'gsb-vit[train]'")
-    from gsb_vit.runtime.shipped import find_model
+    from gsb_vit.runtime.shipped import locate_model
 
-    given, model = model, find_model(model)
+    given, model = model, locate_model(model)
     if model.is_dir():
         require_training("the report of a run")
         from gsb_vit.runs import Run
 
         path = Run(model).report(engine=engine, data=data, out=output)
     else:
-        model = find_model(model)
+        model = locate_model(model)
         if data is None:
             raise InputError("a packed model holds no pictures; say where they are with --data SPEC, or give a run")
         from gsb_vit.data.held_out import judged_pictures, require_same_classes

@@ -137,10 +137,10 @@ def bench(
         raise InputError("give either MODEL, a packed file, or --arch NAME, as in --arch gsb_vit_small_patch16_224")
     if profile and (plot or against):
         raise InputError("--profile goes with --threads, --batch, --isa and --data; leave out --against and --plot")
-    from gsb_vit.runtime.shipped import find_model
+    from gsb_vit.runtime.shipped import locate_model
 
     with tempfile.TemporaryDirectory(prefix="gsb-vit-arch-") as folder:
-        path = Path(folder) / "model.safetensors" if model is None else find_model(model)
+        path = Path(folder) / "model.safetensors" if model is None else locate_model(model)
         if arch is not None:
             from gsb_vit.export.untrained import pack_untrained
 

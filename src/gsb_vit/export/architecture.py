@@ -12,7 +12,7 @@ from gsb_vit.files import as_path, open_regular
 from gsb_vit.quantization import Quantization
 from gsb_vit.runtime.packed_file import read
 from gsb_vit.runtime.schema import Architecture
-from gsb_vit.runtime.shipped import find_model
+from gsb_vit.runtime.shipped import locate_model
 
 NUM_CLASSES = 1000  # of an architecture that is only named
 
@@ -62,7 +62,7 @@ def find_architecture(target: str) -> tuple[Architecture, int | None, tuple[str,
     Raises:
         InputError: neither a file nor a known architecture, or an architecture that cannot be packed.
     """
-    path = find_model(as_path(target, "a model file, a run or the name of an architecture"))
+    path = locate_model(as_path(target, "a model file, a run or the name of an architecture"))
     if path.is_file() and not is_trained_model(path):
         packed = read(path)
         return packed.architecture, path.stat().st_size, packed.class_names

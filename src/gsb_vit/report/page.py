@@ -21,7 +21,7 @@ from gsb_vit.runtime.classifier import load
 from gsb_vit.runtime.evaluate import logits_of
 from gsb_vit.runtime.packed_file import PackedModel
 from gsb_vit.runtime.packed_file import read as read_packed
-from gsb_vit.runtime.shipped import find_model
+from gsb_vit.runtime.shipped import locate_model
 
 from .charts import Band, Line, bars, confusion_chart, line_chart, png_uri
 from .masks import mask_rows
@@ -86,7 +86,7 @@ def write_report(
     Raises:
         InputError: a file of the run is missing or unreadable, or the packed model is.
     """
-    run, packed = None if run is None else Path(run), None if packed is None else find_model(packed)
+    run, packed = None if run is None else Path(run), None if packed is None else locate_model(packed)
     model = None if packed is None else read_packed(packed)
     own: PackedModel | Judged
     if packed is not None and model is not None:

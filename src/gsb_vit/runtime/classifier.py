@@ -26,7 +26,7 @@ from .packed_file import PackedModel, parse, read, write
 from .pictures import batches, is_many, is_stored, picture_digest, prepare
 from .reference import ReferenceModel, check_batch
 from .schema import DECISION_KEY, MAX_MEMORY, Architecture, read_decision
-from .shipped import find_model, what_to_give
+from .shipped import locate_model, what_to_give
 
 ENGINES = ("native", "reference")
 _UNDECODED = re.compile("[\ud800-\udfff]")
@@ -317,7 +317,7 @@ def load(
             backend, a number of threads out of range, a model that takes more than ``max_memory``, and where the native
             extension is not built.
     """
-    path = find_model(path)
+    path = locate_model(path)
     if not isinstance(engine, str) or engine not in ENGINES:
         raise InputError(f"engine {shown(engine)} is unknown; use one of {', '.join(ENGINES)}")
     if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads < 2**31:

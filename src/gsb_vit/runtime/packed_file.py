@@ -40,7 +40,7 @@ from .schema import (
     model_keys,
     read_decision,
 )
-from .shipped import find_model, what_to_give
+from .shipped import locate_model, what_to_give
 
 PathLike = Union[str, "os.PathLike[str]"]
 _DIGITS = re.compile("[0-9a-f]{16}")
@@ -76,7 +76,7 @@ def read(path: PathLike, *, max_memory: int | None = None) -> PackedModel:
         InputError: for a missing, truncated or foreign file, an unknown version, and a tensor that is missing,
             unknown, of the wrong type or shape, or out of range, naming it; and for a checksum that does not fit.
     """
-    path, most = find_model(_checked_path(path)), memory_limit(max_memory, MAX_MEMORY)
+    path, most = locate_model(_checked_path(path)), memory_limit(max_memory, MAX_MEMORY)
     try:
         with _naming(path):
             return _model(read_safetensors(path, most))

@@ -66,7 +66,7 @@ def shipped_models() -> Mapping[str, ShippedModel]:
     }
 
 
-def find_model(model: Any) -> Path:
+def locate_model(model: Any) -> Path:
     """The path that a MODEL means: itself where it exists, else the file of the shipped model of that name.
 
     Where it exists and a shipped model has that name, too, a :class:`NameWarning` says so. ``shipped:NAME`` means the

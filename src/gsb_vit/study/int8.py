@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from gsb_vit.bench.peers.conversion import export_onnx
 from gsb_vit.bench.peers.prepare import CALIBRATION_PICTURES, has_vnni
 from gsb_vit.bench.peers.timing import similarity
 from gsb_vit.data.datasets import LabelledPictures
@@ -121,18 +122,7 @@ def _export(model: nn.Module, example: NDArray[np.uint8], out: Path) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     raw = out.with_name("exported.onnx")
-    torch.onnx.export(
-        model,
-        (torch.from_numpy(example),),
-        str(raw),
-        dynamo=True,
-        external_data=False,
-        opset_version=18,
-        input_names=["pixels"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
-        verbose=False,
-    )
+    export_onnx(model, torch.from_numpy(example), raw)
     quant_pre_process(str(raw), str(out), skip_symbolic_shape=True)
 
 

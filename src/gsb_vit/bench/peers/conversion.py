@@ -15,7 +15,7 @@ from gsb_vit.errors import InputError
 from .twin import Twin
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def _convert(folder: Path) -> None:
@@ -50,22 +50,30 @@ def _write_torch(twin: Twin, precision: str, folder: Path) -> None:
     save_model(model, str(folder / f"torch_{precision}.safetensors"), metadata={"twin": json.dumps(bare)})
 
 
-def _write_onnx(model: "nn.Module", files: set[str], folder: Path, seven_bits: bool) -> None:
+def export_onnx(model: "nn.Module", example: "Tensor", path: Path) -> None:
+    """Write a model of ``pixels`` (B, …) → ``logits`` (B, K) as ONNX, for batches of any size."""
     import torch
-    from onnxruntime import quantization
 
-    example = torch.from_numpy(np.load(folder / "pictures.npy")[[0, 0]])
     torch.onnx.export(
         model,
         (example,),
-        str(folder / "fp32.onnx"),
+        str(path),
         dynamo=True,
         external_data=False,
         opset_version=18,
         input_names=["pixels"],
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
+        verbose=False,
     )
+
+
+def _write_onnx(model: "nn.Module", files: set[str], folder: Path, seven_bits: bool) -> None:
+    import torch
+    from onnxruntime import quantization
+
+    example = torch.from_numpy(np.load(folder / "pictures.npy")[[0, 0]])
+    export_onnx(model, example, folder / "fp32.onnx")
     if "int8_dynamic.onnx" in files:
         quantization.quantize_dynamic(
             folder / "fp32.onnx",

@@ -38,6 +38,7 @@ from .evaluate import model_logits
 from .folder import RUN_FILE, read_run, require_threads, run_threads
 from .log import RunLog, RunTime, summary_table
 from .loop import StageRun, StageSetting
+from .memory import kept_memory
 from .precision import emulates_bfloat16
 from .prepare import Choose, Request, prepare, preprocessing_of
 from .recipe import SEED_NUMBERS, STAGES, Recipe, StageRecipe, TwinRecipe
@@ -99,7 +100,7 @@ def train(
     """
     trackers = check_trackers(track)
     request = Request(recipe, data_spec, Path(out), resume, skip_bad, allow_missing, choose)
-    with contextlib.ExitStack() as stack, _naming_the_disk(request.folder):
+    with contextlib.ExitStack() as stack, _naming_the_disk(request.folder), kept_memory():
         return _train(request, console or plain_console(), stack, trackers)
 
 

@@ -199,6 +199,7 @@ def fit(
     out: str | os.PathLike[str] | None = None,
     recipe: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    unlabelled: str | os.PathLike[str] | None = None,
     preset: str | None = None,
     time: str | None = None,
     resume: bool = False,
@@ -215,6 +216,8 @@ def fit(
         recipe: a TOML file, or the name of a recipe that comes with the package; by default that of the preset, or for
             a published set ``default``.
         settings: values of the recipe to change, by dotted key: ``{"stage2.epochs": 50, "model.img_size": 48}``.
+        unlabelled: a folder of more pictures, without labels, of which the teacher says what is in them; the value
+            ``data.unlabelled`` of the recipe.
         preset: ``fast``, ``good`` (folders: the default) or ``best``; picture size, batch and epochs follow the data.
         time: what the whole run may take, as ``90s``, ``30m`` or ``2h``; epochs are fitted to it.
         resume: go on with the run in ``out`` where it was stopped, with the split it began with.
@@ -232,6 +235,8 @@ def fit(
         raise InputError(f"data is a {type(data).__name__}; give a folder of class folders, or use GSBClassifier")
     if settings is not None and not isinstance(settings, Mapping):
         raise InputError(f"settings is a {type(settings).__name__}; give a dictionary, as in {{'stage2.epochs': 50}}")
+    if unlabelled is not None:
+        settings = {**(settings or {}), "data.unlabelled": str(as_path(unlabelled, "a folder of pictures"))}
     if resume and out is None:
         raise InputError("resume needs the folder of the run; give it as out")
     with _training_libraries("training"):

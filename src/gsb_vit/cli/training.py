@@ -1,5 +1,6 @@
 """Commands that train: train, quickstart, study, sensitivity."""
 
+import json
 import os
 import shlex
 import sys
@@ -41,6 +42,10 @@ def train(
     label_noise: Annotated[
         float | None,
         typer.Option("--label-noise", metavar="P", help="Give this share of training pictures a wrong class."),
+    ] = None,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option("--unlabelled", metavar="DIR", help="More pictures, without labels: the teacher names them."),
     ] = None,
     preset: Annotated[
         str | None,
@@ -112,6 +117,7 @@ def train(
         "data.label_noise": label_noise,
         "stage2.epochs": epochs,
         "model.img_size": image_size,
+        "data.unlabelled": None if unlabelled is None else json.dumps(unlabelled),  # text, whatever it looks like
     }
     settings = [*(settings or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
 

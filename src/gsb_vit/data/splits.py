@@ -31,7 +31,8 @@ class DataRecipe:
     ``near_duplicates``: of pictures that the user gives, near copies are found and a draw keeps them in one part
     (``group``, ``data/likeness.py``), or they are not looked for (``ignore``). ``balance``: every epoch of training
     shows all classes equally often (``sampling``), each picture once (``none``), or what ``data/balance.py`` says of
-    pictures that the user gives (``auto``).
+    pictures that the user gives (``auto``). ``unlabelled``: a folder of pictures without labels, at any depth; students
+    that learn from a teacher alone (``distillation.kind = "match"``) see them, too.
     """
 
     validation_fraction: float = 0.15
@@ -48,17 +49,29 @@ class DataRecipe:
     memory_limit_mb: int = 4096
     near_duplicates: Literal["group", "ignore"] = "group"
     balance: Literal["auto", "none", "sampling"] = "auto"
+    unlabelled: str = ""
 
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Labelled pictures for training, model selection (may be empty) and the final test (touched once)."""
+    """Labelled pictures for training, model selection (may be empty) and the final test (touched once).
+
+    ``unlabelled``: further pictures for training, or None.
+    """
 
     spec: str
     class_names: tuple[str, ...]
     train: LabelledPictures
     validation: LabelledPictures
     test: LabelledPictures
+    unlabelled: LabelledPictures | None = None
+
+    def training(self, unlabelled: bool) -> LabelledPictures:
+        """The pictures that a stage trains on: those with labels, and then, if ``unlabelled``, the others."""
+        if not unlabelled or self.unlabelled is None:
+            return self.train
+        labels = np.concatenate([self.train.labels, self.unlabelled.labels])
+        return LabelledPictures((*self.train.sources, *self.unlabelled.sources), labels)
 
 
 def load_data(spec: str, options: DataRecipe) -> DataSplits:

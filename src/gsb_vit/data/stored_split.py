@@ -19,6 +19,7 @@ from .datasets import LabelledPictures, RawData, Source
 from .digests import LENGTH, SHORT, Inspection, digest_or_nothing, in_threads, inspect, is_seen, listed, look
 from .findings import Findings, across, find, unequal
 from .splits import DataRecipe, DataSplits, load_data, read_raw, split_raw
+from .unlabelled import NO_LABEL, choose_unlabelled, read_unlabelled, without_labels
 
 SPLIT_FILE = "split.json"
 PARTS = ("train", "validation", "test")
@@ -40,7 +41,7 @@ class StoredSplit:
 
     ``taught`` has digests, cut to 8 bytes, of pictures that only a teacher from elsewhere was trained on. ``copies``
     names the groups of near copies that were found. ``balance`` is ``sampling`` where training shows all classes
-    equally often, else ``none``.
+    equally often, else ``none``. ``unlabelled`` are the pictures without labels.
     """
 
     class_names: tuple[str, ...]
@@ -50,11 +51,17 @@ class StoredSplit:
     taught: tuple[str, ...] = ()
     copies: tuple[tuple[str, ...], ...] = ()
     balance: str = "none"
+    unlabelled: Part = field(default_factory=lambda: Part((), (), ()))
 
     @property
     def seen(self) -> set[str]:
         """Digests of the pictures that training, the choice of an epoch or the teacher's training looked at."""
-        return {*self.parts["train"].digests, *self.parts["validation"].digests, *self.taught}
+        return {
+            *self.parts["train"].digests,
+            *self.parts["validation"].digests,
+            *self.taught,
+            *self.unlabelled.digests,
+        }
 
     @property
     def tested_on_seen(self) -> int:
@@ -68,6 +75,8 @@ class StoredSplit:
         values: dict[str, Any] = {"digest": _KIND, "class_names": self.class_names, **parts}
         values |= {"left_out": self.left_out, "others": self.others, "taught": self.taught, "copies": self.copies}
         values["balance"] = self.balance
+        if self.unlabelled.digests:
+            values["unlabelled"] = vars(self.unlabelled)
         write_atomically(folder / SPLIT_FILE, (json.dumps(values, ensure_ascii=False) + "\n").encode())
 
 
@@ -86,7 +95,9 @@ def read_split(folder: Path) -> StoredSplit | None:
         balance = values.get("balance", "none")
         if balance not in ("none", "sampling"):
             raise ValueError(f"balance {balance!r}")
-        return StoredSplit(tuple(values["class_names"]), parts, *rest, copies, balance)
+        told = values.get("unlabelled", {"digests": [], "labels": [], "names": []})
+        unlabelled = _read_part(told, 0)
+        return StoredSplit(tuple(values["class_names"]), parts, *rest, copies, balance, unlabelled)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is damaged ({' '.join(str(error).split())}); bring it back from a copy, or remove it if the data "
@@ -95,12 +106,14 @@ def read_split(folder: Path) -> StoredSplit | None:
 
 
 def _read_part(values: dict[str, list[Any]], classes: int) -> Part:
+    """A part as a split file has it; without ``classes`` one of pictures without labels."""
     part = Part(tuple(values["digests"]), tuple(values["labels"]), tuple(values["names"]))
     if not len(part.digests) == len(part.labels) == len(part.names):
         raise ValueError("its lists have different lengths")
     if any(len(bytes.fromhex(one)) != LENGTH for one in part.digests):
         raise ValueError("a digest is cut short")
-    if any(type(label) is not int or not 0 <= label < classes for label in part.labels):
+    labels = range(classes) if classes else (NO_LABEL,)
+    if any(type(label) is not int or label not in labels for label in part.labels):
         raise ValueError("a label is no class")
     return part
 
@@ -191,9 +204,23 @@ def draw_split(
         lines += across(raw, [data.train], data.validation, "validation")
         lines += across(raw, [data.train, data.validation], data.test, "test")
         copies = tuple(tuple(str(findings.pictures.sources[i]) for i in group) for group in findings.copies())
+    unlabelled = None
+    if options.unlabelled:
+        parts = (data.train, data.validation, data.test)
+        looked_at = [known[id(source)] for part in parts for source in part.sources]
+        near = findings is not None and options.near_duplicates == "group"
+        unlabelled, digests, bad, told = choose_unlabelled(
+            options.unlabelled, looked_at, near=near, skip_bad=skip_bad, watch=watch
+        )
+        left_out |= bad
+        lines += told
     others = total - sum(len(part.digests) for part in made.values())
     cut = {one[: 2 * SHORT] for part in ("train", "validation") for one in made[part].digests}
     stored = StoredSplit(data.class_names, made, left_out, others, tuple(sorted(taught - cut)), copies, balance)
+    if unlabelled is not None:
+        names = tuple(str(source) for source in unlabelled.sources)
+        stored = dataclasses.replace(stored, unlabelled=Part(tuple(digests), (NO_LABEL,) * len(names), names))
+        data = dataclasses.replace(data, unlabelled=unlabelled)
     return Drawn(data, stored, tuple(lines), findings)
 
 
@@ -244,11 +271,14 @@ def _part(pictures: LabelledPictures, known: dict[int, Inspection]) -> Part:
     )
 
 
-def find_split(spec: str, raw: RawData, stored: StoredSplit, *, allow_missing: bool = False) -> Drawn:
+def find_split(
+    spec: str, raw: RawData, stored: StoredSplit, *, allow_missing: bool = False, unlabelled: str = ""
+) -> Drawn:
     """Find the pictures of a stored split in data again, by their bytes, wherever they lie in it now.
 
     Pictures that the split does not name are ignored, and counted. ``allow_missing`` goes on without pictures for
-    training or validation that are gone.
+    training or validation that are gone. ``unlabelled``: the folder of the pictures without labels, where they are
+    wanted.
 
     Raises:
         InputError: pictures for training or validation are gone, or all for testing; other classes.
@@ -265,25 +295,38 @@ def find_split(spec: str, raw: RawData, stored: StoredSplit, *, allow_missing: b
             tuple(found[part.digests[i]] for i in there), np.array([part.labels[i] for i in there], dtype=np.int64)
         )
         gone[name] = [part.names[i] or f"number {i}" for i, one in enumerate(part.digests) if one not in found]
+    extra = None
+    if unlabelled and stored.unlabelled.digests:
+        extra, gone["unlabelled"] = _find_unlabelled(unlabelled, stored.unlabelled)
     if not any(map(len, parts.values())):
         raise InputError(f"{spec!r} holds none of the run's pictures; give the data that the run was trained on")
+    whole = {**stored.parts, "unlabelled": stored.unlabelled}
     lines = [
-        f"{len(missing):,} of the run's {len(stored.parts[name].digests):,} {_WORDS[name]} pictures are gone or "
+        f"{len(missing):,} of the run's {len(whole[name].digests):,} {_WORDS[name]} pictures are gone or "
         f"changed ({listed(missing)})"
         for name, missing in gone.items()
         if missing
     ]
-    if (gone["train"] or gone["validation"]) and not allow_missing:
+    if any(gone.get(name) for name in ("train", "validation", "unlabelled")) and not allow_missing:
         raise InputError(f"{'; '.join(lines)}; put them back, or add --allow-missing to go on without them")
     if not len(parts["test"]) or not len(parts["train"]):
         raise InputError(f"{'; '.join(lines)}; put them back")
     if (new := len(sources) - sum(map(len, parts.values())) - stored.others) > 0:
         lines.append(f"{new:,} pictures are new since the run began; they are ignored")
-    data = DataSplits(spec, stored.class_names, parts["train"], parts["validation"], parts["test"])
+    data = DataSplits(spec, stored.class_names, parts["train"], parts["validation"], parts["test"], extra)
     return Drawn(data, stored, tuple(lines))
 
 
-_WORDS = {"train": "training", "validation": "validation", "test": "test"}
+def _find_unlabelled(folder: str, part: Part) -> tuple[LabelledPictures, list[str]]:
+    """The pictures of a part without labels in a folder, by their bytes, and the names of those that are gone."""
+    sources = read_unlabelled(folder).sources
+    found = dict(zip(in_threads(digest_or_nothing, sources), sources, strict=True))
+    there = [found[one] for one in part.digests if one in found]
+    gone = [name or one for name, one in zip(part.names, part.digests, strict=True) if one not in found]
+    return without_labels(there), gone
+
+
+_WORDS = {"train": "training", "validation": "validation", "test": "test", "unlabelled": "unlabelled"}
 
 
 def _sources(raw: RawData) -> list[Source]:

@@ -48,7 +48,7 @@ class Mixes:
     def labels(self, own: Tensor, partners: Tensor, classes: int) -> Tensor:
         """Shares of the classes (n, K) from labels (n,)."""
         shares = self.shares.to(own.device)
-        first, second = (functional.one_hot(labels, classes).to(shares) for labels in (own, partners))
+        first, second = (one_hot(labels, classes).to(shares) for labels in (own, partners))
         return first * shares + second * (1 - shares)
 
 
@@ -87,7 +87,7 @@ class Mixing:
         pairs = len(labels) - len(labels) % 2
         if self._mix is None:
             return list(pictures), labels
-        shares = functional.one_hot(labels, self.classes).to(pictures[0].dtype)
+        shares = one_hot(labels, self.classes).to(pictures[0].dtype)
         if not pairs:
             return list(pictures), shares
         mixes = self.draw(pairs, (pictures[0].shape[-2], pictures[0].shape[-1]))
@@ -101,6 +101,11 @@ class Mixing:
         """Mix images (B, 3, H, W) of one size and their labels, as ``together``."""
         (mixed,), targets = self.together([images], labels)
         return mixed, targets
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """Labels (n,) → (n, K), a one in the label's place; a picture without a label (−1) has none."""
+    return functional.one_hot(labels.clamp(min=0), classes) * (labels >= 0).unsqueeze(1)
 
 
 def standardize(images: Tensor, preprocessing: Preprocessing) -> Tensor:

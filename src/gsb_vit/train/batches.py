@@ -111,6 +111,11 @@ class TrainingPictures:
         """The student's preprocessing, and the teacher's where it is another."""
         return [self.preprocessing] if self.teacher == self.preprocessing else [self.preprocessing, self.teacher]
 
+    @property
+    def labelled(self) -> int:
+        """How many of the pictures have labels; they come first."""
+        return int((self.pictures.labels >= 0).sum())
+
     def steps(self, batch_size: int) -> int:
         """Steps of an epoch: whole batches only, or one short batch where there are fewer pictures than that."""
         return max(1, len(self.pictures) // batch_size)
@@ -118,7 +123,9 @@ class TrainingPictures:
     def order(self, generator: np.random.Generator) -> np.ndarray:
         """The places of an epoch's pictures (n,), in their order: each once, or every class equally often."""
         if self.balanced:
-            return balanced_order(self.pictures.labels, generator)
+            own = balanced_order(self.pictures.labels[: self.labelled], generator)
+            others = np.arange(self.labelled, len(self.pictures))
+            return generator.permutation(np.concatenate([own, others])) if len(others) else own
         return generator.permutation(len(self.pictures))
 
     def epoch(

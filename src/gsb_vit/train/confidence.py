@@ -32,10 +32,15 @@ class Confidence:
         self._epoch: tuple[Tensor, Tensor] | None = None
 
     def add(self, indices: Tensor, logits: Tensor) -> None:
-        """Add a batch of this epoch: indices (B,) of training pictures, logits (B, K)."""
+        """Add a batch of this epoch: indices (B,) of training pictures, logits (B, K).
+
+        Pictures without labels come after the others, and are left out.
+        """
         if not self.active:
             return
         device = logits.device
+        if bool((others := indices >= len(self.sums)).any()):
+            indices, logits = indices[~others], logits[~others.to(device)]
         if self._epoch is None:
             self._epoch = torch.zeros_like(self.sums, device=device), torch.zeros_like(self.counts, device=device)
         indices = indices.to(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def check_folder(folder: Path, recipe: Recipe, data_spec: str, resume: bool) -> 
             raise InputError(
                 f"{recipe_path} is damaged ({error}); mend it, or remove it and resume with the run's own recipe"
             ) from error
-        if own != recipe:
+        if not _same(own, recipe):
             raise InputError(f"{recipe_path} differs from the recipe given; resume with the run's own recipe")
     if (folder / RUN_FILE).is_file():
         run = read_run(folder)
@@ -59,6 +60,13 @@ def check_folder(folder: Path, recipe: Recipe, data_spec: str, resume: bool) -> 
             raise InputError(
                 f"the run in {folder} was trained on {run['data']!r}, not {data_spec!r}; give its own data"
             )
+
+
+def _same(own: Recipe, other: Recipe) -> bool:
+    """Whether two recipes train the same; pictures without labels are known by their bytes, wherever they lie now."""
+    if own.data.unlabelled and other.data.unlabelled:
+        other = replace(other, data=replace(other.data, unlabelled=own.data.unlabelled))
+    return own == other
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -91,7 +99,7 @@ def prepare_folder(folder: Path, recipe: Recipe, data_spec: str, resume: bool) -
             now["commit"] = f"{run['commit']}, {commit()}"
         if now != run:
             write_json(run_path, now)
-        if recipe_path.is_file():
+        if recipe_path.is_file() and load_recipe(recipe_path) == recipe:
             return
     write_atomically(recipe_path, dump_recipe(recipe).encode())
     if run_path.is_file():

@@ -173,7 +173,7 @@ class StageBar:
         self._bar.stop()
 
     def step(self, total: Tensor) -> None:
-        """After every step; ``total`` holds the sums of loss, hits and pictures of this epoch so far."""
+        """After every step; ``total`` holds the sums of loss, hits, pictures and labels of this epoch so far."""
         self._bar.advance(self._task)
         self._walked += 1
         now = time.perf_counter()
@@ -181,9 +181,9 @@ class StageBar:
         if self._bar.disable or now - self._shown < 0.25:
             return
         self._shown = now
-        loss, hits, count = total.tolist()
+        loss, hits, count, known = total.tolist()
         rate = max(count - self._started[1], 0) / max(now - self._started[0], 1e-9)
-        self._show(self._epoch_done + 1, rate, loss / count, hits / count)
+        self._show(self._epoch_done + 1, rate, loss / count, hits / max(known, 1))
 
     def epoch(self, line: Mapping[str, Any]) -> None:
         """After every epoch."""

@@ -118,7 +118,7 @@ class StageRun:
         self.head_first = HeadFirst(model, recipe)
         self.floor = ScaleFloor(model)
         self.steps = setting.training.steps(recipe.batch_size)
-        self.confidence = Confidence(len(setting.training.pictures), len(setting.info.class_names))
+        self.confidence = Confidence(setting.training.labelled, len(setting.info.class_names))
         self.best: tuple[float, float] | None = None
         self.best_epoch, self.stopped = 0, False
         self.saved_at, self.save_seconds = float("-inf"), 0.0
@@ -223,7 +223,7 @@ class StageRun:
         task.train()
         self.head_first.prepare(epoch, alone=accelerator.num_processes == 1)
         check_every = 1 if accelerator.device.type == "cpu" else 50
-        total = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+        total = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
         started = time.perf_counter()
         batches = self.views.batches(
             setting.epoch_seed(epoch),
@@ -249,18 +249,18 @@ class StageRun:
             optimizer.zero_grad(set_to_none=True)
             if self.average is not None:
                 self.average.update(self.model)
-            hits = (out["output"].argmax(1) == labels).sum()
+            hits, known = (out["output"].argmax(1) == labels).sum(), (labels >= 0).sum()
             if batch.targets is labels:  # a mixed picture shows two classes
                 self.confidence.add(batch.indices, out["output"])
-            total += torch.stack([out["loss"].detach() * len(labels), hits, torch.tensor(len(labels)).to(hits)])
+            total += torch.stack([out["loss"].detach() * len(labels), hits, torch.tensor(len(labels)).to(hits), known])
             bar.step(total)
-        loss, hits, count = accelerator.reduce(total, "sum").tolist()
+        loss, hits, count, known = accelerator.reduce(total, "sum").tolist()
         self.confidence.finish_epoch(accelerator)
         elapsed = time.perf_counter() - started
         record = {
             "learning_rate": self.optimizer.param_groups[0]["lr"] / self.optimizer.param_groups[0]["lr_scale"],
             "train_loss": loss / count,
-            "train_top1": hits / count,
+            "train_top1": hits / max(known, 1),  # of the pictures with labels
             "images_per_s": count / elapsed,
             "data_wait": self.views.fetched / elapsed,
         }

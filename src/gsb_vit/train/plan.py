@@ -32,6 +32,7 @@ _PATCH = {64: 8, 48: 6, 32: 4, 16: 4}
 _MANY = 2000  # training pictures from which fewer epochs do
 _MOST, _LEAST = 2.0, 3  # --time at most doubles a preset's epochs, and leaves every stage so many
 _POOR = 0.3  # of a preset's epochs: with less time than that, a faster preset is taken
+_MATCHED = 2.0  # temperature of a student that learns from the teacher alone
 _MARGIN = 0.95  # of the time that is planned with
 _PARTS = {  # recipe keys that say what a line of the plan tells
     "size": ("model.img_size", "model.patch_size", "model.tokenizer_channels"),
@@ -109,6 +110,9 @@ class Planner:
         for part, prefixes in _PARTS.items():
             if any(key.startswith(prefixes) for key in self.fixed):
                 why[part] = "as you set"
+        if self.preset is not None and recipe.data.unlabelled and "distillation.kind" not in self.fixed:
+            # A stage that takes no labels learns from pictures without them.
+            recipe = _changed(recipe, {"distillation.kind": "match", **self._softer()})
         if self.preset is None or drawn.findings is None:
             return recipe, why
         changes: dict[str, Any] = {}
@@ -131,6 +135,9 @@ class Planner:
             changes |= _epochs(recipe, self._movable(recipe), factor, self.fixed)
             why["epochs"] = f"× {factor:.2g}: many pictures"
         return _changed(recipe, changes), why
+
+    def _softer(self) -> dict[str, Any]:
+        return {} if "distillation.tau" in self.fixed else {"distillation.tau": _MATCHED}
 
     def _batches(self, recipe: Recipe, train: LabelledPictures) -> dict[str, Any]:
         """Batches of half the pictures where a whole one would leave most of them out of an epoch."""

@@ -19,7 +19,7 @@ from gsb_vit.data.datasets import RawData
 from gsb_vit.data.digests import pack_seen, unpack_seen
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.data.splits import DataSplits, read_raw, split_raw
-from gsb_vit.data.stored_split import Drawn, draw_split, find_split, read_split
+from gsb_vit.data.stored_split import Drawn, StoredSplit, draw_split, find_split, read_split
 from gsb_vit.errors import InputError
 from gsb_vit.files import locked, remove_leftovers, write_json
 from gsb_vit.models.build import build_model
@@ -90,7 +90,7 @@ def prepare(request: Request, accelerator: Accelerator, console: Console, stack:
     if stored is None:
         raise InputError(f"{request.folder} is not shared by all processes; give a folder that all of them see")
     recipe = load_recipe(request.folder / RECIPE_FILE) if request.choose is not None else request.recipe
-    return Prepared(recipe, find_split(request.data_spec, raw, stored, allow_missing=request.allow_missing))
+    return Prepared(recipe, _find(request, recipe, raw, stored))
 
 
 def _prepare_main(
@@ -106,9 +106,11 @@ def _prepare_main(
     lines = list(_moved(folder, spec)) if stored is not None else []
     raw = read_raw(spec)
     if stored is not None:
-        drawn = find_split(spec, raw, stored, allow_missing=request.allow_missing)
+        drawn = _find(request, recipe, raw, stored)
     rough = split_raw(spec, raw, recipe.data) if stored is None else drawn.data
     require_validation(recipe, rough)
+    if request.choose is None:
+        require_unlabelled(recipe)
     unpackable = require_models(recipe, rough, folder)
     chosen = None
     if stored is None:
@@ -117,6 +119,7 @@ def _prepare_main(
             with console.status("timing some steps of every stage"):
                 chosen = request.choose(recipe, drawn, accelerator, decode, folder)
             recipe = chosen.recipe
+            require_unlabelled(recipe)
             unpackable = require_models(recipe, drawn.data, folder)
         require_validation(recipe, drawn.data)
         _require_the_split_of_its_models(folder, drawn)
@@ -141,6 +144,21 @@ def _prepare_main(
     if unpackable:
         lines.append(f"stage 2 will train and evaluate, but `gsb-vit export` will refuse it: {unpackable}")
     return Prepared(recipe, drawn, tuple(lines), not unpackable)
+
+
+def _find(request: Request, recipe: Recipe, raw: RawData, stored: StoredSplit) -> Drawn:
+    """The run's split in its data, and its pictures without labels in their folder."""
+    folder = recipe.data.unlabelled
+    return find_split(request.data_spec, raw, stored, allow_missing=request.allow_missing, unlabelled=folder)
+
+
+def require_unlabelled(recipe: Recipe) -> None:
+    """Raise InputError where there are pictures without labels, and no student that learns from a teacher alone."""
+    if recipe.data.unlabelled and not any(recipe.shows_unlabelled(name) for name in STAGES):
+        raise InputError(
+            "data.unlabelled is for students that learn from a teacher alone, and none does; add --set "
+            "distillation.kind=match and a teacher, or leave it out"
+        )
 
 
 def _moved(folder: Path, spec: str) -> list[str]:

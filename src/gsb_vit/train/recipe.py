@@ -226,3 +226,12 @@ class Recipe:
         if stage in ("stage1", "stage2") and self.twin.epochs and self.twin.teaches:
             return "twin"
         return "teacher" if stage != "teacher" and self.has_teacher else None
+
+    def distillation_of(self, stage: str) -> DistillationRecipe:
+        """How a stage learns from its teacher: the twin has its own way."""
+        return self.twin.distillation if stage == "twin" else self.distillation
+
+    def shows_unlabelled(self, stage: str) -> bool:
+        """Whether a stage sees ``data.unlabelled``: it learns from a teacher alone, and needs no label."""
+        alone = self.distillation_of(stage).kind == "match" and self.learns_from(stage) is not None
+        return bool(self.data.unlabelled) and getattr(self, stage).epochs > 0 and alone

@@ -41,7 +41,7 @@ from .loop import StageRun, StageSetting
 from .memory import kept_memory
 from .precision import emulates_bfloat16
 from .prepare import Choose, Request, prepare, preprocessing_of
-from .recipe import SEED_NUMBERS, STAGES, Recipe, StageRecipe, TwinRecipe
+from .recipe import SEED_NUMBERS, STAGES, Recipe, StageRecipe
 from .results import calibration_of, show_results
 from .seeds import seed_everything
 from .teacher import Teacher, build_teacher, load_teacher
@@ -169,7 +169,7 @@ class _Run:
         self.log = log
         self.preprocessing = preprocessing_of(recipe)
         self.validation: dict[Preprocessing, EvaluationPictures] = {}
-        self.training: dict[tuple[Preprocessing, Preprocessing], TrainingPictures] = {}
+        self.training: dict[tuple[Preprocessing, Preprocessing, bool], TrainingPictures] = {}
         self.read_as: dict[str, Preprocessing] = {}
         self.log_bytes = 0
         self.seconds: dict[str, float] = {}
@@ -219,7 +219,7 @@ class _Run:
     def _train(self, name: str, model: nn.Module, teacher: Teacher | None, info: ModelInfo) -> nn.Module:
         stage: StageRecipe = getattr(self.recipe, name)
         self.read_as[name] = info.preprocessing
-        distillation = stage.distillation if isinstance(stage, TwinRecipe) else self.recipe.distillation
+        distillation = self.recipe.distillation_of(name)
         teacher = None if distillation.kind == "none" else teacher
         if stage.epochs == 0:
             return model.to(self.accelerator.device)
@@ -233,7 +233,9 @@ class _Run:
             folder=self.folder / name,
             info=info,
             training=self._training(
-                info.preprocessing, info.preprocessing if teacher is None else teacher.preprocessing
+                info.preprocessing,
+                info.preprocessing if teacher is None else teacher.preprocessing,
+                self.recipe.shows_unlabelled(name),
             ),
             validation=self._validation(info.preprocessing),
             validation_labels=torch.from_numpy(self.data.validation.labels),
@@ -251,14 +253,15 @@ class _Run:
             self.stopped[name] = run.progress.epoch
         return model
 
-    def _training(self, own: Preprocessing, teacher: Preprocessing) -> TrainingPictures:
+    def _training(self, own: Preprocessing, teacher: Preprocessing, unlabelled: bool) -> TrainingPictures:
         """The training pictures as a model and its teacher read them; stages that read alike share the decoded ones."""
-        if (own, teacher) not in self.training:
+        key = (own, teacher, unlabelled)
+        if key not in self.training:
             limit, device = self.recipe.data.memory_limit_mb, self.accelerator.device
-            self.training[own, teacher] = TrainingPictures(
-                self.data.train, own, self.recipe.augment, limit, device, teacher, self.stored.balance == "sampling"
-            )
-        return self.training[own, teacher]
+            balanced = self.stored.balance == "sampling"
+            pictures = self.data.training(unlabelled)
+            self.training[key] = TrainingPictures(pictures, own, self.recipe.augment, limit, device, teacher, balanced)
+        return self.training[key]
 
     def _validation(self, own: Preprocessing) -> EvaluationPictures:
         """The validation pictures as a model reads them."""
@@ -284,6 +287,7 @@ class _Run:
             provenance={
                 "data": data_name(self.data.spec),
                 "training_pictures": len(self.data.train),
+                **({} if self.data.unlabelled is None else {"unlabelled_pictures": len(self.data.unlabelled)}),
                 "seed": self.recipe.seed,
                 "gsb_vit": __version__,
                 "torch": torch.__version__,

@@ -26,7 +26,7 @@ from .log import RunLog
 from .loop import StageRun, StageSetting
 from .precision import fast_products
 from .prepare import preprocessing_of
-from .recipe import STAGES, Recipe, StageRecipe, TwinRecipe
+from .recipe import STAGES, Recipe, StageRecipe
 from .teacher import Teacher, build_teacher, load_teacher
 
 _PROBE = 8  # pictures of a step that is tried first
@@ -136,7 +136,7 @@ class _Trial:
         self, name: str, model: nn.Module, teacher: Teacher | None, info: ModelInfo, batch: int, steps: int
     ) -> StageRun:
         stage: StageRecipe = getattr(self.recipe, name)
-        distillation = stage.distillation if isinstance(stage, TwinRecipe) else self.recipe.distillation
+        distillation = self.recipe.distillation_of(name)
         teacher = None if distillation.kind == "none" else teacher
         pictures = _some(self.data.train, batch * steps)
         read_as = info.preprocessing if teacher is None else teacher.preprocessing
@@ -196,15 +196,17 @@ class Costs:
 
 def reckon(recipe: Recipe, data: DataSplits, costs: Mapping[str, StageCost], decode: float) -> Costs:
     """What a run costs by what its stages cost; ``decode``: seconds to decode a picture."""
-    trained, judged, tested = len(data.train), len(data.validation), len(data.test)
+    every = len(data.training(any(map(recipe.shows_unlabelled, costs))))
+    judged, tested = len(data.validation), len(data.test)
     epoch = {}
     for name, cost in costs.items():
+        trained = len(data.training(recipe.shows_unlabelled(name)))
         steps = max(1, trained // getattr(recipe, name).batch_size)
         epoch[name] = steps * cost.step + judged * cost.judge / recipe.validate_every
         if not _kept(recipe, trained):
             epoch[name] += trained * decode
     ends = sum((judged + tested) * cost.judge for cost in costs.values())
-    fixed = (trained + judged + tested) * decode + ends
+    fixed = (every + judged + tested) * decode + ends
     logs = _LOGGED * sum(getattr(recipe, name).epochs for name in costs)
     return Costs(epoch, fixed, sum(cost.disk for cost in costs.values()) + logs)
 

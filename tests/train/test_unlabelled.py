@@ -150,7 +150,7 @@ def test_a_picture_that_was_learned_from_without_a_label_does_not_judge(data: Pa
 
 def test_a_bad_one_is_told_or_left_out(data: Path, more: Path, tmp_path: Path):
     (more / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
-    with pytest.raises(InputError, match="1 of 31 unlabelled pictures cannot be used: .*bad.png.*--skip-bad"):
+    with pytest.raises(InputError, match=r"1 of 31 unlabelled pictures cannot be used: .*bad.png.*--skip-bad"):
         train_small(data, tmp_path / "run", *MATCH, of(more))
     train_small(data, tmp_path / "run", *MATCH, of(more), skip_bad=True)
     split = read_split(tmp_path / "run")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gsb_vit.errors import InputError
+from gsb_vit.errors import InputError, shown
 
 from .archives import archived_pictures
 from .datasets import LabelledPictures
@@ -21,6 +21,7 @@ BATCH = 64  # pictures that are evaluated together
 # What decides how undivided data is split; kept in a packed model's provenance. A model without digests of its training
 # pictures is evaluated on what these options leave out.
 SPLIT_OPTIONS = ("classes", "label_noise", "shots", "split_seed", "test_fraction", "validation_fraction")
+_FRACTIONS = ("label_noise", "test_fraction", "validation_fraction")
 
 
 def data_name(spec: str) -> str:
@@ -120,14 +121,33 @@ def _judged_by_name(
     split, pictures = provenance.get("split"), given
     line = f"the model does not say which pictures it has seen; judged on all {len(given):,} given"
     if isinstance(split, Mapping) and provenance.get("data") == data_name(spec) and not everything:
-        options = DataRecipe(**{name: split[name] for name in SPLIT_OPTIONS if name in split})
-        splits = load_data(spec, options)
+        splits = load_data(spec, _options(split))
         names, pictures = splits.class_names, splits.test
         line = (
             f"the model does not say which pictures it has seen; judged on {len(pictures):,} that its options leave "
             f"out of {data_name(spec)!r}, if that is the data it was trained on; export its run again to be sure"
         )
     return Judged(names, pictures, len(given), None, line)
+
+
+def _options(split: Mapping[str, Any]) -> DataRecipe:
+    """The options that a model's file says its data was split with. Raises InputError for values that are none."""
+    for name in SPLIT_OPTIONS:
+        if name in split and not _is_option(name, split[name]):
+            raise InputError(
+                f"the model's split option {name} = {shown(split[name])} is damaged; export the model again, or judge "
+                "on all pictures with --all"
+            )
+    return DataRecipe(**{name: split[name] for name in SPLIT_OPTIONS if name in split})
+
+
+def _is_option(name: str, value: Any) -> bool:
+    if name == "classes":
+        return isinstance(value, str)
+    if name in _FRACTIONS:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return (value is None or (whole and value > 0)) if name == "shots" else whole and value >= 0
 
 
 def held_out_pictures(spec: str, provenance: Mapping[str, Any]) -> tuple[tuple[str, ...], LabelledPictures]:

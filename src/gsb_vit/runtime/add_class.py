@@ -11,7 +11,7 @@ since its own row knows it.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,21 @@ def with_class(
     )
 
 
+def added_classes(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a model's file says of classes that were added: each with ``class``, its name, and ``pictures``, how many.
+
+    Raises InputError where it says something else.
+    """
+    found = provenance.get("added", [])
+    if isinstance(found, list) and all(isinstance(one, dict) and _is_added(one) for one in found):
+        return found
+    raise InputError(f"the model's list of added classes is damaged ({shown(found)}); export the model again")
+
+
+def _is_added(one: Mapping[str, Any]) -> bool:
+    return isinstance(one.get("class"), str) and type(one.get("pictures")) is int
+
+
 def require_name(names: Sequence[str], name: str) -> None:
     """Check that ``name`` can be a further class. Raises InputError if not."""
     if not isinstance(name, str) or not name.strip() or name != name.strip() or not _is_written(name):
@@ -118,7 +133,7 @@ def _provenance(packed: PackedModel, name: str, pictures: int, digests: Sequence
     """The provenance with what was added; a model that does not say what it has seen still does not."""
     found = dict(packed.provenance)
     added = {"class": name, "pictures": pictures, "method": METHOD}
-    found["added"] = [*found.get("added", []), added]
+    found["added"] = [*added_classes(found), added]
     if (seen := unpack_seen(packed.provenance)) is not None:
         found["seen"] = pack_seen({*seen, *digests})
     return found

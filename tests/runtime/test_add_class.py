@@ -129,9 +129,9 @@ def test_a_second_class_can_follow(model, tmp_path):
 def test_a_damaged_list_of_added_classes_is_refused_in_one_line(tmp_path, added):
     packed = dataclasses.replace(packed_of(), provenance={"added": added})
     width = packed.architecture.embed_dim * len(packed.architecture.heads)
-    with pytest.raises(InputError, match="list of added classes is damaged .*export"):
+    with pytest.raises(InputError, match=r"list of added classes is damaged .*export"):
         with_class(packed, "new", np.ones((3, width)), np.ones((3, packed.architecture.num_classes)))
-    with pytest.raises(InputError, match="list of added classes is damaged .*export"):
+    with pytest.raises(InputError, match=r"list of added classes is damaged .*export"):
         model_card(packed, 1, "a/b")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from gsb_vit.errors import InputError, shown
 
 from .archives import archived_pictures
+from .class_names import class_name, class_names
 from .datasets import LabelledPictures
 from .digests import digest_or_nothing, in_threads, inspect, is_seen, listed, unpack_seen
 from .encoded import ArchivedPicture
@@ -88,7 +89,7 @@ def judged_pictures(
 
 def _judged(spec: str, provenance: Mapping[str, Any], own: Sequence[str], everything: bool) -> Judged:
     """As ``judged_pictures``, which do not have to decode."""
-    split = provenance.get("split")
+    split, own = provenance.get("split"), class_names(own)
     raw = read_raw(spec)
     some = isinstance(split, Mapping) and split.get("classes", "all") != "all" and set(own) < set(raw.class_names)
     moved = tuple(own) != raw.class_names and sorted(own) == sorted(raw.class_names)  # one was added behind the others
@@ -161,7 +162,7 @@ def require_same_classes(own: Sequence[str], found: Sequence[str], spec: str) ->
     if len(own) != len(found):
         raise InputError(f"{spec!r} has {len(found)} classes, the model {len(own)}; use data with the same classes")
     for mine, other in zip(own, found, strict=True):
-        if mine != other:
+        if class_name(mine) != class_name(other):
             raise InputError(f"class {other!r} of {spec!r} is {mine!r} in the model; use data with the same classes")
 
 

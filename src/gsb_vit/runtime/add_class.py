@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gsb_vit.data.class_names import class_name, class_names
 from gsb_vit.data.digests import pack_seen, unpack_seen
 from gsb_vit.errors import InputError, shown
 
@@ -43,7 +44,7 @@ def with_class(
     Raises:
         InputError: fewer than two pictures, a name that is no text, empty or taken, features that are all zero.
     """
-    require_name(packed.class_names, name)
+    name = require_name(packed.class_names, name)
     if len(features) < LEAST_PICTURES:
         raise InputError(
             f"{len(features)} pictures make no class; give at least {LEAST_PICTURES}, better 5 to 20, of {name!r}"
@@ -81,12 +82,13 @@ def _is_added(one: Mapping[str, Any]) -> bool:
     return isinstance(one.get("class"), str) and type(one.get("pictures")) is int
 
 
-def require_name(names: Sequence[str], name: str) -> None:
-    """Check that ``name`` can be a further class. Raises InputError if not."""
+def require_name(names: Sequence[str], name: str) -> str:
+    """Return the name of a further class as ``class_name`` spells it. Raises InputError where it can be none."""
     if not isinstance(name, str) or not name.strip() or name != name.strip() or not _is_written(name):
         raise InputError(f"{shown(name)} is no name of a class; give text without spaces around it, as in 'rose'")
-    if name in names:
+    if class_name(name) in class_names(names):
         raise InputError(f"the model has a class {name!r} already; give another name")
+    return class_name(name)
 
 
 def _is_written(name: str) -> bool:

@@ -56,7 +56,7 @@ wasm: $(VENV)/.dev  ## build the WebAssembly module into src/gsb_vit/app, for gs
 
 fuzz: $(VENV)/.dev  ## fuzz the model reader with the forward pass, and the resizing of pictures, each for FUZZ_SECONDS; what fails lies in build/fuzz
 	$(BIN)/cmake -S . -B build/fuzz/build -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCMAKE_CXX_COMPILER=$(CLANG) \
-		-DGSB_VIT_PYTHON=OFF -DGSB_VIT_FUZZ=ON -DGSB_VIT_SANITIZE=address,undefined -DCMAKE_CXX_FLAGS_RELEASE=-O1
+		-DGSB_VIT_PYTHON=OFF -DGSB_VIT_FUZZ=ON -DGSB_VIT_SANITIZE=address,undefined -DCMAKE_CXX_FLAGS_RELEASE=-O2
 	$(BIN)/cmake --build build/fuzz/build --target model_fuzzer picture_fuzzer
 	PYTHONPATH=src $(BIN)/python native/fuzz/seeds.py build/fuzz/seeds
 	mkdir -p build/fuzz/corpus build/fuzz/pictures

@@ -2,6 +2,10 @@
 //
 // Aborts where a message is no single line of text, and where backends disagree: other logits, or another refusal. What
 // the sanitizers find ends the run likewise. CONTRIBUTING.md says how to build and run it.
+//
+// Mutants are of four kinds: bytes of the header, numbers written in it, values in the tensors, and new files of a
+// random architecture, whose tensors all have the type, shape and range that the table in schema.h asks for. Checksums
+// are mended, or next to no mutant would be read further.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -51,13 +55,14 @@ std::string checked(const gsb::Error& error) {
     return text;
 }
 
-// Is a forward pass short, and its memory small?
+// Is a forward pass short, and its memory small? What a larger one does, smaller ones do, too: channels, tokens and
+// groups beyond the widths of all kernels are within these bounds.
 bool is_cheap(const gsb::Architecture& a) {
     const double tokens = a.num_tokens(), width = a.embed_dim, depth = a.depth;
     const double groups = a.attention_groups() + a.value_groups();
     const double products = depth * tokens * width * (4 * width + 2.0 * a.mlp_hidden + tokens * groups);
-    return a.token_macs() < 1e8 && products < 1e8 && tokens * tokens * a.num_heads * groups < 1e7 &&
-           1.0 * a.num_classes * width < 1e7;
+    return a.token_macs() < 1e6 && products < 1e7 && tokens * tokens * a.num_heads * groups < 1e5 &&
+           1.0 * a.num_classes * width < 1e5;
 }
 
 struct Outcome {
@@ -70,10 +75,12 @@ struct Outcome {
     }
 };
 
-Outcome run(const uint8_t* data, size_t size, const Bytes& pixels, size_t pictures, int threads, const char* backend) {
+using File = std::unique_ptr<const gsb::PackedModel>;
+
+Outcome run(File file, const Bytes& pixels, size_t pictures, int threads, const gsb::Kernels& kernels) {
     Outcome outcome;
     try {
-        gsb::Model model(std::make_unique<gsb::PackedModel>("input", data, size), threads, backend);
+        gsb::Model model(std::move(file), threads, kernels.name);
         outcome.logits.resize(pictures * model.architecture().num_classes);
         model.predict(pixels.data(), pictures, outcome.logits.data());
     } catch (const gsb::Error& error) {
@@ -145,18 +152,244 @@ void put_numbers(Bytes& bytes, Random& random) {
     for (size_t i = begin; i < end; ++i) std::memcpy(bytes.data() + 4 * i, &number, 4);
 }
 
+// Writes another number over one in the header, whether it stands in the file's own JSON or in the model's.
+void put_digits(Bytes& header, Random& random) {
+    constexpr const char* kNumbers[] = {"0", "1", "2", "3", "-1", "7", "15", "16", "17", "63", "64", "65", "127", "256",
+                                        "1024", "1025", "32767", "32768", "65535", "1048576", "1048577", "2147483648",
+                                        "4294967296", "9007199254740992", "18446744073709551615", "0.5", "1e-30",
+                                        "1e300", "00", "1.", ""};
+    const auto is_digit = [](uint8_t c) { return c >= '0' && c <= '9'; };
+    const auto begin = header.begin();
+    if (header.empty()) return;
+    const auto first = std::find_if(begin + random.below(header.size()), header.end(), is_digit);
+    const auto last = std::find_if_not(first, header.end(), is_digit);
+    if (first == last) return;
+    std::string number = kNumbers[random.below(std::size(kNumbers))];
+    if (last - first < 9 && random.below(2)) {  // near the one that stands there
+        number = std::to_string(std::stoi(std::string(first, last)) - 2 + static_cast<int>(random.below(5)));
+    }
+    Bytes changed(begin, first);
+    changed.insert(changed.end(), number.begin(), number.end());
+    changed.insert(changed.end(), last, header.end());
+    header = std::move(changed);
+}
+
+template <class T>
+void put(Bytes& bytes, T value) {
+    const auto* begin = reinterpret_cast<const uint8_t*>(&value);
+    bytes.insert(bytes.end(), begin, begin + sizeof(T));
+}
+
+// Writes a file of a random small architecture.
+class Maker {
+  public:
+    explicit Maker(Random& random) : random_(random) {}
+
+    Bytes file() {
+        draw();
+        const bool old = version_ == 1;
+        const auto each = [&](const std::string& prefix, const auto& tensors, size_t convolution = 0) {
+            for (const gsb::schema::Tensor& tensor : tensors) {
+                if (a_.has(tensor.when)) add(prefix, tensor, convolution);
+            }
+        };
+        each("", gsb::schema::kOuterTensors);
+        for (size_t i = 0; i < a_.channels.size(); ++i) {
+            const std::string prefix = "tokenizer." + std::to_string(i) + ".";
+            if (i == 0) {
+                each(prefix, gsb::schema::kFirstConvolutionTensors, i);
+            } else if (i + 1 < a_.channels.size()) {
+                each(prefix, gsb::schema::kMiddleConvolutionTensors, i);
+            } else {
+                each(prefix, gsb::schema::kLastConvolutionTensors, i);
+            }
+        }
+        for (size_t i = 0; i < a_.heads.size(); ++i) {
+            each("heads." + std::to_string(i) + ".", gsb::schema::kHeadTensors);
+        }
+        for (int i = 0; i < a_.depth; ++i) each("blocks." + std::to_string(i) + ".", gsb::schema::kBlockTensors);
+        const std::string sums = R"(,"header_xxh64":"0000000000000000","payload_xxh64":"0000000000000000")";
+        const std::string text = R"({"__metadata__":{"format":"gsb-vit-packed","version":")" +
+                                 std::to_string(version_) + R"(","model":")" + escaped(model()) + "\"" +
+                                 (old ? "" : sums) + "}" + entries_ + "}";
+        return joined(Bytes(text.begin(), text.end()), payload_);
+    }
+
+  private:
+    int among(std::initializer_list<int> values) {
+        return values.begin()[random_.below(values.size())];
+    }
+
+    std::vector<float> thresholds() {
+        std::vector<float> values;
+        const int count = among({0, 1, 2, 3, 3, 15});
+        for (int i = 0; i < count; ++i) values.push_back(static_cast<float>(i + 1) / static_cast<float>(count + 1));
+        return values;
+    }
+
+    void draw() {
+        using gsb::schema::GlobalPool;
+        version_ = among({1, 2, 2, 2});
+        const bool old = version_ == 1;
+        const int head_dim = among({1, 3, 8, 13, 16, 31, 32, 33, 64, 65});
+        a_.num_heads = among({1, 1, 2, 3});
+        a_.embed_dim = a_.num_heads * head_dim;
+        a_.depth = among({1, 1, 1, 2, 3});
+        a_.mlp_hidden = among({1, 2, 15, 16, 17, 33, 63, 64, 65, 130});
+        a_.num_classes = among({1, 2, 3, 9, 17});
+        int height = among({1, 1, 2, 3, 5}), width = among({1, 2, 3, 4, 9});
+        if (!old && random_.below(3) == 0) {
+            for (int i = among({1, 1, 2}); i > 0; --i) a_.channels.push_back(among({1, 3, 8, 17}));
+            a_.channels.push_back(a_.embed_dim);
+            a_.patch_height = a_.patch_width = 1 << a_.channels.size();
+        } else {
+            a_.patch_height = among({1, 2, 3, 4, 7});
+            a_.patch_width = among({1, 2, 4, 5, 8});
+        }
+        a_.image_height = height * a_.patch_height;
+        a_.image_width = width * a_.patch_width;
+        a_.prefix_tokens = among({1, 1, 2});
+        const int heads = old ? a_.prefix_tokens : 1 + static_cast<int>(random_.below(a_.prefix_tokens));
+        if (!old && random_.below(3) == 0) {
+            a_.global_pool = GlobalPool::avg;
+            a_.norm_before_pool = random_.below(2);
+            a_.prefix_tokens = among({0, 0, 1, 4});
+            a_.heads.resize(1);
+        } else {
+            a_.heads.resize(heads);
+        }
+        a_.attention_thresholds = thresholds();
+        a_.value_thresholds = thresholds();
+        a_.fixed_thresholds = random_.below(2);
+        a_.attention_bias = static_cast<gsb::Architecture::Bias>(random_.below(3));
+    }
+
+    float number(size_t wild) {
+        constexpr float kWild[] = {0.0f, -0.0f, 1.0f, -1.0f, 1e38f, -3e38f, 1e-45f, 1e-38f, 1e-20f, 1e20f, -65504.0f};
+        if (wild && random_.below(wild) == 0) return kWild[random_.below(std::size(kWild))];
+        return (static_cast<float>(random_.below(2001)) - 1000) / 500;
+    }
+
+    void add(const std::string& prefix, const gsb::schema::Tensor& tensor, size_t convolution) {
+        using gsb::schema::Rule;
+        const std::string type = tensor.type;
+        const size_t begin = payload_.size(), high = a_.measure(tensor.high), wild = among({0, 0, 0, 40, 3});
+        std::string shape;
+        size_t count = 1;
+        for (int i = 0; i < tensor.rank; ++i) {
+            const size_t side = a_.measure(tensor.shape[i], convolution);
+            shape += (i == 0 ? "" : ",") + std::to_string(side);
+            count *= side;
+        }
+        const size_t row = tensor.rule == Rule::bits ? (high + 63) / 64 : 1;
+        float falling = 1;
+        for (size_t i = 0; i < count; ++i) {
+            if (type == "I8") put(payload_, static_cast<int8_t>(random_.below(256)));
+            if (type == "I16") {
+                const size_t range = high - static_cast<size_t>(tensor.low) + 1;
+                put(payload_, static_cast<int16_t>(tensor.low + static_cast<int>(random_.below(range))));
+            }
+            if (type == "F16") put(payload_, static_cast<uint16_t>(random_.below(0x7C00) | random_.below(2) << 15));
+            if (type == "U64") {
+                const uint64_t word = random_.state * 0x9E3779B97F4A7C15;
+                const bool last = i % row == row - 1 && high % 64 != 0;
+                put(payload_, last ? word & ((1ULL << high % 64) - 1) : word);
+                random_.below(2);
+            }
+            if (type != "F32") continue;
+            if (tensor.rule == Rule::falling) {
+                put(payload_, falling);
+                falling *= static_cast<float>(random_.below(1001)) / 1000;
+            } else {
+                const float value = number(wild);
+                put(payload_, tensor.rule != Rule::positive ? value : value > 0 ? value : 0.25f);
+            }
+        }
+        entries_ += ",\"" + prefix + tensor.name + R"(":{"dtype":")" + type + R"(","shape":[)" + shape +
+                    R"(],"data_offsets":[)" + std::to_string(begin) + "," + std::to_string(payload_.size()) + "]}";
+    }
+
+    static std::string listed(const std::vector<float>& values) {
+        std::string text;
+        for (const float value : values) text += (text.empty() ? "" : ",") + std::to_string(value);
+        return "[" + text + "]";
+    }
+
+    static std::string pair(int height, int width) {
+        return "[" + std::to_string(height) + "," + std::to_string(width) + "]";
+    }
+
+    std::string model() {
+        namespace schema = gsb::schema;
+        const auto whole = [](const char* key, size_t value) {
+            return std::string(",\"") + key + "\":" + std::to_string(value);
+        };
+        const std::string size = pair(a_.image_height, a_.image_width);
+        std::string text = R"({"architecture":{"name":"x","image_size":)" + size + R"(,"patch_size":)" +
+                           pair(a_.patch_height, a_.patch_width) + whole("embed_dim", a_.embed_dim) +
+                           whole("depth", a_.depth) + whole("num_heads", a_.num_heads) +
+                           whole("mlp_hidden", a_.mlp_hidden) + whole("prefix_tokens", a_.prefix_tokens) +
+                           whole("num_heads_out", a_.heads.size()) + whole("num_classes", a_.num_classes) +
+                           R"(,"layer_norm_eps":)" + (random_.below(4) ? "1e-6" : "0") + R"(,"attention_thresholds":)" +
+                           listed(a_.attention_thresholds) + R"(,"value_thresholds":)" + listed(a_.value_thresholds) +
+                           R"(,"threshold_scope":")" + schema::kThresholdScope[a_.fixed_thresholds] +
+                           R"(","attention_bias":")" + schema::kAttentionBias[static_cast<int>(a_.attention_bias)] +
+                           "\"";
+        if (version_ > 1) {
+            std::string channels;
+            for (size_t i = 0; i + 1 < a_.channels.size(); ++i) {
+                channels += (i == 0 ? "" : ",") + std::to_string(a_.channels[i]);
+            }
+            text += std::string(R"(,"global_pool":")") + schema::kGlobalPool[static_cast<int>(a_.global_pool)] +
+                    R"(","pool_norm":")" + schema::kPoolNorm[a_.norm_before_pool] + R"(","tokenizer_channels":[)" +
+                    channels + "]";
+        }
+        text += R"(},"class_names":[)";
+        for (int i = 0; i < a_.num_classes; ++i) text += (i == 0 ? "\"" : ",\"") + std::to_string(i) + "\"";
+        text += R"(],"preprocessing":{"size":)" + size + R"(,"resize":")" + schema::kResize[random_.below(2)] +
+                R"(","crop_ratio":0.9,"interpolation":")" + schema::kInterpolation[random_.below(3)] +
+                R"(","mean":[0.5,0.5,0.5],"std":[0.5,0.5,0.5]},"provenance":{})";
+        if (version_ > 1 && random_.below(3) == 0) {
+            text += R"(,"decision":{"temperature":1.5,"unknown":{"score":"energy","threshold":0.5,)"
+                    R"("false_alarm_rate":0.05}})";
+        }
+        return text + "}";
+    }
+
+    static std::string escaped(const std::string& text) {
+        std::string out;
+        for (const char c : text) out += c == '"' ? std::string("\\\"") : std::string(1, c);
+        return out;
+    }
+
+    Random& random_;
+    gsb::Architecture a_{};
+    int version_ = 2;
+    std::string entries_;
+    Bytes payload_;
+};
+
 }  // namespace
 
 extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size, unsigned int seed) {
     Random random{seed + 1ULL};
     Bytes header, payload;
-    const size_t way = random.below(8);
-    if (way == 0 || !split(data, size, header, payload)) return LLVMFuzzerMutate(data, size, max_size);
-    if (way < 4) {
+    const size_t way = random.below(16);
+    if (way == 0) return LLVMFuzzerMutate(data, size, max_size);
+    if (way < 3 || !split(data, size, header, payload)) {
+        Bytes file = Maker(random).file();
+        seal(file);
+        if (file.size() > max_size) return 0;
+        std::memcpy(data, file.data(), file.size());
+        return file.size();
+    }
+    if (way < 5) {
         const size_t longest = header.size() + std::min<size_t>(max_size - size, 256), length = header.size();
         header.resize(longest);
         header.resize(LLVMFuzzerMutate(header.data(), length, longest));
-    } else if (way < 6) {
+    } else if (way < 8) {
+        put_digits(header, random);
+    } else if (way < 12) {
         mutate_stretch(payload, random);
     } else {
         put_numbers(payload, random);
@@ -169,26 +402,26 @@ extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-    Bytes pixels;
     constexpr size_t kPictures = 2;
+    const auto read = [&] { return std::make_unique<const gsb::PackedModel>("input", data, size); };
+    File file;
     try {
-        const gsb::PackedModel file("input", data, size);
-        const gsb::Architecture& a = file.architecture();
-        if (!is_cheap(a)) return 0;
-        pixels.resize(kPictures * 3 * a.image_height * a.image_width);
+        file = read();
     } catch (const gsb::Error& error) {
         checked(error);
         return 0;
     }
+    const gsb::Architecture& a = file->architecture();
+    if (!is_cheap(a)) return 0;
+    Bytes pixels(kPictures * 3 * a.image_height * a.image_width);
     Random random{gsb::xxh64(data, size) | 1};
     for (uint8_t& value : pixels) value = static_cast<uint8_t>(random.below(256));
-    const std::vector<const gsb::Kernels*>& backends = gsb::available_kernels();
-    const Outcome expected = run(data, size, pixels, kPictures, 1, "portable");
-    for (const gsb::Kernels* kernels : backends) {
-        // Threads take long to start: now and then.
-        const int threads = random.below(16) == 0 ? 2 : 1;
-        if (!(run(data, size, pixels, kPictures, threads, kernels->name) == expected)) {
-            fail(std::string(kernels->name) + " with " + std::to_string(threads) + " threads differs from portable");
+    const bool threaded = random.below(64) == 0;  // threads take long to start
+    const Outcome expected = run(std::move(file), pixels, kPictures, 1, gsb::kPortableKernels);
+    for (const gsb::Kernels* kernels : gsb::available_kernels()) {
+        if (kernels == &gsb::kPortableKernels && !threaded) continue;
+        if (!(run(read(), pixels, kPictures, threaded ? 2 : 1, *kernels) == expected)) {
+            fail(std::string(kernels->name) + (threaded ? " with 2 threads" : "") + " differs from portable");
         }
     }
     return 0;

@@ -119,8 +119,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     for (uint64_t i = 0; i < bytes; ++i) pixels[i] = size == 0 ? 255 : data[i % size] ^ static_cast<uint8_t>(i / size);
     picture.pixels = pixels.get();
     const int height = 1 + c.to_height % 35, width = 1 + c.to_width % 35;
-    const Outcome expected = run(c, picture, height, width, *gsb::available_kernels().back());
+    const Outcome expected = run(c, picture, height, width, gsb::kPortableKernels);
     for (const gsb::Kernels* kernels : gsb::available_kernels()) {
+        if (kernels == &gsb::kPortableKernels) continue;
         if (!(run(c, picture, height, width, *kernels) == expected)) fail(std::string(kernels->name) + " differs");
     }
     return 0;

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gsb_vit.data.class_names import class_name
+from gsb_vit.data.folder import is_hidden
 from gsb_vit.data.pictures import open_picture
 from gsb_vit.data.splits import stratified_split
 from gsb_vit.errors import InputError
@@ -166,10 +168,15 @@ def _pictures(X: ArrayLike) -> NDArray[Any]:
 def _folder_names(classes: NDArray[Any]) -> list[str]:
     """A folder's name for each class: its label, unless a file system would not keep the labels apart."""
     names = [str(label) for label in classes]
-    plain = all(re.fullmatch(r"\w[\w .-]{0,99}", name) and name == name.rstrip(" .") for name in names)
+    plain = all(re.fullmatch(r"\w[\w .-]{0,99}", name) and _is_folder(name) for name in names)
     if plain and len({name.casefold() for name in names}) == len(names):
         return names
     return [f"{number:05d}" for number in range(len(names))]
+
+
+def _is_folder(name: str) -> bool:
+    """Whether a class's folder may be called so: every system takes it as it is, and it is read as that class."""
+    return name == name.rstrip(" .") and name == class_name(name) and is_hidden(name) is None
 
 
 def _write(folder: Path, pictures: NDArray[Any], names: list[str], indices: NDArray[Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from class_folders import fill
 
 from gsb_vit.data.digests import SHORT, digest, pack_seen, unpack_seen
-from gsb_vit.data.held_out import judged_pictures
+from gsb_vit.data.held_out import SPLIT_OPTIONS, judged_pictures
 from gsb_vit.data.splits import DataRecipe, read_raw
 from gsb_vit.data.stored_split import draw_split, find_split, read_split
 from gsb_vit.errors import InputError
@@ -198,3 +198,19 @@ def test_a_damaged_split_is_named(pictures: Path, damage: bytes) -> None:
     (pictures / "split.json").write_bytes(damage)
     with pytest.raises(InputError, match=r"split\.json is damaged .*; bring it back from a copy"):
         read_split(pictures)
+
+
+ODD = [None, True, "x", -1, 1.5, [1], {"a": 1}, 10**30]
+FITS = {"shots": (None, 10**30), "split_seed": (10**30,), "classes": ("x",)}
+
+
+@pytest.mark.parametrize("name", SPLIT_OPTIONS)
+def test_split_options_of_a_model_that_are_none_are_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "mine"
+    for label in CLASSES:
+        fill(folder / label, 4)
+    for value in (one for one in ODD if one not in FITS.get(name, ())):
+        old = {"data": "mine", "split": {name: value}}
+        with pytest.raises(InputError, match=f"split option {name} = .* is damaged"):
+            judged_pictures(str(folder), old, CLASSES)
+        assert judged_pictures(str(folder), old, CLASSES, everything=True).given == 12

@@ -15,6 +15,7 @@ from gsb_vit.data.digests import digest, pack_seen, unpack_seen
 from gsb_vit.decision import Decision, Unknown
 from gsb_vit.errors import InputError
 from gsb_vit.runtime.add_class import with_class
+from gsb_vit.runtime.hub_card import model_card
 from gsb_vit.runtime.packed_file import read, write
 
 SHAPE = {"image_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2, "mlp_hidden": 40}
@@ -122,6 +123,16 @@ def test_a_second_class_can_follow(model, tmp_path):
     two = one.add_class("blank", blank, tmp_path / "two")
     assert two.class_names[3:] == ("stripes", "blank")
     assert [entry["class"] for entry in read(tmp_path / "two").provenance["added"]] == ["stripes", "blank"]
+
+
+@pytest.mark.parametrize("added", [None, 3, "x", {}, [None], [{}], [{"class": 1, "pictures": 2}], [{"class": "a"}]])
+def test_a_damaged_list_of_added_classes_is_refused_in_one_line(tmp_path, added):
+    packed = dataclasses.replace(packed_of(), provenance={"added": added})
+    width = packed.architecture.embed_dim * len(packed.architecture.heads)
+    with pytest.raises(InputError, match=r"list of added classes is damaged .*export"):
+        with_class(packed, "new", np.ones((3, width)), np.ones((3, packed.architecture.num_classes)))
+    with pytest.raises(InputError, match=r"list of added classes is damaged .*export"):
+        model_card(packed, 1, "a/b")
 
 
 def test_the_decision_stays_and_the_file_says_what_was_added(tmp_path):

@@ -243,3 +243,11 @@ def _environment():
     import os
 
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def test_labels_that_no_folder_may_be_called_get_numbers() -> None:
+    from gsb_vit.sklearn import _folder_names
+
+    for odd in ("\u212b", "desktop.ini", "Thumbs.db", "__MACOSX", "a ", "e\u0301", "Cat", "a/b", "-"):
+        assert _folder_names(np.array(["cat", odd])) == ["00000", "00001"]
+    assert _folder_names(np.array(["cat", "\u00c5"])) == ["cat", "\u00c5"]

@@ -48,7 +48,7 @@ def read_archive(path: Path) -> RawData:
             contents.pictures.append(Path(member.filename))
             name = names[1] if part is not None else names[0]
             labelled.append(Labelled(ArchivedPicture(path, member.filename), name, part))
-    return arrange(str(path), labelled, contents)
+    return arrange(str(path), labelled, contents, numbers_in_order=False)
 
 
 def archived_pictures(path: Path) -> tuple[list[ArchivedPicture], Contents]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from gsb_vit.errors import InputError
 
+from .class_names import class_name
 from .datasets import LabelledPictures, RawData, Source
 from .folder import Contents
 
@@ -22,8 +24,10 @@ class Labelled:
     part: str | None = None
 
 
-def arrange(spec: str, pictures: Sequence[Labelled], contents: Contents) -> RawData:
-    """A data set of these pictures, in their order; classes by name, as numbers where all are whole numbers.
+def arrange(spec: str, pictures: Sequence[Labelled], contents: Contents, *, numbers_in_order: bool = True) -> RawData:
+    """A data set of these pictures, in their order; classes by name (``class_name``).
+
+    Where all are whole numbers, they are in the order of numbers, unless ``numbers_in_order`` is False.
 
     Without parts it is undivided. As of a folder, validation is the test where there is no test.
 
@@ -32,7 +36,9 @@ def arrange(spec: str, pictures: Sequence[Labelled], contents: Contents) -> RawD
     """
     if not pictures:
         raise InputError(f"{spec} holds no pictures with a class{contents.left_aside(', but ')}; give class folders")
-    names = sorted({one.label for one in pictures}, key=_order({one.label for one in pictures}))
+    pictures = [dataclasses.replace(one, label=class_name(one.label)) for one in pictures]
+    found = {one.label for one in pictures}
+    names = sorted(found, key=_order(found)) if numbers_in_order else sorted(found)
     if len(names) < 2:
         raise InputError(f"{spec} holds one class, {names[0]!r}; a classifier needs at least two")
     number = {name: place for place, name in enumerate(names)}

@@ -12,6 +12,7 @@ import numpy as np
 from gsb_vit.terminal import printable, shortened
 
 from .balance import RATIO, imbalance
+from .class_names import alike
 from .datasets import LabelledPictures, RawData, Source
 from .digests import Inspection
 from .encoded import Encoded
@@ -36,6 +37,7 @@ class Findings:
     def lines(self) -> Iterator[str]:
         """What a person should know of the data before a model is trained on it, a line each."""
         yield self._classes()
+        yield from self._alike()
         if sizes := [one.size for one in self.seen if one.size is not None]:
             grey = sum(one.grey for one in self.seen if one.size is not None)
             yield f"sizes: {_sizes(sizes)}; {_colours(len(sizes) - grey, grey)}"
@@ -51,6 +53,12 @@ class Findings:
         if len(names) <= _CLASSES:
             return f"{len(names)} classes: {told(range(len(names)))}"
         return f"{len(names)} classes, the largest {told(order[:2])}; the smallest {told(order[-2:])}"
+
+    def _alike(self) -> Iterator[str]:
+        if groups := list(alike(self.raw.class_names)):
+            several = f", {len(groups):,} times" if len(groups) > 1 else ""
+            names = " and ".join(shortened(printable(name), _NAME) for name in groups[0][:2])
+            yield f"names that read alike: {names} are two classes{several}; give them one name if they are one"
 
     def _copies(self) -> Iterator[str]:
         groups = list(self.copies())

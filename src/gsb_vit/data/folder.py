@@ -12,6 +12,7 @@ import numpy as np
 
 from gsb_vit.errors import InputError
 
+from .class_names import class_name
 from .datasets import LabelledPictures, RawData
 from .pictures import NEEDS_HEIF, can_open_heif
 
@@ -159,10 +160,10 @@ def read_folder(root: Path) -> RawData:
     """A folder of class folders, or one with folders for training, validation and/or test that each hold class folders.
 
     These may have any of the names in ``SPLIT_NAMES``, in upper or lower case. Without one for the test, validation is
-    the test split, as is usual for data published so. Class names are the sorted folder names; every split must have
-    the same ones. Pictures at any depth below a class folder are of that class. A class may be called ``train``, too:
-    then its folder holds pictures, not folders. ``contents`` says what was found. Raises InputError for anything that
-    is not so, naming the folder.
+    the test split, as is usual for data published so. Class names are the sorted folder names (``class_name``; folders
+    of one name are one class); every split must have the same ones. Pictures at any depth below a class folder are of
+    that class. A class may be called ``train``, too: then its folder holds pictures, not folders. ``contents`` says
+    what was found. Raises InputError for anything that is not so, naming the folder.
     """
     contents = Contents(root)
     splits = _find_splits(root, contents)
@@ -219,16 +220,17 @@ def _folders(root: Path) -> Iterator[Path]:
 
 def _read_class_folders(root: Path, contents: Contents) -> tuple[tuple[str, ...], LabelledPictures]:
     folders = list(_folders(root))
-    if len(folders) < 2:
+    names = sorted({class_name(folder.name) for folder in folders})
+    if len(names) < 2:
         raise InputError(
-            f"{root} holds {len(folders)} class folders; give a folder with one folder a class, at least two"
+            f"{root} holds {len(names)} class folders; give a folder with one folder a class, at least two"
         )
     for path in list_folder(root):
         if path not in folders:
             contents.ignore(_never_read(path) or "in no class folder", path)
     sources: list[Path] = []
     labels: list[int] = []
-    for label, folder in enumerate(folders):
+    for folder in sorted(folders, key=lambda folder: class_name(folder.name)):
         found = survey(folder)
         if not found.pictures:
             raise InputError(
@@ -236,5 +238,5 @@ def _read_class_folders(root: Path, contents: Contents) -> tuple[tuple[str, ...]
             )
         contents.add(found)
         sources += found.pictures
-        labels += [label] * len(found.pictures)
-    return tuple(f.name for f in folders), LabelledPictures(tuple(sources), np.array(labels, dtype=np.int64))
+        labels += [names.index(class_name(folder.name))] * len(found.pictures)
+    return tuple(names), LabelledPictures(tuple(sources), np.array(labels, dtype=np.int64))

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from gsb_vit.errors import InputError
+from gsb_vit.errors import InputError, shown
 
 from .archives import archived_pictures
+from .class_names import class_name, class_names
 from .datasets import LabelledPictures
 from .digests import digest_or_nothing, in_threads, inspect, is_seen, listed, unpack_seen
 from .encoded import ArchivedPicture
@@ -21,6 +22,7 @@ BATCH = 64  # pictures that are evaluated together
 # What decides how undivided data is split; kept in a packed model's provenance. A model without digests of its training
 # pictures is evaluated on what these options leave out.
 SPLIT_OPTIONS = ("classes", "label_noise", "shots", "split_seed", "test_fraction", "validation_fraction")
+_FRACTIONS = ("label_noise", "test_fraction", "validation_fraction")
 
 
 def data_name(spec: str) -> str:
@@ -87,7 +89,7 @@ def judged_pictures(
 
 def _judged(spec: str, provenance: Mapping[str, Any], own: Sequence[str], everything: bool) -> Judged:
     """As ``judged_pictures``, which do not have to decode."""
-    split = provenance.get("split")
+    split, own = provenance.get("split"), class_names(own)
     raw = read_raw(spec)
     some = isinstance(split, Mapping) and split.get("classes", "all") != "all" and set(own) < set(raw.class_names)
     moved = tuple(own) != raw.class_names and sorted(own) == sorted(raw.class_names)  # one was added behind the others
@@ -120,14 +122,33 @@ def _judged_by_name(
     split, pictures = provenance.get("split"), given
     line = f"the model does not say which pictures it has seen; judged on all {len(given):,} given"
     if isinstance(split, Mapping) and provenance.get("data") == data_name(spec) and not everything:
-        options = DataRecipe(**{name: split[name] for name in SPLIT_OPTIONS if name in split})
-        splits = load_data(spec, options)
+        splits = load_data(spec, _options(split))
         names, pictures = splits.class_names, splits.test
         line = (
             f"the model does not say which pictures it has seen; judged on {len(pictures):,} that its options leave "
             f"out of {data_name(spec)!r}, if that is the data it was trained on; export its run again to be sure"
         )
     return Judged(names, pictures, len(given), None, line)
+
+
+def _options(split: Mapping[str, Any]) -> DataRecipe:
+    """The options that a model's file says its data was split with. Raises InputError for values that are none."""
+    for name in SPLIT_OPTIONS:
+        if name in split and not _is_option(name, split[name]):
+            raise InputError(
+                f"the model's split option {name} = {shown(split[name])} is damaged; export the model again, or judge "
+                "on all pictures with --all"
+            )
+    return DataRecipe(**{name: split[name] for name in SPLIT_OPTIONS if name in split})
+
+
+def _is_option(name: str, value: Any) -> bool:
+    if name == "classes":
+        return isinstance(value, str)
+    if name in _FRACTIONS:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return (value is None or (whole and value > 0)) if name == "shots" else whole and value >= 0
 
 
 def held_out_pictures(spec: str, provenance: Mapping[str, Any]) -> tuple[tuple[str, ...], LabelledPictures]:
@@ -141,7 +162,7 @@ def require_same_classes(own: Sequence[str], found: Sequence[str], spec: str) ->
     if len(own) != len(found):
         raise InputError(f"{spec!r} has {len(found)} classes, the model {len(own)}; use data with the same classes")
     for mine, other in zip(own, found, strict=True):
-        if mine != other:
+        if class_name(mine) != class_name(other):
             raise InputError(f"class {other!r} of {spec!r} is {mine!r} in the model; use data with the same classes")
 
 

@@ -15,6 +15,7 @@ from gsb_vit.errors import InputError
 from gsb_vit.files import write_atomically
 
 from .balance import resolve
+from .class_names import class_names
 from .datasets import LabelledPictures, RawData, Source
 from .digests import LENGTH, SHORT, Inspection, digest_or_nothing, in_threads, inspect, is_seen, listed, look
 from .findings import Findings, across, find, unequal
@@ -283,16 +284,17 @@ def find_split(
     Raises:
         InputError: pictures for training or validation are gone, or all for testing; other classes.
     """
-    if stored.class_names != raw.class_names and not set(stored.class_names) < set(raw.class_names):
-        odd = sorted(set(stored.class_names) ^ set(raw.class_names))
+    known, there = set(class_names(stored.class_names)), set(raw.class_names)
+    if not known <= there:  # their order may be another: labels are those of the split
+        odd = sorted(known ^ there)
         raise InputError(f"{spec!r} has other classes than the run ({listed(odd)}); give the run's own data")
     sources = _sources(raw)
     found = dict(zip(in_threads(digest_or_nothing, sources), sources, strict=True))
     parts, gone = {}, {}
     for name, part in stored.parts.items():
-        there = [i for i, one in enumerate(part.digests) if one in found]
+        kept = [i for i, one in enumerate(part.digests) if one in found]
         parts[name] = LabelledPictures(
-            tuple(found[part.digests[i]] for i in there), np.array([part.labels[i] for i in there], dtype=np.int64)
+            tuple(found[part.digests[i]] for i in kept), np.array([part.labels[i] for i in kept], dtype=np.int64)
         )
         gone[name] = [part.names[i] or f"number {i}" for i, one in enumerate(part.digests) if one not in found]
     extra = None

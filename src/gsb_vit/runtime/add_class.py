@@ -11,12 +11,13 @@ since its own row knows it.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gsb_vit.data.class_names import class_name, class_names
 from gsb_vit.data.digests import pack_seen, unpack_seen
 from gsb_vit.errors import InputError, shown
 
@@ -43,7 +44,7 @@ def with_class(
     Raises:
         InputError: fewer than two pictures, a name that is no text, empty or taken, features that are all zero.
     """
-    require_name(packed.class_names, name)
+    name = require_name(packed.class_names, name)
     if len(features) < LEAST_PICTURES:
         raise InputError(
             f"{len(features)} pictures make no class; give at least {LEAST_PICTURES}, better 5 to 20, of {name!r}"
@@ -66,12 +67,28 @@ def with_class(
     )
 
 
-def require_name(names: Sequence[str], name: str) -> None:
-    """Check that ``name`` can be a further class. Raises InputError if not."""
+def added_classes(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a model's file says of classes that were added: each with ``class``, its name, and ``pictures``, how many.
+
+    Raises InputError where it says something else.
+    """
+    found = provenance.get("added", [])
+    if isinstance(found, list) and all(isinstance(one, dict) and _is_added(one) for one in found):
+        return found
+    raise InputError(f"the model's list of added classes is damaged ({shown(found)}); export the model again")
+
+
+def _is_added(one: Mapping[str, Any]) -> bool:
+    return isinstance(one.get("class"), str) and type(one.get("pictures")) is int
+
+
+def require_name(names: Sequence[str], name: str) -> str:
+    """Return the name of a further class as ``class_name`` spells it. Raises InputError where it can be none."""
     if not isinstance(name, str) or not name.strip() or name != name.strip() or not _is_written(name):
         raise InputError(f"{shown(name)} is no name of a class; give text without spaces around it, as in 'rose'")
-    if name in names:
+    if class_name(name) in class_names(names):
         raise InputError(f"the model has a class {name!r} already; give another name")
+    return class_name(name)
 
 
 def _is_written(name: str) -> bool:
@@ -118,7 +135,7 @@ def _provenance(packed: PackedModel, name: str, pictures: int, digests: Sequence
     """The provenance with what was added; a model that does not say what it has seen still does not."""
     found = dict(packed.provenance)
     added = {"class": name, "pictures": pictures, "method": METHOD}
-    found["added"] = [*found.get("added", []), added]
+    found["added"] = [*added_classes(found), added]
     if (seen := unpack_seen(packed.provenance)) is not None:
         found["seen"] = pack_seen({*seen, *digests})
     return found

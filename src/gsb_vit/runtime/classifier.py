@@ -244,7 +244,7 @@ class Classifier:
         from .add_class import require_name, with_class
 
         target = as_path(path, "a packed file to write")
-        require_name(self.class_names, name)
+        name = require_name(self.class_names, name)
         given: list[Any] = list(pictures) if is_many(pictures) else [pictures]
         stored = [picture_digest(one) for one in given]  # before file objects are read to their end
         if twice := [place for place, one in enumerate(stored) if one and one in stored[:place]]:

@@ -9,6 +9,7 @@ from typing import Any
 from gsb_vit.metrics import METRIC_NAMES
 from gsb_vit.terminal import printable
 
+from .add_class import added_classes
 from .packed_file import PackedModel
 
 _MOST_CLASSES = 200
@@ -69,7 +70,7 @@ def _training(packed: PackedModel, metrics: Mapping[str, float] | None) -> Itera
     if rows:
         yield "\n## Training\n\n| | |\n|---|---|"
         yield from rows
-    for one in provenance.get("added", []):
+    for one in added_classes(provenance):
         yield f"\nThe class {_cell(one['class'])} was added from {one['pictures']} pictures, without training."
     if "seen" in provenance:
         yield "\nThe file holds digests of the pictures seen in training: who has one can tell that it was used."

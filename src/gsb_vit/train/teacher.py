@@ -14,6 +14,7 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gsb_vit.data.class_names import class_names as spelled
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.errors import InputError
 from gsb_vit.models import zoo  # noqa: F401  (registers the models with timm)
@@ -127,7 +128,7 @@ def require_teacher(recipe: Recipe, classes: int, student: Preprocessing, *, wei
 def load_teacher(source: str, class_names: tuple[str, ...]) -> Teacher:
     """A trained teacher from a file or run. Raises InputError where its classes are not the data's."""
     trained = load_model(source)
-    if trained.class_names != class_names:
+    if spelled(trained.class_names) != spelled(class_names):
         raise InputError(
             f"teacher {source!r} knows {len(trained.class_names)} classes that are not the {len(class_names)} of "
             "the data; train it on the same classes"

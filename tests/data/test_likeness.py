@@ -13,6 +13,7 @@ from PIL import Image, ImageEnhance
 from gsb_vit.data.likeness import BITS, NEAR, group_copies, picture_hash, thumbnail
 from gsb_vit.data.splits import DataRecipe, read_raw, stratified_split
 from gsb_vit.data.stored_split import draw_split, read_split
+from gsb_vit.errors import InputError
 
 
 def photo(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
@@ -172,6 +173,23 @@ def test_a_class_of_one_photograph_is_divided_and_said(tmp_path: Path) -> None:
     drawn = draw_split(str(tmp_path), read_raw(str(tmp_path)), DataRecipe())
     assert np.bincount(drawn.data.test.labels).tolist() == [3, 3]
     assert any(line.startswith("3 of 6 test pictures are near copies") for line in drawn.lines)
+
+
+@pytest.mark.parametrize("alone", [0, 1])
+def test_a_class_of_copies_of_another_names_the_way_out(tmp_path: Path, alone: int) -> None:
+    write(tmp_path / "a", range(10))
+    write(tmp_path / "b", range(50, 50 + alone))
+    (tmp_path / "b").mkdir(exist_ok=True)
+    for quality in range(50, 80, 5):
+        photo(0).save(tmp_path / "b" / f"{quality}.jpg", quality=quality)
+    with pytest.raises(InputError) as refused:
+        draw_split(str(tmp_path), read_raw(str(tmp_path)), DataRecipe())
+    assert str(refused.value) == (
+        f"{str(tmp_path)!r}: class 'b' has zero test pictures: 6 of its pictures are copies of others, and copies stay in "
+        "one part of the split; remove copies, add pictures, or add --set data.near_duplicates=ignore"
+    )
+    drawn = draw_split(str(tmp_path), read_raw(str(tmp_path)), DataRecipe(near_duplicates="ignore"))
+    assert (np.bincount(drawn.data.test.labels) > 0).all()
 
 
 def test_built_in_sets_are_split_as_ever() -> None:

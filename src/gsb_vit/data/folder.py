@@ -184,6 +184,18 @@ def read_folder(root: Path) -> RawData:
     return RawData(names, train, held_out.get("val"), held_out["test"], contents=contents)
 
 
+def is_read(root: Path, place: Path) -> bool:
+    """Whether a folder at ``place``, which need not exist, would be read as pictures or a class of the data ``root``."""
+    try:
+        steps = place.resolve().relative_to(root.resolve()).parts
+    except ValueError:
+        return False
+    if not steps or any(map(is_hidden, steps)):
+        return False
+    parts = _find_splits(root, Contents(root))
+    return not parts or any(steps[0] == one.name for one in parts.values())
+
+
 def _find_splits(root: Path, contents: Contents) -> dict[str, Path]:
     """The folders of the parts, by part; none where the folders are classes."""
     folders = list(_folders(root))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +19,9 @@ from torch import nn
 
 from gsb_vit.data.datasets import RawData
 from gsb_vit.data.digests import pack_seen, unpack_seen
+from gsb_vit.data.folder import is_read
 from gsb_vit.data.preprocess import Preprocessing
-from gsb_vit.data.splits import DataSplits, read_raw, split_raw
+from gsb_vit.data.splits import DataSplits, is_own, read_raw, split_raw
 from gsb_vit.data.stored_split import Drawn, draw_split, find_split, read_split
 from gsb_vit.errors import InputError
 from gsb_vit.files import locked, remove_leftovers, write_json
@@ -102,6 +105,8 @@ def _prepare_main(
         stack.enter_context(locked(folder, "gsb-vit train"))
         held = True
     check_folder(folder, recipe, spec, request.resume)
+    if not request.resume:
+        _require_outside(folder, spec)
     stored = read_split(folder) if request.resume else None
     lines = list(_moved(folder, spec)) if stored is not None else []
     raw = read_raw(spec)
@@ -141,6 +146,17 @@ def _prepare_main(
     if unpackable:
         lines.append(f"stage 2 will train and evaluate, but `gsb-vit export` will refuse it: {unpackable}")
     return Prepared(recipe, drawn, tuple(lines), not unpackable)
+
+
+def _require_outside(folder: Path, spec: str) -> None:
+    """Raise InputError where a run's folder would be read as a class, or as pictures of one, of the run's own data."""
+    data = Path(spec)
+    if is_own(spec) and data.is_dir() and is_read(data, folder):
+        outside = os.path.relpath(data.resolve().parent / "runs" / folder.name)
+        raise InputError(
+            f"the run's folder {folder} lies among the classes of {spec}, and would be read as one; give one outside, "
+            f"as in --out {shlex.quote(outside)}"
+        )
 
 
 def _moved(folder: Path, spec: str) -> list[str]:

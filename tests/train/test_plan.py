@@ -52,13 +52,16 @@ def plan(drawn, monkeypatch, settings=(), side: int = 200, costs=COST, **asked):
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("0.5h", 1800), ("1h1m1.5s", 3661.5)]
+    ("text", "seconds"),
+    [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("0.5h", 1800), ("1h1m1.5s", 3661.5)],
 )
 def test_times_are_read(text: str, seconds: float) -> None:
     assert parse_time(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "30", "m", "30 m", "-5m", "0s", "5d", "1e3s", "9999999h", "5m\n", "10m10m", "5m1h", "1s2m"])
+@pytest.mark.parametrize(
+    "text", ["", "30", "m", "30 m", "-5m", "0s", "5d", "1e3s", "9999999h", "5m\n", "10m10m", "5m1h", "1s2m"]
+)
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="90s, 30m, 2h"):
         parse_time(text)

@@ -185,7 +185,7 @@ def read_folder(root: Path) -> RawData:
 
 
 def is_read(root: Path, place: Path) -> bool:
-    """Whether a folder at ``place``, which need not exist, would be read as pictures or a class of the data ``root``."""
+    """Whether a folder at ``place``, which need not exist, would be read as a class of the data ``root``, or in one."""
     try:
         steps = place.resolve().relative_to(root.resolve()).parts
     except ValueError:

@@ -2,6 +2,7 @@
 
     python benchmarks/peers_folder.py ROOT DIR                                   # makes DIR/flowers, DIR/cases, …
     VENV/bin/python benchmarks/peers.py --peer fastai --data DIR/flowers --out OUT --epochs 30 --size 64
+    VENV/bin/python benchmarks/peers.py --peer fastai --cases DIR/cases --out OUT --epochs 1 --size 32
 
 Every peer has a virtual environment of its own, and this script runs in it. It trains on --data, which has train/ and
 test/, and judges what came of it on the pictures of test/. OUT gets what the peer makes, what it printed (printed.txt)
@@ -49,7 +50,8 @@ class Made:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", required=True, choices=PACKAGES)
-    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--cases", type=Path, help="a folder of such folders, one after the other in one process")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--size", type=int, default=64)
@@ -59,14 +61,32 @@ def main() -> None:
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("more", nargs="*", help="after --: options of gsb-vit train")
     options = parser.parse_args()
+    if (options.data is None) == (options.cases is None):
+        parser.error("give either --data or --cases")
     require(options.peer)
     if not options.inside:
         outside(options)
+        return
+    if options.cases is not None:
+        try_cases(options)
         return
     made = TRAIN[options.peer](options)
     result = {"classes": list(made.names), "steps": made.steps, **judge(made, options.data / "test", options.strangers)}
     result["files"] = {path.name: size(path) for path in made.files}
     (options.out / "inside.json").write_text(json.dumps(result))
+
+
+def try_cases(options: argparse.Namespace) -> None:
+    """Every case under a heading; what ends one is printed, and the next begins."""
+    for folder in sorted(one for one in options.cases.iterdir() if one.is_dir()):
+        print(f"== {folder.name}", flush=True)
+        out = options.out / folder.name
+        out.mkdir()
+        try:
+            made = TRAIN[options.peer](argparse.Namespace(**{**vars(options), "data": folder, "out": out}))
+            print(f"== classes: {', '.join(made.names)}", flush=True)
+        except (Exception, SystemExit) as error:
+            print(f"== ended by {type(error).__name__}: {error}", flush=True)
 
 
 def require(peer: str) -> None:

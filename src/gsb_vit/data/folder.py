@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gsb_vit.errors import InputError
+from gsb_vit.terminal import counted, printable, told
 
 from .datasets import LabelledPictures, RawData
 from .pictures import NEEDS_HEIF, can_open_heif
@@ -61,14 +62,18 @@ class Contents:
         for reason, paths in other.ignored.items():
             self.ignored.setdefault(reason, []).extend(paths)
 
-    def summary(self) -> str:
-        """One line: how many pictures are used, and what is ignored, by reason, with a count and an example."""
-        return f"{self.root}: {len(self.pictures):,} pictures used" + self.left_aside("; ignored: ")
+    def lines(self) -> Iterator[str]:
+        """How many pictures are used, and what is ignored, by reason, with a count and an example."""
+        yield f"{printable(str(self.root))}: {counted(len(self.pictures), 'picture')} used"
+        for reason, paths in sorted(self.ignored.items()):
+            yield from told(f"  ignored: {len(paths):,} {reason}, as", self._name(paths[0]))
 
     def left_aside(self, before: str = "") -> str:
         """What is ignored, in one line after ``before``; nothing where that is nothing."""
-        told = [f"{len(paths):,} {reason}, as {self._name(paths[0])}" for reason, paths in sorted(self.ignored.items())]
-        return before + "; ".join(told) if told else ""
+        found = [
+            f"{len(paths):,} {reason}, as {self._name(paths[0])}" for reason, paths in sorted(self.ignored.items())
+        ]
+        return before + "; ".join(found) if found else ""
 
     def _name(self, path: Path) -> str:
         try:

@@ -28,6 +28,7 @@ from gsb_vit.files import locked, remove_leftovers, write_json
 from gsb_vit.models.build import build_model
 from gsb_vit.models.packable import obstacles
 from gsb_vit.models.trained import find_model, load_model, read_tensors
+from gsb_vit.terminal import filled
 
 from .checkpoint import is_finished
 from .folder import RECIPE_FILE, RUN_FILE, check_folder, create_folder, prepare_folder, read_run
@@ -64,11 +65,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The recipe and split of a run, lines for the user, and whether the last student can be packed."""
+    """The recipe and split of a run, and whether the last student can be packed."""
 
     recipe: Recipe
     drawn: Drawn
-    lines: tuple[str, ...] = ()
     packable: bool = True
 
 
@@ -108,7 +108,12 @@ def _prepare_main(
     if not request.resume:
         _require_outside(folder, spec)
     stored = read_split(folder) if request.resume else None
-    lines = list(_moved(folder, spec)) if stored is not None else []
+    moved = _moved(folder, spec) if stored is not None else []
+
+    def say(*lines: str) -> None:
+        for line in lines:
+            console.print(line)
+
     raw = read_raw(spec)
     if stored is not None:
         drawn = find_split(spec, raw, stored, allow_missing=request.allow_missing)
@@ -118,7 +123,10 @@ def _prepare_main(
     chosen = None
     if stored is None:
         drawn, decode = _draw(request, raw, console)
+        say(*raw.contents.lines() if raw.contents is not None else (), *drawn.lines)
         if request.choose is not None:
+            if not console.is_terminal:
+                say("timing some steps of every stage")
             with console.status("timing some steps of every stage"):
                 chosen = request.choose(recipe, drawn, accelerator, decode, folder)
             recipe = chosen.recipe
@@ -134,18 +142,19 @@ def _prepare_main(
     prepare_folder(folder, recipe, spec, resume=True)
     if chosen is not None and chosen.planned is not None:
         write_json(folder / RUN_FILE, {**read_run(folder), "plan": chosen.planned})
-    if raw.contents is not None:
-        lines.append(raw.contents.summary())
-    lines += drawn.lines
-    lines += chosen.lines if chosen is not None else ()
+    say(f"run: {folder}")
+    if stored is not None:
+        say(*moved, *raw.contents.lines() if raw.contents is not None else (), *drawn.lines)
+    say(*chosen.lines if chosen is not None else ())
     if idle := recipe.model.idle():
-        lines.append(
+        text = (
             f"{recipe.model.architecture} is built for no picture size and of no blocks: model.{', model.'.join(idle)} "
             f"{'is' if len(idle) == 1 else 'are'} not used, but for the size of the pictures"
         )
+        say(*filled(text))
     if unpackable:
-        lines.append(f"stage 2 will train and evaluate, but `gsb-vit export` will refuse it: {unpackable}")
-    return Prepared(recipe, drawn, tuple(lines), not unpackable)
+        say(*filled(f"stage 2 will train and evaluate, but `gsb-vit export` will refuse it: {unpackable}"))
+    return Prepared(recipe, drawn, not unpackable)
 
 
 def _require_outside(folder: Path, spec: str) -> None:

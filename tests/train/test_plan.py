@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import socket
 from pathlib import Path
 
@@ -210,7 +211,10 @@ def test_a_planned_run_tells_and_keeps_its_plan_and_resumes(tmp_path: Path, monk
     assert "2 classes: a 20, b 20" in said and said.index("2 classes") < said.index("plan: pictures of") < said.index(
         "in all:"
     )
-    assert "stage1 epoch 2/2: loss" in said and "left of the run" in said
+    assert re.search(r"^stage1 epoch 2/2, 0:00:\d\d left: loss \d", said, re.MULTILINE)
+    assert said.index("2 classes") < said.index("timing some steps") < said.index("run: ")
+    here = str(tmp_path)
+    assert not [line for line in said.splitlines() if len(line) > 80 and here not in line]
     kept = json.loads((tmp_path / "run" / "run.json").read_text())["plan"]
     assert kept["epoch"].keys() == {"teacher", "stage1", "stage2"} and kept["seconds"] > 0
     used = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.suffix == ".safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from .likeness import group_copies
 
 _NAME = 24  # cells of a class's name
 _CLASSES = 6  # that are listed one by one
+_ALIKE, _COMPARED = 0.85, 300  # likeness of names that is told (difflib's ratio), and classes that are compared
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Findings:
     def lines(self) -> Iterator[str]:
         """What a person should know of the data before a model is trained on it, a line each."""
         yield from filled(self._classes())
+        yield from self._alike()
         if sizes := [one.size for one in self.seen if one.size is not None]:
             grey = sum(one.grey for one in self.seen if one.size is not None)
             yield from filled(f"sizes: {_sizes(sizes)}; {_colours(len(sizes) - grey, grey)}")
@@ -51,6 +54,17 @@ class Findings:
         if len(names) <= _CLASSES:
             return f"{len(names)} classes: {each(range(len(names)))}"
         return f"{len(names)} classes, the largest {each(order[:2])}; the smallest {each(order[-2:])}"
+
+    def _alike(self) -> Iterator[str]:
+        """A class of few pictures whose name is nearly that of a larger one: perhaps a folder with a misspelt name."""
+        names, counts = self.raw.class_names, np.bincount(self.pictures.labels, minlength=len(self.raw.class_names))
+        if len(names) > _COMPARED:
+            return
+        for place in np.argsort(counts, kind="stable").tolist():
+            larger = [names[k] for k in np.flatnonzero(counts >= RATIO * counts[place])]
+            if near := difflib.get_close_matches(names[place], larger, n=1, cutoff=_ALIKE):
+                few, many = (int(counts[k]) for k in (place, names.index(near[0])))
+                yield from told(f"class names nearly the same, {few:,} and {many:,} pictures:", names[place], near[0])
 
     def _copies(self) -> Iterator[str]:
         groups = list(self.copies())

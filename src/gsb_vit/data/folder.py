@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -182,11 +183,19 @@ def read_folder(root: Path) -> RawData:
     for split, folder in splits.items():
         other, held_out[split] = _read_class_folders(folder, contents)
         if other != names:
-            odd = sorted(set(other) ^ set(names))
-            raise InputError(f"{folder} and {own} have different classes ({odd[0]!r}); make them the same")
+            raise InputError(_different(own, names, folder, other))
     if "test" not in held_out:
         return RawData(names, train, None, held_out["val"], contents=contents)
     return RawData(names, train, held_out.get("val"), held_out["test"], contents=contents)
+
+
+def _different(own: Path, names: tuple[str, ...], folder: Path, other: tuple[str, ...]) -> str:
+    """What to say of two parts with different classes: a class that one lacks, and what it may be called there."""
+    odd = sorted(set(other) ^ set(names))[0]
+    has, lacks, there = (own, folder, other) if odd in names else (folder, own, names)
+    near = difflib.get_close_matches(odd, set(there), n=1, cutoff=0.7)
+    hint = f" (it has {near[0]!r})" if near else ""
+    return f"{has} has the class {odd!r} and {lacks} has not{hint}; make the classes of both the same"
 
 
 def is_read(root: Path, place: Path) -> bool:

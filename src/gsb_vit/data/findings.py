@@ -20,7 +20,7 @@ from .likeness import group_copies
 
 _NAME = 24  # cells of a class's name
 _CLASSES = 6  # that are listed one by one
-_ALIKE, _COMPARED = 0.85, 300  # likeness of names that is told (difflib's ratio), and classes that are compared
+_ALIKE, _COMPARED = 0.8, 300  # likeness of names that is told (difflib's ratio), and classes that are compared
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from gsb_vit.export.run import export_run
 from gsb_vit.report.page import write_report
 from gsb_vit.report.tables import bench_table
 from gsb_vit.runtime.classifier import load
-from gsb_vit.terminal import plain_console, printable, show
+from gsb_vit.terminal import filled, plain_console, printable, show
 from gsb_vit.train.recipe_io import load_recipe
 from gsb_vit.train.run import RunSummary, train
 
@@ -48,7 +48,9 @@ def quickstart(
     packed = folder / MODEL_FILE
     _, parity = export_run(folder, packed, engine=engine)
     size = packed.stat().st_size / 1e6
-    console.print(f"packed model: {packed}, {size:.3f} MB; {_parity_line(parity)}")
+    console.print(f"packed model: {packed}, {size:.3f} MB")
+    for line in _parity_lines(parity):
+        console.print(line)
     rows = benchmark(packed) if engine == "native" else []
     if rows:
         show(bench_table(rows), console=console)
@@ -62,8 +64,8 @@ def quickstart(
     return summary
 
 
-def _parity_line(parity: Parity) -> str:
-    return (
+def _parity_lines(parity: Parity) -> list[str]:
+    return filled(
         f"same answer as the trained model on {parity.top1_agreement:.2%} of {parity.n} validation pictures, "
         f"{parity.logits_line}"
     )

@@ -18,6 +18,7 @@ from .errors import ModelError
 _OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _JOINERS = "\u200c\u200d"  # format characters that words and emoji are written with
 _GAP = "  "
+COLUMNS = 80  # of a line of text for people, in a log as in a terminal
 NARROWEST = 12  # cells that a first column keeps when it is shortened; narrower, rows become records
 ELLIPSIS = "…"
 
@@ -178,6 +179,39 @@ def folded(text: str, width: int | None) -> list[str]:
         lines.append(_front(text, width))
         text = text[len(lines[-1]) :]
     return lines
+
+
+def filled(text: str) -> list[str]:
+    """Return prose in lines of at most 80 cells, broken at spaces; the second and the next are indented."""
+    indent = text[: len(text) - len(text.lstrip(" "))]
+    first, *words = text.lstrip(" ").split(" ")
+    lines, line = [], indent + first
+    for word in words:
+        if cell_len(line) + 1 + cell_len(word) > COLUMNS:
+            lines.append(line)
+            line = f"{indent}{_GAP}{word}"
+        else:
+            line += " " + word
+    return [*lines, line]
+
+
+def told(text: str, *names: str) -> list[str]:
+    """Return prose that ends with names of files, as ``filled``: where one line does not hold all, a name has its own.
+
+    A name is never cut, so that it can be copied.
+    """
+    names = tuple(map(printable, names))
+    whole = f"{text} {' and '.join(names)}"
+    if cell_len(whole) <= COLUMNS:
+        return [whole]
+    lines = filled(text)
+    indent = lines[0][: len(lines[0]) - len(lines[0].lstrip(" "))]
+    return [*lines, *(indent + _GAP + name for name in names)]
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """A number and its noun: ``1 picture``, ``1,000 pictures``."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
 def terminal_width() -> int | None:

@@ -42,9 +42,23 @@ def test_unequal_classes_are_said_and_what_follows_is_kept(tmp_path: Path, choic
         fill(tmp_path / name, count)
     raw = read_raw(str(tmp_path))
     drawn = draw_split(str(tmp_path), raw, DataRecipe(balance=choice))
-    (line,) = (line for line in drawn.lines if line.startswith("unequal classes"))
+    line = "\n".join(drawn.lines).partition("unequal classes")[2].replace("\n  ", " ")
     assert said in line and ": many 29, few 3 training pictures, 9.7 times as many;" in line
     assert drawn.stored.balance == kept
     drawn.stored.write(tmp_path)
     assert read_split(tmp_path).balance == kept
     assert find_split(str(tmp_path), raw, read_split(tmp_path)).stored.balance == kept
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("wallflower", "wallflour"), "class names nearly the same, 5 and 48 pictures: wallflour and wallflower"),
+        (("wallflower", "rose"), None),
+    ],
+)
+def test_a_small_class_with_nearly_the_name_of_a_large_one_is_told(tmp_path: Path, names, said: str | None) -> None:
+    for name, count in zip(names, (48, 5), strict=True):
+        fill(tmp_path / name, count)
+    lines = draw_split(str(tmp_path), read_raw(str(tmp_path)), DataRecipe()).lines
+    assert (said in lines) if said else not any("nearly the same" in line for line in lines)

@@ -62,7 +62,7 @@ def test_an_archive_is_read_as_the_folder_that_it_holds(tmp_path: Path, around: 
     raw, plain = read_raw(str(tmp_path / "mine.zip")), read_raw(str(folder))
     assert raw.class_names == plain.class_names == ("rose", "tulip")
     assert sorted(map(digest, raw.undivided.sources)) == sorted(map(digest, plain.undivided.sources))
-    assert len(raw.contents.pictures) == 26 and "26 pictures used" in raw.contents.summary()
+    assert len(raw.contents.pictures) == 26 and "26 pictures used" in "\n".join(raw.contents.lines())
     drawn = draw_split(str(tmp_path / "mine.zip"), raw, DataRecipe())
     assert any(line.startswith("2 classes: rose 14, tulip 12") for line in drawn.lines)
     shutil.rmtree(tmp_path / "mine" / "rose" / "nothing", ignore_errors=True)
@@ -74,7 +74,7 @@ def test_an_archive_is_read_as_the_folder_that_it_holds(tmp_path: Path, around: 
 def test_the_parts_of_an_archive_have_their_usual_names(tmp_path: Path) -> None:
     raw = read_raw(str(pack(tmp_path / "a.zip", {**classes("Train", "val", "TEST"), "notes.txt": b"x"})))
     assert [len(part) for part in (raw.train, raw.validation, raw.test)] == [8, 8, 8]
-    assert "1 .txt files" in raw.contents.summary()
+    assert "1 .txt files" in "\n".join(raw.contents.lines())
     raw = read_raw(str(pack(tmp_path / "b.zip", classes("data/train", "data/valid"))))
     assert [len(part) for part in (raw.train, raw.test)] == [8, 8] and raw.validation is None
     for tops, message in ((("val", "valid", "train"), "keep one folder for each part"), (("test", "x"), "no train/")):
@@ -100,7 +100,7 @@ def test_members_that_lead_out_or_are_no_files_are_left_aside(tmp_path: Path) ->
             archive.writestr("b/9.png", png(5))
             archive.writestr("b/9.png", png(6))
     raw = read_raw(str(path))
-    said = raw.contents.summary()
+    said = "\n".join(raw.contents.lines())
     assert len(raw.undivided) == 8
     assert f"{len(outside)} members whose names lead out of the archive" in said
     assert "1 members with backslashes in their names (pack again with /)" in said
@@ -119,12 +119,12 @@ def test_members_without_a_name_are_left_aside(tmp_path: Path, name: str) -> Non
         archive.writestr(member, png(1))
     raw = read_raw(str(tmp_path / "a.zip"))
     assert raw.class_names == ("a", "b") and len(raw.undivided) == 8
-    assert name.endswith("/") or "1 members without a name" in raw.contents.summary()
+    assert name.endswith("/") or "1 members without a name" in "\n".join(raw.contents.lines())
 
 
 def test_one_member_by_two_spellings_of_its_name_is_not_counted_twice(tmp_path: Path) -> None:
     raw = read_raw(str(pack(tmp_path / "a.zip", {**packed(classes("")), "a//0.png": png(1), "b/./0.png": png(2)})))
-    assert len(raw.undivided) == 6 and "4 members with the name of another" in raw.contents.summary()
+    assert len(raw.undivided) == 6 and "4 members with the name of another" in "\n".join(raw.contents.lines())
 
 
 def test_a_name_with_a_colon_is_no_drive(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_predict_takes_the_pictures_of_an_archive(tmp_path: Path, capsys: pytest
             assert [one["path"] for one in found] == [
                 f"{tmp_path}/a.zip/{name}" for name in ("1.png", "3.png", "x/2.png")
             ]
-            assert "3 pictures used; ignored: 1 .txt files" in said.err and "not a picture" in found[1]["error"]
+            assert "3 pictures used\n  ignored: 1 .txt files" in said.err and "not a picture" in found[1]["error"]
             archived = [found[0]["predictions"], found[2]["predictions"]]
     assert archived == [answers["1.png"], answers["2.png"]]
 
@@ -429,7 +429,7 @@ def test_a_picture_that_a_list_names_twice_counts_once(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("path,label\n" + "\n".join(lines))
     raw = read_raw(str(tmp_path / "a.csv"))
     assert raw.undivided.labels.tolist() == [0, 1, 1]  # two labels of one picture contradict: both stay, and are told
-    assert "2 lines that name a picture again" in raw.contents.summary()
+    assert "2 lines that name a picture again" in "\n".join(raw.contents.lines())
 
 
 def test_a_member_that_cannot_be_read_says_so_once(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_formats_that_pillow_opens_are_used(tmp_path: Path, suffix: str) -> None
     raw = read_folder(tmp_path)
     assert np.bincount(raw.undivided.labels).tolist() == [12, 12]
     assert len(find_pictures([tmp_path])) == 24
-    assert raw.contents.summary() == f"{tmp_path}: 24 pictures used"
+    assert "\n".join(raw.contents.lines()) == f"{tmp_path}: 24 pictures used"
 
 
 @pytest.fixture
@@ -50,7 +50,8 @@ def test_what_is_ignored_is_said_with_reason_count_and_example(tmp_path: Path, w
     os.mkfifo(tmp_path / "b" / "pipe.png")  # opening it would wait for ever
     said: list[str] = []
     assert len(find_pictures([tmp_path], said.append)) == 7  # the loose one is a picture to name, if not to train on
-    for line in (read_folder(tmp_path).contents.summary(), *said):
+    for lines in (read_folder(tmp_path).contents.lines(), said):
+        line = " ".join(" ".join(lines).split())
         assert "4 .heic pictures (not read here; pip install 'gsb-vit[heif]', or convert them to PNG" in line
         assert "1 .txt files (no format that is read), as a/notes.txt" in line
         assert "2 hidden files or folders, as a/.DS_Store" in line
@@ -59,7 +60,7 @@ def test_what_is_ignored_is_said_with_reason_count_and_example(tmp_path: Path, w
         assert "1 broken links, as b/lost.png" in line and "1 things that are no files, as b/pipe.png" in line
         assert "\n" not in line
     contents = read_folder(tmp_path).contents
-    assert len(contents.pictures) == 6 and "1 in no class folder, as loose.png" in contents.summary()
+    assert len(contents.pictures) == 6 and "1 in no class folder, as loose.png" in "\n".join(contents.lines())
 
 
 def test_a_class_of_unread_formats_names_what_it_holds(tmp_path: Path, without_heif) -> None:
@@ -99,7 +100,7 @@ def test_the_parts_may_have_any_usual_name(tmp_path: Path, training: str, valida
     raw = read_folder(tmp_path)
     assert raw.class_names == ("a", "b")
     assert [len(part) for part in (raw.train, raw.validation, raw.test)] == [8, 4, 6]
-    assert "/, which is read, as extra" in raw.contents.summary()
+    assert "/, which is read, as extra" in "\n".join(raw.contents.lines())
     data = load_data(str(tmp_path), DataRecipe())
     assert [len(part) for part in (data.train, data.validation, data.test)] == [8, 4, 6]
 
@@ -134,7 +135,7 @@ def test_circles_of_links_end_and_nothing_counts_twice(tmp_path: Path) -> None:
     (tmp_path / "a" / "self").symlink_to(tmp_path / "a")
     found = survey(tmp_path)
     assert len(found.pictures) == 5
-    assert "links to folders that are read already" in found.summary()
+    assert "links to folders that are read already" in "\n".join(found.lines())
     assert len(survey(tmp_path / "a").pictures) == 5  # over the link, once
 
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageEnhance
 from gsb_vit.data.likeness import BITS, NEAR, group_copies, picture_hash, thumbnail
 from gsb_vit.data.splits import DataRecipe, read_raw, stratified_split
 from gsb_vit.data.stored_split import draw_split, read_split
+from gsb_vit.errors import InputError
 
 
 def photo(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
@@ -131,8 +132,8 @@ def test_a_folder_with_near_copies_keeps_them_together_and_says_so(tmp_path: Pat
     text = "\n".join(drawn.lines)
     assert "2 classes: a 28, b 22" in text
     assert "sizes: 160 × 120; all in colour" in text
-    assert "copies: 1 exact and 9 near copies of other pictures, in 10 groups; a group stays in one part" in text
-    assert "labels that contradict: copies in several classes, 1 times, as a/018.png and b/018-again.jpg" in text
+    assert "copies: 1 exact and 9 near, in 10 groups; each stays in one part" in text
+    assert "labels that contradict: copies in several classes, once, as\n  a/018.png\n  b/018-again.jpg" in text
     assert "flatter" not in text
     home = {}
     for name, part in drawn.stored.parts.items():
@@ -157,8 +158,10 @@ def test_near_copies_across_folders_of_the_user_are_counted_and_nothing_moves(tm
     write(tmp_path / "test" / "a", range(3), quality=60)
     drawn = draw_split(str(tmp_path), read_raw(str(tmp_path)), DataRecipe())
     assert len(drawn.data.test) == 15
-    (line,) = (line for line in drawn.lines if "flatter" in line)
-    assert line.startswith("3 of 15 test pictures are near copies of pictures for training, as test/a/000-again.jpg")
+    text = "\n".join(drawn.lines)
+    assert (
+        "near copies of training pictures flatter the model: 3 of 15 test pictures, as\n  test/a/000-again.jpg" in text
+    )
     assert len(drawn.stored.copies) == 3
 
 
@@ -171,7 +174,24 @@ def test_a_class_of_one_photograph_is_divided_and_said(tmp_path: Path) -> None:
         (tmp_path / f"b{quality}").rmdir()
     drawn = draw_split(str(tmp_path), read_raw(str(tmp_path)), DataRecipe())
     assert np.bincount(drawn.data.test.labels).tolist() == [3, 3]
-    assert any(line.startswith("3 of 6 test pictures are near copies") for line in drawn.lines)
+    assert any("flatter the model: 3 of 6 test pictures" in line for line in drawn.lines)
+
+
+@pytest.mark.parametrize("alone", [0, 1])
+def test_a_class_of_copies_of_another_names_the_way_out(tmp_path: Path, alone: int) -> None:
+    write(tmp_path / "a", range(10))
+    write(tmp_path / "b", range(50, 50 + alone))
+    (tmp_path / "b").mkdir(exist_ok=True)
+    for quality in range(50, 80, 5):
+        photo(0).save(tmp_path / "b" / f"{quality}.jpg", quality=quality)
+    with pytest.raises(InputError) as refused:
+        draw_split(str(tmp_path), read_raw(str(tmp_path)), DataRecipe())
+    assert str(refused.value) == (
+        f"{str(tmp_path)!r}: class 'b' has zero test pictures: 6 of its pictures are copies of others, and copies stay "
+        "in one part of the split; remove copies, add pictures, or add --set data.near_duplicates=ignore"
+    )
+    drawn = draw_split(str(tmp_path), read_raw(str(tmp_path)), DataRecipe(near_duplicates="ignore"))
+    assert (np.bincount(drawn.data.test.labels) > 0).all()
 
 
 def test_built_in_sets_are_split_as_ever() -> None:

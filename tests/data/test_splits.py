@@ -196,8 +196,21 @@ def test_unusable_data_is_named(tmp_path: Path) -> None:
 def test_splits_with_different_classes_are_refused(tmp_path: Path) -> None:
     write_pictures(tmp_path / "train", {"a": 2, "b": 2})
     write_pictures(tmp_path / "test", {"a": 2, "c": 2})
-    with pytest.raises(InputError, match="different classes"):
+    with pytest.raises(
+        InputError, match=r"train has the class 'b' and .*test has not; make the classes of both the same"
+    ):
         load_data(str(tmp_path), OPTIONS)
+
+
+def test_a_misspelt_class_of_one_part_is_named_with_its_like(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "train", {"rose": 2, "wallflower": 2, "wallflour": 1})
+    write_pictures(tmp_path / "test", {"rose": 2, "wallflower": 2})
+    with pytest.raises(InputError) as refused:
+        load_data(str(tmp_path), OPTIONS)
+    train, test = tmp_path / "train", tmp_path / "test"
+    assert str(refused.value).startswith(
+        f"{train} has the class 'wallflour' and {test} has not (it has 'wallflower'); make the classes"
+    )
 
 
 @needs("unreadable folders", "a user other than root", hasattr(os, "geteuid") and os.geteuid() != 0)

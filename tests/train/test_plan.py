@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import socket
 from pathlib import Path
 
@@ -52,13 +53,16 @@ def plan(drawn, monkeypatch, settings=(), side: int = 200, costs=COST, **asked):
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("0.5h", 1800)]
+    ("text", "seconds"),
+    [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("0.5h", 1800), ("1h1m1.5s", 3661.5)],
 )
 def test_times_are_read(text: str, seconds: float) -> None:
     assert parse_time(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "30", "m", "30 m", "-5m", "0s", "5d", "1e3s", "9999999h", "5m\n"])
+@pytest.mark.parametrize(
+    "text", ["", "30", "m", "30 m", "-5m", "0s", "5d", "1e3s", "9999999h", "5m\n", "10m10m", "5m1h", "1s2m"]
+)
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="90s, 30m, 2h"):
         parse_time(text)
@@ -207,7 +211,10 @@ def test_a_planned_run_tells_and_keeps_its_plan_and_resumes(tmp_path: Path, monk
     assert "2 classes: a 20, b 20" in said and said.index("2 classes") < said.index("plan: pictures of") < said.index(
         "in all:"
     )
-    assert "stage1 epoch 2/2: loss" in said and "left of the run" in said
+    assert re.search(r"^stage1 epoch 2/2, 0:00:\d\d left: loss \d", said, re.MULTILINE)
+    assert said.index("2 classes") < said.index("timing some steps") < said.index("run: ")
+    here = str(tmp_path)
+    assert not [line for line in said.splitlines() if len(line) > 80 and here not in line]
     kept = json.loads((tmp_path / "run" / "run.json").read_text())["plan"]
     assert kept["epoch"].keys() == {"teacher", "stage1", "stage2"} and kept["seconds"] > 0
     used = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.suffix == ".safetensors")

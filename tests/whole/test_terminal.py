@@ -14,7 +14,18 @@ from rich.cells import cell_len
 from gsb_vit.bench.peers.timing import Measurement
 from gsb_vit.report.tables import AnswerLines, bench_table, metrics_table
 from gsb_vit.runtime.classifier import Prediction
-from gsb_vit.terminal import Table, folded, json_text, plain_console, printable, shortened, show
+from gsb_vit.terminal import (
+    Table,
+    counted,
+    filled,
+    folded,
+    json_text,
+    plain_console,
+    printable,
+    shortened,
+    show,
+    told,
+)
 
 WIDTHS = [20, 40, 80, 200]
 NASTY = [
@@ -164,3 +175,28 @@ def test_no_console_of_the_package_obeys_markup():
         column for text in sources.values() for column in re.findall(r"TextColumn\(.*(?:description|numbers).*", text)
     ]
     assert columns and all("markup=False" in column for column in columns)
+
+
+@given(
+    st.lists(st.text("ab, –日", min_size=1, max_size=30).filter(lambda word: " " not in word), min_size=1, max_size=40)
+)
+def test_prose_is_filled_to_80_cells_and_loses_nothing(words):
+    text = "  " + " ".join(words)
+    lines = filled(text)
+    assert all(cell_len(line) <= 80 for line in lines)
+    assert " ".join(line.strip(" ") for line in lines) == text.strip(" ")
+    assert lines[0].startswith("  ") and all(line.startswith("    ") for line in lines[1:])
+
+
+@given(st.lists(NAMES, min_size=1, max_size=3))
+def test_names_are_never_cut(names):
+    lines = told("copies in several classes, once, as", *names)
+    whole = [printable(name) for name in names]
+    assert (lines == [f"copies in several classes, once, as {' and '.join(whole)}"] and cell_len(lines[0]) <= 80) or (
+        lines == ["copies in several classes, once, as", *("  " + name for name in whole)]
+    )
+
+
+def test_numbers_and_their_nouns():
+    assert [counted(n, "picture") for n in (0, 1, 1000)] == ["0 pictures", "1 picture", "1,000 pictures"]
+    assert counted(2, "copy", "copies") == "2 copies"

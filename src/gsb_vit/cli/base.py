@@ -15,7 +15,7 @@ from gsb_vit import __version__
 from gsb_vit.data.datasets import SPECS
 from gsb_vit.errors import InputError
 from gsb_vit.limits import MAX_MEMORY_VARIABLE
-from gsb_vit.terminal import as_json, printable
+from gsb_vit.terminal import as_json, filled, printable
 
 app = typer.Typer(
     name="gsb-vit",
@@ -174,6 +174,11 @@ def require_training(what: str) -> None:
     missing = [name for name in TRAINING_LIBRARIES if find_spec(name) is None]
     if missing:
         raise InputError(f"{what} needs {', '.join(missing)}: pip install 'gsb-vit[train]'")
+
+
+def print_prose(text: str) -> None:
+    """Print text without names of files in lines of 80 cells."""
+    print(*filled(printable(text)), sep="\n")
 
 
 def print_json(values: Any) -> None:

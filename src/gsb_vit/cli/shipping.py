@@ -11,7 +11,7 @@ import typer
 from gsb_vit.errors import InputError
 from gsb_vit.terminal import printable
 
-from .base import Engine, Json, MaxGigabytes, Threads, app, print_json, require_training, tell
+from .base import Engine, Json, MaxGigabytes, Threads, app, print_json, print_prose, require_training, tell
 
 if TYPE_CHECKING:
     from gsb_vit.export.c_source import CSource
@@ -100,17 +100,19 @@ def export(
     if output is not None:
         print(f"{printable(str(output))}: {output.stat().st_size / 1e6:.3f} MB")
     flipped = ", ".join(f"{kind} {share:.1e}" for kind, share in parity.flipped.items() if share) or "none"
-    print(
+    print_prose(
         f"same answer as the trained model on {parity.top1_agreement:.2%} of {parity.n} pictures, "
         f"{parity.logits_line}; share of flipped bits on {parity.traced} of them: {flipped}"
     )
     if (unknown := packed.decision.unknown) is not None:
-        print(
-            f"temperature {packed.decision.temperature:.3g} for probabilities, and a threshold that calls "
-            f"{unknown.false_alarm_rate:.1%} of known pictures unknown, fitted on validation pictures"
+        print_prose(
+            f"fitted on validation pictures: temperature {packed.decision.temperature:,.2f} for probabilities, and a "
+            f"threshold that calls {unknown.false_alarm_rate:.1%} of known pictures unknown"
         )
     else:
-        print("there are no validation pictures: probabilities are not calibrated, and no picture is called unknown")
+        print_prose(
+            "there are no validation pictures: probabilities are not calibrated, and no picture is called unknown"
+        )
     if made is not None and c_folder is not None:
         _tell_c(made, c_folder / c_name)
 
@@ -135,7 +137,7 @@ def _tell_c(made: "CSource", path: Path) -> None:
     source = printable(f"{path}.c")
     print(f"{source} and {path.name}.h: C99, the same logits to the last bit")
     print(f"flash {made.flash_bytes:,} bytes of weights, tables and names, and the code on top")
-    print(
+    print_prose(
         f"RAM   {made.arena_bytes:,} bytes, the arena: {made.run_bytes:,} to classify, {made.resize_bytes:,} to "
         f"resize pictures of up to {made.max_picture_width} columns (-D{path.name.upper()}_MAX_PICTURE_WIDTH)"
     )
@@ -171,9 +173,9 @@ def add_class(
         return
     print(f"{printable(str(output))}: {len(made.class_names)} classes, {printable(name)} from {len(found)} pictures")
     if made.decision.unknown is not None:
-        print(
+        print_prose(
             "temperature and threshold are still those of the old classes: the new one's probabilities are not "
-            "calibrated,\nand how often --unknown rejects it is not known; evaluate on pictures of all classes"
+            "calibrated, and how often --unknown rejects it is not known; evaluate on pictures of all classes"
         )
 
 

@@ -92,6 +92,10 @@ def train(
     from gsb_vit.train.run import train as train_run
 
     seconds = None if time is None else parse_time(time)
+    if epochs is not None and epochs < 1:
+        raise InputError(
+            f"--epochs {epochs} trains no student; give 1 or more (--set stage2.epochs=0 leaves only stage 2 out)"
+        )
     if resume and (preset or time):
         raise InputError("--preset and --time are for a new run; --resume goes on with the run's own plan")
     if resume and place is not None and out is None:

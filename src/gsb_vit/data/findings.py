@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from gsb_vit.terminal import printable, shortened
+from gsb_vit.terminal import counted, filled, printable, shortened, told
 
 from .balance import RATIO, imbalance
 from .class_names import alike
@@ -20,6 +21,7 @@ from .likeness import group_copies
 
 _NAME = 24  # cells of a class's name
 _CLASSES = 6  # that are listed one by one
+_ALIKE, _COMPARED = 0.8, 300  # likeness of names that is told (difflib's ratio), and classes that are compared
 
 
 @dataclass(frozen=True)
@@ -36,29 +38,43 @@ class Findings:
 
     def lines(self) -> Iterator[str]:
         """What a person should know of the data before a model is trained on it, a line each."""
-        yield self._classes()
+        yield from filled(self._classes())
         yield from self._alike()
+        yield from self._misspelt()
         if sizes := [one.size for one in self.seen if one.size is not None]:
             grey = sum(one.grey for one in self.seen if one.size is not None)
-            yield f"sizes: {_sizes(sizes)}; {_colours(len(sizes) - grey, grey)}"
+            yield from filled(f"sizes: {_sizes(sizes)}; {_colours(len(sizes) - grey, grey)}")
         yield from self._copies()
 
     def _classes(self) -> str:
         names, counts = self.raw.class_names, np.bincount(self.pictures.labels, minlength=len(self.raw.class_names))
         order = np.argsort(-counts, kind="stable")
 
-        def told(chosen: Iterable[int]) -> str:
+        def each(chosen: Iterable[int]) -> str:
             return ", ".join(f"{shortened(printable(names[k]), _NAME)} {counts[k]:,}" for k in chosen)
 
         if len(names) <= _CLASSES:
-            return f"{len(names)} classes: {told(range(len(names)))}"
-        return f"{len(names)} classes, the largest {told(order[:2])}; the smallest {told(order[-2:])}"
+            return f"{len(names)} classes: {each(range(len(names)))}"
+        return f"{len(names)} classes, the largest {each(order[:2])}; the smallest {each(order[-2:])}"
+
+    def _misspelt(self) -> Iterator[str]:
+        """A class of few pictures whose name is nearly that of a larger one: perhaps a folder with a misspelt name."""
+        names, counts = self.raw.class_names, np.bincount(self.pictures.labels, minlength=len(self.raw.class_names))
+        if len(names) > _COMPARED:
+            return
+        for place in np.argsort(counts, kind="stable").tolist():
+            larger = [names[k] for k in np.flatnonzero(counts >= RATIO * counts[place])]
+            if near := difflib.get_close_matches(names[place], larger, n=1, cutoff=_ALIKE):
+                few, many = (int(counts[k]) for k in (place, names.index(near[0])))
+                yield from told(f"class names nearly the same, {few:,} and {many:,} pictures:", names[place], near[0])
 
     def _alike(self) -> Iterator[str]:
         if groups := list(alike(self.raw.class_names)):
             several = f", {len(groups):,} times" if len(groups) > 1 else ""
             names = " and ".join(shortened(printable(name), _NAME) for name in groups[0][:2])
-            yield f"names that read alike: {names} are two classes{several}; give them one name if they are one"
+            yield from filled(
+                f"names that read alike: {names} are two classes{several}; give them one name if they are one"
+            )
 
     def _copies(self) -> Iterator[str]:
         groups = list(self.copies())
@@ -66,17 +82,16 @@ class Findings:
             return
         exact = sum(len(group) - len({self.seen[i].digest for i in group}) for group in groups)
         near = sum(len({self.seen[i].digest for i in group}) - 1 for group in groups)
-        kept = "; a group stays in one part of the split" if self.raw.undivided is not None else ""
-        yield f"copies: {exact:,} exact and {near:,} near copies of other pictures, in {len(groups):,} groups{kept}"
+        kept = "; each stays in one part" if self.raw.undivided is not None else ""
+        yield f"copies: {exact:,} exact and {near:,} near, in {counted(len(groups), 'group')}{kept}"
         labels = self.pictures.labels
         odd = [group for group in groups if len(set(labels[group].tolist())) > 1]
         if odd:
             first = odd[0][0]
             other = next(i for i in odd[0] if labels[i] != labels[first])
-            yield (
-                f"labels that contradict: copies in several classes, {len(odd):,} times, as "
-                f"{self.name(first)} and {self.name(other)}"
-            )
+            times = "once" if len(odd) == 1 else f"{len(odd):,} times"
+            contradict = f"labels that contradict: copies in several classes, {times}, as"
+            yield from told(contradict, self.name(first), self.name(other))
 
     def copies(self) -> Iterator[np.ndarray]:
         """The groups of two pictures or more: their places, in order."""
@@ -117,7 +132,7 @@ def unequal(labels: np.ndarray, names: Sequence[str], balance: str) -> Iterator[
         if balance == "sampling"
         else "a model may answer with the large classes only; data.balance=sampling shows all equally often"
     )
-    yield f"unequal classes: {most}, {least} training pictures, {times:.1f} times as many; {follows}"
+    yield from filled(f"unequal classes: {most}, {least} training pictures, {times:.1f} times as many; {follows}")
 
 
 def across(raw: RawData, trained: Sequence[LabelledPictures], judged: LabelledPictures, what: str) -> Iterator[str]:
@@ -130,10 +145,10 @@ def across(raw: RawData, trained: Sequence[LabelledPictures], judged: LabelledPi
     near = [i for i, group in enumerate(judged.groups.tolist()) if group in homes]
     if near:
         one, other = judged.sources[near[0]], homes[int(judged.groups[near[0]])]
-        yield (
-            f"{len(near):,} of {len(judged):,} {what} pictures are near copies of pictures for training, as "
-            f"{short_name(raw, one)} and {short_name(raw, other)}: they flatter the model"
+        flatter = (
+            f"near copies of training pictures flatter the model: {len(near):,} of {len(judged):,} {what} pictures, as"
         )
+        yield from told(flatter, short_name(raw, one), short_name(raw, other))
 
 
 def short_name(raw: RawData, source: Source) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gsb_vit.errors import InputError
+from gsb_vit.terminal import counted, printable, told
 
 from .class_names import class_name
 from .datasets import LabelledPictures, RawData
@@ -62,14 +64,18 @@ class Contents:
         for reason, paths in other.ignored.items():
             self.ignored.setdefault(reason, []).extend(paths)
 
-    def summary(self) -> str:
-        """One line: how many pictures are used, and what is ignored, by reason, with a count and an example."""
-        return f"{self.root}: {len(self.pictures):,} pictures used" + self.left_aside("; ignored: ")
+    def lines(self) -> Iterator[str]:
+        """How many pictures are used, and what is ignored, by reason, with a count and an example."""
+        yield f"{printable(str(self.root))}: {counted(len(self.pictures), 'picture')} used"
+        for reason, paths in sorted(self.ignored.items()):
+            yield from told(f"  ignored: {len(paths):,} {reason}, as", self._name(paths[0]))
 
     def left_aside(self, before: str = "") -> str:
         """What is ignored, in one line after ``before``; nothing where that is nothing."""
-        told = [f"{len(paths):,} {reason}, as {self._name(paths[0])}" for reason, paths in sorted(self.ignored.items())]
-        return before + "; ".join(told) if told else ""
+        found = [
+            f"{len(paths):,} {reason}, as {self._name(paths[0])}" for reason, paths in sorted(self.ignored.items())
+        ]
+        return before + "; ".join(found) if found else ""
 
     def _name(self, path: Path) -> str:
         try:
@@ -178,11 +184,31 @@ def read_folder(root: Path) -> RawData:
     for split, folder in splits.items():
         other, held_out[split] = _read_class_folders(folder, contents)
         if other != names:
-            odd = sorted(set(other) ^ set(names))
-            raise InputError(f"{folder} and {own} have different classes ({odd[0]!r}); make them the same")
+            raise InputError(_different(own, names, folder, other))
     if "test" not in held_out:
         return RawData(names, train, None, held_out["val"], contents=contents)
     return RawData(names, train, held_out.get("val"), held_out["test"], contents=contents)
+
+
+def _different(own: Path, names: tuple[str, ...], folder: Path, other: tuple[str, ...]) -> str:
+    """What to say of two parts with different classes: a class that one lacks, and what it may be called there."""
+    odd = sorted(set(other) ^ set(names))[0]
+    has, lacks, there = (own, folder, other) if odd in names else (folder, own, names)
+    near = difflib.get_close_matches(odd, set(there), n=1, cutoff=0.7)
+    hint = f" (it has {near[0]!r})" if near else ""
+    return f"{has} has the class {odd!r} and {lacks} has not{hint}; make the classes of both the same"
+
+
+def is_read(root: Path, place: Path) -> bool:
+    """Whether a folder at ``place``, which need not exist, would be read as a class of the data ``root``, or in one."""
+    try:
+        steps = place.resolve().relative_to(root.resolve()).parts
+    except ValueError:
+        return False
+    if not steps or any(map(is_hidden, steps)):
+        return False
+    parts = _find_splits(root, Contents(root))
+    return not parts or any(steps[0] == one.name for one in parts.values())
 
 
 def _find_splits(root: Path, contents: Contents) -> dict[str, Path]:

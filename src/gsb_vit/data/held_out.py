@@ -193,6 +193,7 @@ def find_pictures(paths: Sequence[Path], say: Callable[[str], None] | None = Non
                 f"{', '.join(sorted(PICTURE_SUFFIXES))}"
             )
         if inside.ignored and say is not None:
-            say(inside.summary())
+            for line in inside.lines():
+                say(line)
         found += archived or inside.pictures
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -93,19 +93,20 @@ def load_data(spec: str, options: DataRecipe) -> DataSplits:
 
 def split_raw(spec: str, raw: RawData, options: DataRecipe) -> DataSplits:
     """Split data that is read already, as ``load_data`` does."""
+    copied = dict(zip(raw.class_names, _copied(raw).tolist(), strict=True))
     raw = _select_classes(_divide(raw, options), options.classes)
     train, validation, test = raw.train, raw.validation, raw.test
     if train is None or test is None:
         raise InputError(f"{spec!r} lacks training or test pictures; give a folder with train/ and val/ or test/")
     for split, pictures in (("training", train), ("test", test)):
-        _require_every_class(spec, split, pictures, raw.class_names)
+        _require_every_class(spec, split, pictures, raw.class_names, copied)
     if options.shots is not None:
         train = train.take(_shots(train.labels, options.shots, _generator(options, 1), raw.class_names))
     if validation is None:
         share, drawn = options.validation_fraction, _generator(options, 2)
         kept, cut = stratified_split(train.labels, share, drawn, train.groups)
         train, validation = train.take(kept), train.take(cut)
-    _require_every_class(spec, "training", train, raw.class_names)
+    _require_every_class(spec, "training", train, raw.class_names, copied)
     train = _with_label_noise(train, options.label_noise, len(raw.class_names), _generator(options, 3))
     return DataSplits(spec, raw.class_names, train, validation, test)
 
@@ -241,14 +242,32 @@ def keep_classes(raw: RawData, kept: Sequence[int]) -> RawData:
     return dataclasses.replace(raw.each_part(restrict), class_names=names)
 
 
-def _require_every_class(spec: str, split: str, pictures: LabelledPictures, names: tuple[str, ...]) -> None:
+def _copied(raw: RawData) -> np.ndarray:
+    """Of every class, how many pictures are copies, of its own or other classes' pictures, that a draw keeps together.
+
+    A group is drawn as a whole, in the class of its first member.
+    """
+    classes = len(raw.class_names)
+    if raw.undivided is None or raw.undivided.groups is None:
+        return np.zeros(classes, dtype=np.int64)
+    labels = raw.undivided.labels
+    firsts = np.unique(raw.undivided.groups, return_index=True)[1]
+    return np.bincount(labels, minlength=classes) - np.bincount(labels[firsts], minlength=classes)
+
+
+def _require_every_class(
+    spec: str, split: str, pictures: LabelledPictures, names: tuple[str, ...], copied: Mapping[str, int]
+) -> None:
     counts = np.bincount(pictures.labels, minlength=len(names))
     if len(names) < 2:
         raise InputError(f"{spec!r} has {len(names)} class; a classifier needs at least two")
     if (empty := np.flatnonzero(counts == 0)).size:
-        raise InputError(
-            f"{spec!r}: class {names[empty[0]]!r} has zero {split} pictures; add some, or lower the fractions"
-        )
+        name = names[int(empty[0])]
+        why, way = "", "add some, or lower the fractions"
+        if copied[name]:
+            why = f": {copied[name]:,} of its pictures are copies of others, and copies stay in one part of the split"
+            way = "remove copies, add pictures, or add --set data.near_duplicates=ignore"
+        raise InputError(f"{spec!r}: class {name!r} has zero {split} pictures{why}; {way}")
 
 
 def _shots(labels: np.ndarray, shots: int, generator: np.random.Generator, names: tuple[str, ...]) -> np.ndarray:

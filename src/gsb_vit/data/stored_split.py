@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ import numpy as np
 
 from gsb_vit.errors import InputError
 from gsb_vit.files import write_atomically
+from gsb_vit.terminal import counted, filled, told
 
 from .balance import resolve
 from .class_names import class_names
 from .datasets import LabelledPictures, RawData, Source
 from .digests import LENGTH, SHORT, Inspection, digest_or_nothing, in_threads, inspect, is_seen, listed, look
-from .findings import Findings, across, find, unequal
+from .findings import Findings, across, find, short_name, unequal
 from .splits import DataRecipe, DataSplits, load_data, read_raw, split_raw
 from .unlabelled import NO_LABEL, choose_unlabelled, read_unlabelled, without_labels
 
@@ -194,9 +195,9 @@ def draw_split(
         raw = _without(raw, set(bad))
     lines = []
     if left_out:
-        lines.append(f"{len(left_out):,} pictures that cannot be used are left out: {listed(sorted(left_out))}")
-    data, made, told = _without_copies(data, known, taught)
-    lines += told
+        lines += _left_out(sorted(left_out))
+    data, made, said = _without_copies(raw, data, known, taught)
+    lines += said
     copies: tuple[tuple[str, ...], ...] = ()
     balance = resolve(options.balance, data.train.labels, len(data.class_names), own=findings is not None)
     if findings is not None:
@@ -237,8 +238,14 @@ def _inspect(
     return {str(source): problem for source, problem in problems if problem is not None}
 
 
+def _left_out(names: Sequence[str]) -> list[str]:
+    """What to say of pictures that cannot be used: how many, and the first three."""
+    more = ["…"] if len(names) > 3 else []
+    return told(f"left out, since they cannot be decoded: {counted(len(names), 'picture')}:", *names[:3], *more)
+
+
 def _without_copies(
-    data: DataSplits, known: dict[int, Inspection], taught: frozenset[str]
+    raw: RawData, data: DataSplits, known: dict[int, Inspection], taught: frozenset[str]
 ) -> tuple[DataSplits, dict[str, Part], list[str]]:
     """The split without test pictures that are seen, byte for byte, unless that leaves none; its parts; what to say."""
     parts = (data.train, data.validation, data.test)
@@ -246,15 +253,16 @@ def _without_copies(
     seen = {*made["train"].digests, *made["validation"].digests}
     tested = enumerate(made["test"].digests)
     own = np.array([i for i, one in tested if one not in seen and not is_seen(one, taught)], dtype=np.int64)
-    what = "copies of pictures for training or validation, or known to the teacher"
+    what = "copies of pictures for training or validation" + ", or known to the teacher" * bool(taught)
     if not len(own) and len(data.test):
         line = f"all {len(data.test):,} test pictures are {what}; the test says nothing about new pictures"
-        return data, made, [line]
+        return data, made, filled(line)
     if not (copies := len(data.test) - len(own)):
         return data, made, []
+    first = data.test.sources[int(np.setdiff1d(np.arange(len(data.test)), own)[0])]
     data = dataclasses.replace(data, test=data.test.take(own))
     made["test"] = _part(data.test, known)
-    return data, made, [f"{copies:,} test pictures are {what}; they are left out of the test"]
+    return data, made, told(f"left out of the test, {what}: {copies:,}, as", short_name(raw, first))
 
 
 def _without(raw: RawData, names: set[str]) -> RawData:

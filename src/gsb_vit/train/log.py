@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from gsb_vit.metrics import METRIC_NAMES
-from gsb_vit.terminal import Table
+from gsb_vit.terminal import Table, filled
 
 from .track import Tracking
 
@@ -69,6 +69,11 @@ class RunLog:
         """One line for the user."""
         if self.active:
             self.console.print(text)
+
+    def say_prose(self, text: str) -> None:
+        """Text without names of files, in lines of 80 cells."""
+        for line in filled(text):
+            self.say(line)
 
     def position(self) -> int:
         """Length of metrics.jsonl in bytes."""
@@ -201,12 +206,10 @@ class StageBar:
         due = now - self._told >= QUIET or self._epoch_done == self._epochs
         if self._active and not self._console.is_terminal and due:
             self._told = now
-            waited = f", {100 * line['teacher_wait']:.0f} % of it for the teacher" if "teacher_wait" in line else ""
             checked = f", validation {100 * line['validation_top1']:.1f} %" if "validation_top1" in line else ""
             self._console.print(
-                f"{self._name} epoch {self._epoch_done}/{self._epochs}: loss {line['train_loss']:.3f}, "
-                f"top-1 {100 * line['train_top1']:.1f} %{checked}; {line['images_per_s']:.0f} pictures/s{waited}; "
-                f"{self._left(0)} left of the run"
+                f"{self._name} epoch {self._epoch_done}/{self._epochs}, {self._left(0)} left: "
+                f"loss {line['train_loss']:.3f}, top-1 {100 * line['train_top1']:.1f} %{checked}"
             )
 
     def _show(self, epoch: int, rate: float, loss: float, top1: float) -> None:

@@ -195,7 +195,7 @@ class StageRun:
                     record = self._epoch(task, optimizer, epoch, bar)
                 check_parameters(self.model, f"{setting.name}, epoch {epoch + 1}")
                 if (news := self.floor.news()) is not None:
-                    self.log.say(f"{setting.name}, epoch {epoch + 1}: {news}")
+                    self.log.say_prose(f"{setting.name}, epoch {epoch + 1}: {news}")
                 if (epoch + 1) % setting.validate_every == 0 or epoch + 1 == setting.recipe.epochs:
                     record |= self._validate(epoch)
                     self.stopped = self._out_of_patience(epoch)
@@ -203,7 +203,7 @@ class StageRun:
                 if self.stopped:
                     break
         if self.stopped:
-            self.log.say(
+            self.log.say_prose(
                 f"{setting.name}: no epoch was better than {self.best_epoch} in {setting.recipe.patience}; "
                 f"stopped after epoch {self.progress.epoch} of {setting.recipe.epochs}"
             )

@@ -39,14 +39,18 @@ _PARTS = {  # recipe keys that say what a line of the plan tells
     "network": ("model.architecture", "model.embed_dim", "model.depth", "model.num_heads", "model.mlp_ratio"),
     "epochs": tuple(f"{name}.epochs" for name in STAGES),
 }
-_UNITS = {"s": 1, "m": 60, "h": 3600}
+_UNITS = {"h": 3600, "m": 60, "s": 1}
+_TIME = re.compile("".join(rf"(?:(?P<{unit}>[0-9]+(?:\.[0-9]+)?){unit})?" for unit in _UNITS))
 
 
 def parse_time(text: str) -> float:
-    """Seconds of a time such as ``90s``, ``30m``, ``2h`` or ``1h30m``. Raises InputError for anything else."""
-    parts = re.findall(r"(\d+(?:\.\d+)?)([smh])", text)
-    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    if "".join(number + unit for number, unit in parts) != text or not 0 < seconds <= 1e7:
+    """Seconds of a time such as ``90s``, ``30m``, ``2h`` or ``1h30m``: hours, minutes, seconds, each at most once.
+
+    Raises InputError for anything else.
+    """
+    found = _TIME.fullmatch(text)
+    seconds = sum(float(found[unit] or 0) * size for unit, size in _UNITS.items()) if found else 0.0
+    if not 0 < seconds <= 1e7:
         raise InputError(f"--time {shown(text)} is no time; give it as 90s, 30m, 2h or 1h30m")
     return seconds
 

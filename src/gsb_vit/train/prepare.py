@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,14 +19,16 @@ from torch import nn
 
 from gsb_vit.data.datasets import RawData
 from gsb_vit.data.digests import pack_seen, unpack_seen
+from gsb_vit.data.folder import is_read
 from gsb_vit.data.preprocess import Preprocessing
-from gsb_vit.data.splits import DataSplits, read_raw, split_raw
+from gsb_vit.data.splits import DataSplits, is_own, read_raw, split_raw
 from gsb_vit.data.stored_split import Drawn, StoredSplit, draw_split, find_split, read_split
 from gsb_vit.errors import InputError
 from gsb_vit.files import locked, remove_leftovers, write_json
 from gsb_vit.models.build import build_model
 from gsb_vit.models.packable import obstacles
 from gsb_vit.models.trained import find_model, load_model, read_tensors
+from gsb_vit.terminal import filled
 
 from .checkpoint import is_finished
 from .folder import RECIPE_FILE, RUN_FILE, check_folder, create_folder, prepare_folder, read_run
@@ -61,11 +65,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The recipe and split of a run, lines for the user, and whether the last student can be packed."""
+    """The recipe and split of a run, and whether the last student can be packed."""
 
     recipe: Recipe
     drawn: Drawn
-    lines: tuple[str, ...] = ()
     packable: bool = True
 
 
@@ -102,8 +105,15 @@ def _prepare_main(
         stack.enter_context(locked(folder, "gsb-vit train"))
         held = True
     check_folder(folder, recipe, spec, request.resume)
+    if not request.resume:
+        _require_outside(folder, spec)
     stored = read_split(folder) if request.resume else None
-    lines = list(_moved(folder, spec)) if stored is not None else []
+    moved = _moved(folder, spec) if stored is not None else []
+
+    def say(*lines: str) -> None:
+        for line in lines:
+            console.print(line)
+
     raw = read_raw(spec)
     if stored is not None:
         drawn = _find(request, recipe, raw, stored)
@@ -115,7 +125,10 @@ def _prepare_main(
     chosen = None
     if stored is None:
         drawn, decode = _draw(request, raw, console)
+        say(*raw.contents.lines() if raw.contents is not None else (), *drawn.lines)
         if request.choose is not None:
+            if not console.is_terminal:
+                say("timing some steps of every stage")
             with console.status("timing some steps of every stage"):
                 chosen = request.choose(recipe, drawn, accelerator, decode, folder)
             recipe = chosen.recipe
@@ -132,18 +145,30 @@ def _prepare_main(
     prepare_folder(folder, recipe, spec, resume=True)
     if chosen is not None and chosen.planned is not None:
         write_json(folder / RUN_FILE, {**read_run(folder), "plan": chosen.planned})
-    if raw.contents is not None:
-        lines.append(raw.contents.summary())
-    lines += drawn.lines
-    lines += chosen.lines if chosen is not None else ()
+    say(f"run: {folder}")
+    if stored is not None:
+        say(*moved, *raw.contents.lines() if raw.contents is not None else (), *drawn.lines)
+    say(*chosen.lines if chosen is not None else ())
     if idle := recipe.model.idle():
-        lines.append(
+        text = (
             f"{recipe.model.architecture} is built for no picture size and of no blocks: model.{', model.'.join(idle)} "
             f"{'is' if len(idle) == 1 else 'are'} not used, but for the size of the pictures"
         )
+        say(*filled(text))
     if unpackable:
-        lines.append(f"stage 2 will train and evaluate, but `gsb-vit export` will refuse it: {unpackable}")
-    return Prepared(recipe, drawn, tuple(lines), not unpackable)
+        say(*filled(f"stage 2 will train and evaluate, but `gsb-vit export` will refuse it: {unpackable}"))
+    return Prepared(recipe, drawn, not unpackable)
+
+
+def _require_outside(folder: Path, spec: str) -> None:
+    """Raise InputError where a run's folder would be read as a class, or as pictures of one, of the run's own data."""
+    data = Path(spec)
+    if is_own(spec) and data.is_dir() and is_read(data, folder):
+        outside = os.path.relpath(data.resolve().parent / "runs" / folder.name)
+        raise InputError(
+            f"the run's folder {folder} lies among the classes of {spec}, and would be read as one; give one outside, "
+            f"as in --out {shlex.quote(outside)}"
+        )
 
 
 def _find(request: Request, recipe: Recipe, raw: RawData, stored: StoredSplit) -> Drawn:

@@ -131,14 +131,12 @@ def _train(request: Request, console: Console, stack: contextlib.ExitStack, trac
     epochs = {name: getattr(recipe, name).epochs for name in STAGES}
     log = RunLog(folder, console, accelerator.is_main_process, RunTime(epochs, planned))
     torch.set_num_threads(run_threads(folder, recipe, accelerator))
-    for line in (f"run: {folder}", *prepared.lines):
-        log.say(line)
     log.say(
-        f"{request.data_spec}: {len(data.class_names)} classes, {len(data.train)} pictures for training, "
-        f"{len(data.validation)} for validation, {len(data.test)} for the final test"
+        f"{len(data.class_names)} classes; pictures: {len(data.train):,} for training, {len(data.validation):,} for "
+        f"validation, {len(data.test):,} for the final test"
     )
     if recipe.mixed_precision == "bf16" and emulates_bfloat16(accelerator.device):
-        log.say(
+        log.say_prose(
             'mixed_precision = "bf16": this processor has no instructions for bfloat16, which then takes about ten '
             "times as long as float32; stop and train with --set mixed_precision=no"
         )
@@ -210,10 +208,8 @@ class _Run:
         source = list(models)[-1] if stage.initialize == "previous" and models else stage.initialize
         if source in models:
             carried, fresh = start_from(model, models[source])
-            text = ", ".join(fresh[:4]) + (", …" if len(fresh) > 4 else "")
-            self.log.say(
-                f"{name}: {len(carried)} tensors from {source}; {len(fresh)} start fresh" + f" ({text})" * bool(fresh)
-            )
+            first = f", as {fresh[0]}" if fresh else ""
+            self.log.say_prose(f"{name}: {len(carried)} tensors from {source}; {len(fresh)} start fresh{first}")
         return self._train(name, model, teacher, info)
 
     def _train(self, name: str, model: nn.Module, teacher: Teacher | None, info: ModelInfo) -> nn.Module:

@@ -455,7 +455,8 @@ def _run_bytes(a: Architecture) -> int:
     tokens, width, words = a.num_tokens, a.embed_dim, -(-a.num_tokens // 32)
     head_words = a.num_heads * -(-a.head_dim // 32)
     pixels = a.image_size[0] * a.image_size[1] * 3
-    embedding = _sum_of([pixels, *(_level_bytes(a) if a.channels else ())])
+    taps = 6 * -(-a.patch_height * a.patch_width // 4) * 4
+    embedding = _sum_of([pixels, *(_level_bytes(a) if a.channels else (taps,))])
     values, queries = 2 * tokens * width, 4 * tokens * head_words
     planes, masks = 4 * a.value_groups * width * words, 4 * a.attention_groups * words
     bits = 4 * (-(-width // 32) + -(-a.mlp_hidden // 32))

@@ -14,10 +14,13 @@ from random_packed import TINY, write_random_packed
 from gsb_vit.export.c_source import write_c
 from gsb_vit.runtime.classifier import load
 
-MODELS = {  # those of `gsb-vit quickstart`, and a small one for photos
+MODELS = {  # those of `gsb-vit quickstart`, a small one for photos, and rows and patches that fill no whole word
     "digits": dict(image_size=16, patch_size=4, embed_dim=128, depth=2, num_heads=2, mlp_hidden=512, num_classes=10),
     "32 px": dict(image_size=32, patch_size=4, embed_dim=128, depth=4, num_heads=2, mlp_hidden=512, num_classes=20),
-}
+    "odd": dict(image_size=15, patch_size=5, embed_dim=72, depth=2, num_heads=3, mlp_hidden=1010, num_classes=3),
+    "tokenizer": dict(image_size=16, patch_size=4, embed_dim=96, depth=1, num_heads=2, mlp_hidden=100, num_classes=5,
+                      tokenizer_channels=(5,)),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODELS)

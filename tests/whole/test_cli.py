@@ -22,6 +22,7 @@ from random_packed import write_random_packed
 from gsb_vit.bench.compare import benchmark
 from gsb_vit.cli import app, main
 from gsb_vit.decision import Decision, Unknown
+from gsb_vit.errors import InputError
 from gsb_vit.runtime.packed_file import read, write
 from gsb_vit.runtime.reference import ReferenceModel
 
@@ -364,6 +365,47 @@ def test_a_run_becomes_a_packed_file_and_c_or_c_alone(run, trained, tmp_path):
     assert sorted(file.name for file in alone.iterdir()) == ["model.c", "model.h"]
     assert (alone / "model.c").read_bytes() == (both / "model.c").read_bytes()
     assert path.is_file() and len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_packed_file_and_c_are_both_written_or_none(run, trained, tmp_path, monkeypatch):
+    from gsb_vit.export import c_source
+    from gsb_vit.export import run as export_module
+
+    def refused(*arguments, **options):
+        raise InputError("not this one")
+
+    path, folder = tmp_path / "model.safetensors", tmp_path / "c"
+    for before in (None, b"of before"):
+        if before:
+            path.write_bytes(before)
+        with monkeypatch.context() as patched:
+            patched.setattr(c_source, "check_fits", refused)
+            status, output, errors = run("export", trained, "-o", path, "--c", folder, "--most", 5)
+        assert (status, output) == (2, "") and "not this one" in errors
+        assert [file.name for file in tmp_path.iterdir()] == (["model.safetensors"] if before else [])
+        assert before is None or path.read_bytes() == before
+    # What can be known is refused before anything is packed.
+    monkeypatch.setattr(export_module, "export_run", lambda *a, **b: pytest.fail("it was packed"))
+    (tmp_path / "d" / "model.c").mkdir(parents=True)
+    for options, says in (
+        (("-o", path, "--c", path), "cannot be written (is no folder)"),
+        (("-o", path, "--c", tmp_path / "d"), "cannot be written (model.c is a folder)"),
+        (("-o", path, "--c", folder, "--c-name", "math"), "is one of C's library"),
+        (("-o", tmp_path / "d" / "x.c", "--c", tmp_path / "d", "--c-name", "x"), "is named twice"),
+        (("-o", tmp_path / "none" / "m.safetensors", "--c", folder), "give a file in a folder that exists"),
+        (("-o", tmp_path / "d", "--c", folder), "it is a folder"),
+        (
+            (
+                "--c",
+                path,
+            ),
+            "cannot be written (is no folder)",
+        ),
+    ):
+        status, output, errors = run("export", trained, *options)
+        assert (status, output) == (2, "") and len(errors.splitlines()) == 1
+        assert says in errors, errors
+    assert path.read_bytes() == b"of before" and not folder.exists()
 
 
 def test_a_run_ends_with_the_next_three_commands(run, trained, recipe):

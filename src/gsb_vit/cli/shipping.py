@@ -3,12 +3,14 @@
 import contextlib
 import shlex
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gsb_vit.errors import InputError
+from gsb_vit.files import staged
 from gsb_vit.terminal import printable
 
 from .base import Engine, Json, MaxGigabytes, Threads, app, print_json, print_prose, require_training, tell
@@ -53,7 +55,7 @@ def export(
 ) -> None:
     """Pack a trained model into bits, and refuse if the packed model disagrees with it; or write it as one C file."""
     from gsb_vit.export.architecture import is_trained_model
-    from gsb_vit.export.c_source import write_c
+    from gsb_vit.export.c_source import check_place, write_c
 
     if output is None and c_folder is None:
         raise InputError("name what to write: -o MODEL.safetensors, a folder for C with --c OUT/, or both")
@@ -70,19 +72,12 @@ def export(
     from gsb_vit.export.run import export_run
 
     made: CSource | None = None
-    with contextlib.ExitStack() as stack:
-        if (packed_file := output) is None:
-            packed_file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.safetensors"
-        try:
-            packed, parity = export_run(
-                run, packed_file, data_spec=data, engine=engine, most=most, keep_digests=digests
-            )
-        except InputError as error:
-            if output is not None or c_folder is None:
-                raise
-            raise InputError(str(error).replace(str(packed_file), str(c_folder / f"{c_name}.c"))) from error
+    if c_folder is not None:
+        check_place(c_folder, c_name, output)
+    with _packed_file(output, c_folder and c_folder / f"{c_name}.c") as path:
+        packed, parity = export_run(run, path, data_spec=data, engine=engine, most=most, keep_digests=digests)
         if c_folder is not None:
-            made = write_c(packed_file, c_folder, engine, c_name)
+            made = write_c(path, c_folder, engine, c_name)
     if to_json:
         values = {
             "pictures": parity.n,
@@ -115,6 +110,35 @@ def export(
         )
     if made is not None and c_folder is not None:
         _tell_c(made, c_folder / c_name)
+
+
+@contextlib.contextmanager
+def _packed_file(output: Path | None, c_file: Path | None) -> Iterator[Path]:
+    """Give where to pack: ``output``, or, for a C file alone, a temporary file.
+
+    For both it is a file that gets the name ``output`` when the block, which writes the C file, ends well: so there are
+    both or none. What is said of it names the files that were asked for.
+    """
+    if output is not None and c_file is None:
+        yield output
+        return
+    asked = output or c_file
+    with contextlib.ExitStack() as stack:
+        try:
+            if output is None:
+                path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.safetensors"
+            else:
+                path = stack.enter_context(staged(output))
+        except OSError as error:
+            raise InputError(f"{asked}: cannot be written ({error}); give a file in a folder that exists") from error
+        try:
+            yield path
+        except InputError as error:
+            raise type(error)(str(error).replace(str(path), str(asked))) from error
+        try:
+            stack.close()
+        except OSError as error:
+            raise InputError(f"{asked}: cannot be written ({error}); make room there, or give another file") from error
 
 
 def _c_json(made: "CSource", stem: Path) -> dict[str, Any]:

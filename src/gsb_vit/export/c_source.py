@@ -75,11 +75,7 @@ def write_c(model: Path, folder: Path, engine: str = "native", name: str = "mode
         InputError: for what is no packed model, a model that C99 has no room for, a name that C does not take, and a
             folder that cannot be written; then nothing is written.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise InputError(f"the name {shown(name)} must be at most 31 of a-z, 0-9 and _, with a letter first")
-    if _HEADERS.fullmatch(name) or _WIDTHS.fullmatch(name):
-        raise InputError(f"the name {name!r} is one of C's library; choose another")
-    folder = as_path(folder, "a folder for model.c and model.h")
+    folder = check_place(folder, name)
     packed = read(model)
     check_fits(packed)
     classifier = load(model, threads=1, engine=engine)
@@ -94,9 +90,35 @@ def write_c(model: Path, folder: Path, engine: str = "native", name: str = "mode
             for ending, text in (("h", made.header), ("c", made.source)):
                 both.enter_context(staged(folder / f"{name}.{ending}")).write_bytes(text.encode())
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"{folder}: cannot be written ({reason}); give a folder for {name}.c and {name}.h") from error
+        raise _no_place(folder, name, error.strerror or str(error)) from error
     return made
+
+
+def check_place(folder: Path, name: str, other: Path | None = None) -> Path:
+    """Return the folder that ``name.c`` and ``name.h`` may go to, as far as that is known before they are made.
+
+    Raises InputError for a name that C does not take, for what is no folder or holds folders of these names, and where
+    ``other``, which is written, too, is one of the two files.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InputError(f"the name {shown(name)} must be at most 31 of a-z, 0-9 and _, with a letter first")
+    if _HEADERS.fullmatch(name) or _WIDTHS.fullmatch(name):
+        raise InputError(f"the name {name!r} is one of C's library; choose another")
+    folder = as_path(folder, "a folder for model.c and model.h")
+    if folder.exists() and not folder.is_dir():
+        raise _no_place(folder, name, "is no folder")
+    for path in (folder / f"{name}.c", folder / f"{name}.h"):
+        if path.is_dir():
+            raise _no_place(folder, name, f"{path.name} is a folder")
+        if other is not None and path.resolve() == other.resolve():
+            raise InputError(
+                f"{other} is named twice: as the packed file and as {path}; give the packed file another name"
+            )
+    return folder
+
+
+def _no_place(folder: Path, name: str, reason: str) -> InputError:
+    return InputError(f"{folder}: cannot be written ({reason}); give a folder for {name}.c and {name}.h")
 
 
 def noise(architecture: Architecture) -> NDArray[np.uint8]:
@@ -455,7 +477,8 @@ def _run_bytes(a: Architecture) -> int:
     tokens, width, words = a.num_tokens, a.embed_dim, -(-a.num_tokens // 32)
     head_words = a.num_heads * -(-a.head_dim // 32)
     pixels = a.image_size[0] * a.image_size[1] * 3
-    embedding = _sum_of([pixels, *(_level_bytes(a) if a.channels else ())])
+    taps = 6 * -(-a.patch_height * a.patch_width // 4) * 4
+    embedding = _sum_of([pixels, *(_level_bytes(a) if a.channels else (taps,))])
     values, queries = 2 * tokens * width, 4 * tokens * head_words
     planes, masks = 4 * a.value_groups * width * words, 4 * a.attention_groups * words
     bits = 4 * (-(-width // 32) + -(-a.mlp_hidden // 32))

@@ -4,32 +4,68 @@
 static inline int count_bits(uint32_t x) {
     return __builtin_popcount(x);
 }
+
+/* popcount(a ^ b), or of a & b */
+static inline int count_pairs(const uint32_t* a, const uint32_t* b, int words, int common) {
+    int count = 0;
+    for (int i = 0; i < words; ++i) count += count_bits(common ? a[i] & b[i] : a[i] ^ b[i]);
+    return count;
+}
 #else
-/* Numbers of ones in groups of four bits. */
-static inline uint32_t count_nibbles(uint32_t x) {
-    x -= (x >> 1) & 0x55555555u;
-    return (x & 0x33333333u) + ((x >> 2) & 0x33333333u);
+/* Masks that stay in registers: Thumb's "and" either shifts a register or takes a constant, but not both. */
+struct masks {
+    uint32_t twos, nibbles, bytes;
+};
+
+static inline struct masks count_masks(void) {
+    struct masks m = {0x55555555u, 0x33333333u, 0x0F0F0F0Fu};
+#if defined(__GNUC__) && defined(__thumb2__)
+    __asm__("" : "+r"(m.twos));
+    __asm__("" : "+r"(m.nibbles));
+    __asm__("" : "+r"(m.bytes));
+#endif
+    return m;
 }
 
-static inline int add_nibbles(uint32_t x) {
-    return (int)((((x & 0x0F0F0F0Fu) + ((x >> 4) & 0x0F0F0F0Fu)) * 0x01010101u) >> 24);
+/* Ones in groups of two bits, of four, and in bytes. */
+static inline uint32_t count_twos(struct masks m, uint32_t x) {
+    return x - (m.twos & (x >> 1));
+}
+
+static inline uint32_t count_nibbles(struct masks m, uint32_t twos) {
+    return (m.nibbles & twos) + (m.nibbles & (twos >> 2));
+}
+
+static inline uint32_t count_bytes(struct masks m, uint32_t nibbles) {
+    return (m.bytes & nibbles) + (m.bytes & (nibbles >> 4));
+}
+
+/* Those of three words: two bits have room for 3, so the third word's are halved and added to the others'. */
+static inline uint32_t count_three(struct masks m, uint32_t a, uint32_t b, uint32_t c) {
+    a = count_twos(m, a) + (m.twos & c);
+    b = count_twos(m, b) + (m.twos & (c >> 1));
+    return count_bytes(m, count_nibbles(m, a) + count_nibbles(m, b));
+}
+
+static inline uint32_t count_one(struct masks m, uint32_t x) {
+    x = count_nibbles(m, count_twos(m, x));
+    return (x + (x >> 4)) & m.bytes;
+}
+
+/* The sum of four bytes, of at most so many words. */
+static inline int sum_bytes(uint32_t bytes, int words) {
+#if defined(__ARM_FEATURE_SIMD32)
+    (void)words;
+    return (int)__usada8(bytes, 0, 0);
+#else
+    if (words < 8) return (int)((bytes * 0x01010101u) >> 24);
+    bytes = (bytes & 0x00FF00FFu) + ((bytes >> 8) & 0x00FF00FFu);
+    return (int)((bytes & 0xFFFFu) + (bytes >> 16));
+#endif
 }
 
 static inline int count_bits(uint32_t x) {
-    x = count_nibbles(x);
-    return (int)((((x + (x >> 4)) & 0x0F0F0F0Fu) * 0x01010101u) >> 24);
-}
-#define COUNTS_BY_HAND
-#endif
-
-/* Ones in three words: a full adder makes two words of them, whose ones weigh 1 and 2. */
-static inline int count_three(uint32_t a, uint32_t b, uint32_t c) {
-#ifdef COUNTS_BY_HAND
-    const uint32_t half = a ^ b, ones = half ^ c, twos = (a & b) | (half & c);
-    return add_nibbles(count_nibbles(ones) + 2 * count_nibbles(twos));
-#else
-    return count_bits(a) + count_bits(b) + count_bits(c);
-#endif
+    return sum_bytes(count_one(count_masks(), x), 1);
 }
 
 #if defined(__ARM_FEATURE_MVE)
@@ -43,30 +79,38 @@ static inline int add_four(int count, uint32x4_t words) {
 }
 #endif
 
-/* popcount(a ^ b) */
-static inline int count_differences(const uint32_t* a, const uint32_t* b, int words) {
+#define MOST_WORDS 30 /* whose ones a byte has room for */
+#define PAIR(i) (common ? a[i] & b[i] : a[i] ^ b[i])
+/* popcount(a ^ b), or of a & b */
+static inline int count_pairs(const uint32_t* a, const uint32_t* b, int words, int common) {
+    const struct masks m = count_masks();
     int count = 0, i = 0;
 #if defined(__ARM_FEATURE_MVE)
-    for (; i + 4 <= words; i += 4) count = add_four(count, veorq_u32(vld1q_u32(a + i), vld1q_u32(b + i)));
-#endif
-    for (; i + 3 <= words; i += 3) {
-        count += count_three(a[i] ^ b[i], a[i + 1] ^ b[i + 1], a[i + 2] ^ b[i + 2]);
+    for (; i + 4 <= words; i += 4) {
+        const uint32x4_t x = vld1q_u32(a + i), y = vld1q_u32(b + i);
+        count = add_four(count, common ? vandq_u32(x, y) : veorq_u32(x, y));
     }
-    for (; i < words; ++i) count += count_bits(a[i] ^ b[i]);
+#endif
+    while (i < words) {
+        const int rest = words - i < MOST_WORDS ? words - i : MOST_WORDS, end = i + rest;
+        uint32_t bytes = 0;
+        for (; i + 3 <= end; i += 3) bytes += count_three(m, PAIR(i), PAIR(i + 1), PAIR(i + 2));
+        for (; i < end; ++i) bytes += count_one(m, PAIR(i));
+        count += sum_bytes(bytes, rest);
+    }
     return count;
+}
+#undef PAIR
+#endif
+
+/* popcount(a ^ b) */
+static inline int count_differences(const uint32_t* a, const uint32_t* b, int words) {
+    return count_pairs(a, b, words, 0);
 }
 
 /* popcount(a & b) */
 static inline int count_common(const uint32_t* a, const uint32_t* b, int words) {
-    int count = 0, i = 0;
-#if defined(__ARM_FEATURE_MVE)
-    for (; i + 4 <= words; i += 4) count = add_four(count, vandq_u32(vld1q_u32(a + i), vld1q_u32(b + i)));
-#endif
-    for (; i + 3 <= words; i += 3) {
-        count += count_three(a[i] & b[i], a[i + 1] & b[i + 1], a[i + 2] & b[i + 2]);
-    }
-    for (; i < words; ++i) count += count_bits(a[i] & b[i]);
-    return count;
+    return count_pairs(a, b, words, 1);
 }
 
 static inline void set_bit(uint32_t* words, int index) {

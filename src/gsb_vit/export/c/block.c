@@ -1,5 +1,23 @@
 /* ---- A block */
 
+/* Bits of at most 32 outputs, the first one lowest. No store comes between, so inputs may stay in registers. */
+static inline uint32_t signs_of(const uint32_t* bits, const uint32_t* weight, const int16_t* threshold, int outputs) {
+    uint32_t word = 0;
+    for (int o = 0; o < outputs; ++o, weight += WIDTH_WORDS) {
+        word |= (uint32_t)(count_differences(bits, weight, WIDTH_WORDS) <= threshold[o]) << o;
+    }
+    return word;
+}
+
+static inline uint32_t steps_of(const uint32_t* bits, const uint32_t* weight, const int16_t* interval, int outputs) {
+    uint32_t word = 0;
+    for (int o = 0; o < outputs; ++o, weight += WIDTH_WORDS, interval += 2) {
+        const int count = count_differences(bits, weight, WIDTH_WORDS);
+        word |= (uint32_t)(count < interval[0] || interval[1] < count) << o;
+    }
+    return word;
+}
+
 /* Norm and qkv of every token: bits of queries and keys, popcounts of the Value. Says whether the norms hold. */
 static int query_key_value(struct arena* arena, int block) {
     struct block* b = &arena->u.run.now.block;
@@ -10,10 +28,12 @@ static int query_key_value(struct arena* arena, int block) {
         holds &= norm_bits(arena->u.run.x[token], norm1_threshold[block], norm1_flip[block], b->bits);
         for (int part = 0; part < 2; ++part) {
             uint32_t* out = part == 0 ? b->queries[token] : b->keys[token];
-            for (int head = 0; head < NUM_HEADS; ++head, out += HEAD_WORDS) {
-                for (int i = 0; i < HEAD_WORDS; ++i) out[i] = 0;
-                for (int c = 0; c < HEAD_DIM; ++c, weight += WIDTH_WORDS) {
-                    if (count_differences(b->bits, weight, WIDTH_WORDS) <= *threshold++) set_bit(out, c);
+            for (int head = 0; head < NUM_HEADS; ++head) {
+                for (int c = 0; c < HEAD_DIM; c += 32) {
+                    const int count = HEAD_DIM - c < 32 ? HEAD_DIM - c : 32;
+                    *out++ = signs_of(b->bits, weight, threshold, count);
+                    weight += (size_t)count * WIDTH_WORDS;
+                    threshold += count;
                 }
             }
         }
@@ -216,12 +236,10 @@ static int mlp(struct block* b, int block, float* x) {
     const int16_t* interval = fc1_zero_interval[block];
     const int holds = norm_bits(x, norm2_threshold[block], norm2_flip[block], b->bits);
     int ones = 0;
-    for (int i = 0; i < HIDDEN_WORDS; ++i) b->hidden[i] = 0;
-    for (int o = 0; o < MLP_HIDDEN; ++o, weight += WIDTH_WORDS, interval += 2) {
-        const int count = count_differences(b->bits, weight, WIDTH_WORDS);
-        if (interval[0] <= count && count <= interval[1]) continue;
-        set_bit(b->hidden, o);
-        ones += 1;
+    for (int o = 0; o < MLP_HIDDEN; o += 32, weight += 32 * WIDTH_WORDS, interval += 64) {
+        const uint32_t word = steps_of(b->bits, weight, interval, MLP_HIDDEN - o < 32 ? MLP_HIDDEN - o : 32);
+        b->hidden[o / 32] = word;
+        ones += count_bits(word);
     }
     weight = fc2_weight[block]; /* of {0, 1} and ±1 */
     for (int o = 0; o < EMBED_DIM; ++o, weight += HIDDEN_WORDS) {

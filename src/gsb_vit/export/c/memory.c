@@ -29,6 +29,9 @@
 #if defined(__ARM_FEATURE_MVE)
 #include <arm_mve.h>
 #endif
+#if defined(__ARM_FEATURE_SIMD32)
+#include <arm_acle.h>
+#endif
 
 #define LANES 16 /* of sum16 in docs/numerics.md */
 #define WORDS(bits) (((bits) + 31) / 32)
@@ -41,6 +44,8 @@
 #define PATCHES (GRID_HEIGHT * GRID_WIDTH)
 #define TOKENS (PREFIX_TOKENS + PATCHES)
 #define TOKEN_WORDS WORDS(TOKENS)
+#define PATCH_AREA (PATCH_HEIGHT * PATCH_WIDTH)
+#define PATCH_TAPS ((PATCH_AREA + 3) / 4 * 4)
 #define PIXEL_BYTES (IMAGE_HEIGHT * IMAGE_WIDTH * 3)
 
 /* ---- Memory: what is needed at the same time lies side by side, all else shares its place. */
@@ -65,6 +70,8 @@ struct embedding {
     uint8_t pixels[PIXEL_BYTES];
 #if CONVOLUTIONS > 0
     uint8_t even[EVEN_LEVELS], odd[ODD_LEVELS]; /* levels between convolutions */
+#else
+    int16_t taps[3][PATCH_TAPS]; /* of a patch, colour by colour */
 #endif
 };
 

@@ -109,7 +109,7 @@ def test_names_that_read_alike_are_told(tmp_path: Path) -> None:
     ]
     folder = make("folder", tmp_path, ("Cat", "cat", "dog"))
     (line,) = (one for one in draw_split(str(folder), read_raw(str(folder)), DataRecipe()).lines if "alike" in one)
-    assert line == "names that read alike: Cat and cat are two classes; give them one name if they are one"
+    assert line == "names that read alike: Cat and cat; give them one name if they are one class"
     folder = make("folder", tmp_path / "other", ("cat", "dog"))
     assert not any("alike" in one for one in draw_split(str(folder), read_raw(str(folder)), DataRecipe()).lines)
 

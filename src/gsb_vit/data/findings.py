@@ -72,9 +72,8 @@ class Findings:
         if groups := list(alike(self.raw.class_names)):
             several = f", {len(groups):,} times" if len(groups) > 1 else ""
             names = " and ".join(shortened(printable(name), _NAME) for name in groups[0][:2])
-            yield from filled(
-                f"names that read alike: {names} are two classes{several}; give them one name if they are one"
-            )
+            text = f"names that read alike: {names}{several}; give them one name if they are one class"
+            yield from filled(text)
 
     def _copies(self) -> Iterator[str]:
         groups = list(self.copies())

@@ -65,7 +65,7 @@ class Contents:
 
     def lines(self) -> Iterator[str]:
         """How many pictures are used, and what is ignored, by reason, with a count and an example."""
-        yield f"{printable(str(self.root))}: {counted(len(self.pictures), 'picture')} used"
+        yield f"{printable(str(self.root))}: {counted(len(self.pictures), 'picture')} found"
         for reason, paths in sorted(self.ignored.items()):
             yield from told(f"  ignored: {len(paths):,} {reason}, as", self._name(paths[0]))
 

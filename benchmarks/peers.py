@@ -206,16 +206,31 @@ def train_autogluon(options: argparse.Namespace) -> Made:
     import torch
     from autogluon.multimodal import MultiModalPredictor
 
-    checkpoint = options.out / "checkpoint"
     if not options.weights:
-        raise SystemExit("peers.py: AutoGluon begins with pretrained weights only; give --weights")
+        raise SystemExit("peers.py: AutoGluon begins with pretrained weights; without a hub give --weights")
+    checkpoint = options.out.resolve() / "checkpoint"
     checkpoint.mkdir()
     torch.save(lite0_weights(options.weights), checkpoint / "pytorch_model.bin")
+    described = {"architecture": LITE0, "num_features": 1280, "input_size": [3, options.size, options.size]}
+    (checkpoint / "config.json").write_text(json.dumps({**described, "mean": [0.5] * 3, "std": [0.5] * 3}))
     names = sorted(one.name for one in (options.data / "train").iterdir())
     rows = [(path, name) for name in names for path in pictures_of(options.data / "train" / name)]
-    predictor = MultiModalPredictor(label="label", path=str(options.out / "predictor"))
-    predictor.fit(pd.DataFrame(rows, columns=["image", "label"]), seed=options.seed)
-    return Made(names, lambda paths: predictor.predict_proba({"image": paths}, as_pandas=False), [])
+    place = options.out / "predictor"
+    predictor = MultiModalPredictor(label="label", path=str(place))
+    predictor.fit(
+        pd.DataFrame(rows, columns=["image", "label"]),
+        hyperparameters={
+            "model.names": ["timm_image"],
+            "model.timm_image.checkpoint_name": str(checkpoint),
+            "optim.max_epochs": options.epochs,
+        },
+        seed=options.seed,
+    )
+
+    def probabilities(paths: list[str]) -> Any:
+        return predictor.predict_proba(pd.DataFrame({"image": paths}), as_pandas=False)
+
+    return Made(list(predictor.class_labels), probabilities, [place])
 
 
 def train_gsb_vit(options: argparse.Namespace) -> Made:

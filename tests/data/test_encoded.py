@@ -62,7 +62,7 @@ def test_an_archive_is_read_as_the_folder_that_it_holds(tmp_path: Path, around: 
     raw, plain = read_raw(str(tmp_path / "mine.zip")), read_raw(str(folder))
     assert raw.class_names == plain.class_names == ("rose", "tulip")
     assert sorted(map(digest, raw.undivided.sources)) == sorted(map(digest, plain.undivided.sources))
-    assert len(raw.contents.pictures) == 26 and "26 pictures used" in "\n".join(raw.contents.lines())
+    assert len(raw.contents.pictures) == 26 and "26 pictures found" in "\n".join(raw.contents.lines())
     drawn = draw_split(str(tmp_path / "mine.zip"), raw, DataRecipe())
     assert any(line.startswith("2 classes: rose 14, tulip 12") for line in drawn.lines)
     shutil.rmtree(tmp_path / "mine" / "rose" / "nothing", ignore_errors=True)
@@ -213,7 +213,7 @@ def test_predict_takes_the_pictures_of_an_archive(tmp_path: Path, capsys: pytest
             assert [one["path"] for one in found] == [
                 f"{tmp_path}/a.zip/{name}" for name in ("1.png", "3.png", "x/2.png")
             ]
-            assert "3 pictures used\n  ignored: 1 .txt files" in said.err and "not a picture" in found[1]["error"]
+            assert "3 pictures found\n  ignored: 1 .txt files" in said.err and "not a picture" in found[1]["error"]
             archived = [found[0]["predictions"], found[2]["predictions"]]
     assert archived == [answers["1.png"], answers["2.png"]]
 

@@ -24,7 +24,7 @@ def test_formats_that_pillow_opens_are_used(tmp_path: Path, suffix: str) -> None
     raw = read_folder(tmp_path)
     assert np.bincount(raw.undivided.labels).tolist() == [12, 12]
     assert len(find_pictures([tmp_path])) == 24
-    assert "\n".join(raw.contents.lines()) == f"{tmp_path}: 24 pictures used"
+    assert "\n".join(raw.contents.lines()) == f"{tmp_path}: 24 pictures found"
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from class_folders import fill
 
+from gsb_vit.data.datasets import LabelledPictures
 from gsb_vit.data.digests import SHORT, digest, pack_seen, unpack_seen
-from gsb_vit.data.held_out import SPLIT_OPTIONS, judged_pictures
+from gsb_vit.data.held_out import SPLIT_OPTIONS, Judged, judged_pictures
 from gsb_vit.data.splits import DataRecipe, read_raw
 from gsb_vit.data.stored_split import draw_split, find_split, read_split
 from gsb_vit.errors import InputError
@@ -177,9 +178,23 @@ def test_bad_pictures_are_found_before_anything_trains_and_may_be_left_out(pictu
         draw(pictures, watch=watch)
     assert "\n" not in str(caught.value) and seen == [288] * 288
     drawn = draw(pictures, skip_bad=True)
-    assert len(drawn.stored.left_out) == 6 and drawn.lines[0].endswith("cannot be decoded: 6 pictures:")
+    assert len(drawn.stored.left_out) == 6 and drawn.lines[0] == "6 pictures left out, not to be decoded:"
     used = sum(len(part) for part in (drawn.data.train, drawn.data.validation, drawn.data.test))
     assert used == 282 and find_split(str(pictures), read_raw(str(pictures)), drawn.stored).lines == ()
+
+
+def test_what_is_judged_is_told_in_lines_of_80_cells_and_names_are_whole() -> None:
+    nothing = LabelledPictures((), np.array([], dtype=np.int64))
+    short = Judged(
+        ("a", "b"), nothing, 9, 2, ("9 pictures of mine, 2 of them seen in training", "judged on the other 7")
+    )
+    assert short.lines == [short.line] == ["9 pictures of mine, 2 of them seen in training; judged on the other 7"]
+    name = "a long name; of a file/" * 6
+    text = f"9 pictures of {name}, 2 of them seen in training"
+    long = Judged(("a", "b"), nothing, 9, 2, (text, "judged on the other 7"), (name, name, "x", "y"))
+    assert long.line == f"{text}; judged on the other 7; 4 that cannot be used are left out: {name}, {name}, x, …"
+    left_out = ["  4 that cannot be used are left out:", f"    {name}", f"    {name}", "    x", "    …"]
+    assert long.lines == [text, "  judged on the other 7", *left_out]
 
 
 def test_a_test_part_of_nothing_but_copies_is_said(tmp_path: Path) -> None:

@@ -212,6 +212,7 @@ def test_a_planned_run_tells_and_keeps_its_plan_and_resumes(tmp_path: Path, monk
         "in all:"
     )
     assert re.search(r"^stage1 epoch 2/2, 0:00:\d\d left: loss \d", said, re.MULTILINE)
+    assert said.startswith(f"{tmp_path / 'mine'}: 40 pictures found\n")
     assert said.index("2 classes") < said.index("timing some steps") < said.index("run: ")
     here = str(tmp_path)
     assert not [line for line in said.splitlines() if len(line) > 80 and here not in line]

@@ -199,3 +199,64 @@ def test_the_error_of_a_superposition():
     binary, *_ = random_trained()
     with pytest.raises(InputError, match="stage 1"):
         bench.matrices(binary, normalize(pictures[:4], preprocessing))
+
+
+@pytest.fixture(scope="module")
+def peers_data(tmp_path_factory):
+    """The folder of docs/peers.md, made of smooth random pictures."""
+    folder = imported("peers_folder")
+    root, out = tmp_path_factory.mktemp("flowers"), tmp_path_factory.mktemp("peers") / "data"
+    labels = np.array([*np.repeat(list(folder.CLASSES), 24), *[1] * 5])
+    for number in range(1, len(labels) + 1):
+        coarse = np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((80, 64), Image.Resampling.BICUBIC).save(root / f"image_{number:05}.jpg")
+    folder.build(root, labels, out, train=16)
+    return out
+
+
+def test_the_folder_of_the_peers_has_one_thing_wrong_in_each_case(peers_data):
+    from gsb_vit.data.splits import DataRecipe, read_raw
+    from gsb_vit.data.stored_split import draw_split
+    from gsb_vit.errors import InputError
+
+    def said(case, **ways):
+        spec = str(peers_data / case)
+        try:
+            return "\n".join(draw_split(spec, read_raw(spec), DataRecipe(), **ways).lines)
+        except InputError as error:
+            return f"refused: {error}"
+
+    whole = read_raw(str(peers_data / "flowers"))
+    assert np.bincount(whole.train.labels).tolist() == [16] * 6 and np.bincount(whole.test.labels).tolist() == [8] * 6
+    assert len(list((peers_data / "strangers").iterdir())) == 5
+    assert "2 of 108 pictures cannot be used" in said("cases/corrupt")
+    assert "2 pictures left out" in said("cases/corrupt", skip_bad=True)
+    told = said("cases/copies")
+    assert "left out of the test, copies of pictures for training or validation: 1, as" in told
+    assert "flatter the model: 1 of 37" in told and "labels that contradict: copies in several classes, once" in told
+    assert "unequal classes" in said("cases/imbalanced")
+    assert "6 classes: passion_flower 18, petunia 18" in said("cases/nested")
+    assert "refused" in said("cases/split") and "trian/" in said("cases/split")
+    assert "refused" in said("cases/class") and "'wallflour'" in said("cases/class")
+    suffixes = {path.suffix for path in (peers_data / "cases" / "phone").rglob("*.*")}
+    assert {".jpg", ".avif"} <= suffixes <= {".jpg", ".avif", ".heic"}
+
+
+def test_a_peer_is_judged_on_the_held_out_pictures(peers_data):
+    peers = imported("peers")
+    names = sorted(path.name for path in (peers_data / "flowers" / "test").iterdir())
+    roses = np.eye(6)[names.index("rose")]
+    made = peers.Made(names, lambda paths: np.tile(roses, (len(paths), 1)), [])
+    found = peers.judge(made, peers_data / "flowers" / "test", peers_data / "strangers")
+    assert found == {"judged": 48, "top1": 8 / 48, "strangers": 5, "strangers_above_0.9": 1.0}
+
+
+def test_a_peer_that_is_not_installed_is_one_line(tmp_path):
+    missing = next((n for n in ("ultralytics", "fastai", "autogluon") if importlib.util.find_spec(n) is None), None)
+    if missing is None:
+        skip_without("a missing peer", "fewer peers")
+    command = [sys.executable, ROOT / "benchmarks" / "peers.py", "--peer", missing, "--data", tmp_path, "--out", "out"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=HANG_SECONDS)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and not done.stdout
+    assert " is not installed in " in done.stderr and "pip install" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -179,7 +179,7 @@ def words_of(name, tried, value):
     return [*words, "--", *arguments] if arguments else words
 
 
-FOUND = re.compile(r" pictures? used$|^  ")
+FOUND = re.compile(r" pictures? found$|^  ")
 PROGRESS = {"train", "study", "quickstart"}  # they tell it on the error output where the output is JSON
 
 

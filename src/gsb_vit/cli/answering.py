@@ -186,7 +186,8 @@ def report(
         packed = read(model)
         judged = judged_pictures(data, packed.provenance, packed.class_names)
         require_same_classes(packed.class_names, judged.class_names, data)
-        tell(judged.line)
+        for line in judged.lines:
+            tell(line)
         out = output or given.with_name(f"{model.stem}.html")  # of a shipped model, here
         path = write_report(None, packed=model, test=judged.pictures, out=out, engine=engine)
     if to_json:

@@ -258,7 +258,8 @@ def offline_page(
         return
     if output is not None:
         megabytes = f"{found['bytes'] / 1e6:.2f} MB"
-        print(f"{printable(str(output))}: {megabytes}; open it in a browser, also on a phone and offline")
+        print(f"{printable(str(output))}: {megabytes}")
+        print("open it in a browser, also on a phone and offline")
     if pwa is not None:
         megabytes = f"{found['pwa_bytes'] / 1e6:.2f} MB"
         print(f"{printable(str(pwa))}: {megabytes}; serve it over https, and browsers offer to install it")

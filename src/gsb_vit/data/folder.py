@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from gsb_vit.errors import InputError
-from gsb_vit.terminal import counted, printable, told
 
 from .class_names import class_name
 from .datasets import LabelledPictures, RawData
@@ -65,8 +64,10 @@ class Contents:
             self.ignored.setdefault(reason, []).extend(paths)
 
     def lines(self) -> Iterator[str]:
-        """How many pictures are used, and what is ignored, by reason, with a count and an example."""
-        yield f"{printable(str(self.root))}: {counted(len(self.pictures), 'picture')} used"
+        """How many pictures were found, and what is ignored, by reason, with a count and an example."""
+        from gsb_vit.terminal import counted, printable, told  # imports rich, which a packed model does not need
+
+        yield f"{printable(str(self.root))}: {counted(len(self.pictures), 'picture')} found"
         for reason, paths in sorted(self.ignored.items()):
             yield from told(f"  ignored: {len(paths):,} {reason}, as", self._name(paths[0]))
 

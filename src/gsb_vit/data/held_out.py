@@ -32,14 +32,38 @@ def data_name(spec: str) -> str:
 
 @dataclass(frozen=True)
 class Judged:
-    """Pictures to judge a model on: which, of how many given, how many of these it has seen (None: unknown)."""
+    """Pictures to judge a model on: which, of how many given, how many of these it has seen (None: unknown).
+
+    ``clauses`` say so; ``left_out`` names pictures that do not decode.
+    """
 
     class_names: tuple[str, ...]
     pictures: LabelledPictures
     given: int
     seen: int | None
-    line: str
+    clauses: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> str:
+        """What is said of it, in one line."""
+        left_out = (f"{self._bad()} {listed(self.left_out)}",) if self.left_out else ()
+        return "; ".join((*self.clauses, *left_out))
+
+    @property
+    def lines(self) -> list[str]:
+        """The same for a person: in several lines where one would have more than 80 cells."""
+        from gsb_vit.terminal import COLUMNS, filled, told  # imports rich, which a packed model does not need
+
+        if len(self.line) <= COLUMNS:
+            return [self.line]
+        first, *others = self.clauses
+        lines = [first, *(line for clause in others for line in filled(f"  {clause}"))]
+        more = ("…",) if len(self.left_out) > 3 else ()
+        return [*lines, *(told(f"  {self._bad()}", *self.left_out[:3], *more) if self.left_out else ())]
+
+    def _bad(self) -> str:
+        return f"{len(self.left_out):,} that cannot be used are left out:"
 
 
 def judged_pictures(
@@ -83,7 +107,6 @@ def judged_pictures(
         judged,
         pictures=judged.pictures.take(good),
         left_out=names,
-        line=f"{judged.line}; {len(bad):,} that cannot be used are left out: {listed(names)}",
     )
 
 
@@ -105,14 +128,14 @@ def _judged(spec: str, provenance: Mapping[str, Any], own: Sequence[str], everyt
     known = len(given) - int(new.sum())
     text = f"{len(given):,} pictures of {spec}, {known:,} of them seen in training"
     if everything:
-        return Judged(raw.class_names, given, len(given), known, f"{text}; judged on all, the seen ones too")
+        return Judged(raw.class_names, given, len(given), known, (text, "judged on all, the seen ones too"))
     if known == len(given):
         raise InputError(
             f"all {known:,} pictures of {spec!r} were seen in training; give others, or judge on them all the same "
             "with --all"
         )
     kept = given.take(np.flatnonzero(new))
-    return Judged(raw.class_names, kept, len(given), known, f"{text}; judged on the other {len(kept):,}")
+    return Judged(raw.class_names, kept, len(given), known, (text, f"judged on the other {len(kept):,}"))
 
 
 def _judged_by_name(
@@ -120,15 +143,16 @@ def _judged_by_name(
 ) -> Judged:
     """The rule of before digests were kept."""
     split, pictures = provenance.get("split"), given
-    line = f"the model does not say which pictures it has seen; judged on all {len(given):,} given"
+    unknown = "the model does not say which pictures it has seen"
+    clauses = (unknown, f"judged on all {len(given):,} given")
     if isinstance(split, Mapping) and provenance.get("data") == data_name(spec) and not everything:
         splits = load_data(spec, _options(split))
         names, pictures = splits.class_names, splits.test
-        line = (
-            f"the model does not say which pictures it has seen; judged on {len(pictures):,} that its options leave "
-            f"out of {data_name(spec)!r}, if that is the data it was trained on; export its run again to be sure"
+        kept = (
+            f"judged on {len(pictures):,} that its options leave out of {data_name(spec)!r}, if that is the data it was"
         )
-    return Judged(names, pictures, len(given), None, line)
+        clauses = (unknown, f"{kept} trained on", "export its run again to be sure")
+    return Judged(names, pictures, len(given), None, clauses)
 
 
 def _options(split: Mapping[str, Any]) -> DataRecipe:

@@ -24,7 +24,7 @@ def evaluate_packed(
 
     ``n_given`` counts the pictures given, ``n_seen`` those of them seen (None: the model does not say); ``everything``
     judges on the seen ones, too. ``skip_bad`` leaves out pictures that do not decode, counted by ``n_left_out``.
-    ``say`` gets one line about it.
+    ``say`` gets the lines about it.
 
     Raises:
         InputError: the data cannot be read, its classes are not the model's, all pictures are seen, or some do not
@@ -33,7 +33,8 @@ def evaluate_packed(
     judged = judged_pictures(spec, provenance, classifier.class_names, everything=everything, skip_bad=skip_bad)
     require_same_classes(classifier.class_names, judged.class_names, spec)
     if say is not None:
-        say(judged.line)
+        for line in judged.lines:
+            say(line)
     logits = logits_of_sources(classifier, judged.pictures.sources)
     found = evaluation(logits, judged.pictures.labels, judged.class_names, classifier.decision)
     return {**found, "n_given": judged.given, "n_seen": judged.seen, "n_left_out": len(judged.left_out)}

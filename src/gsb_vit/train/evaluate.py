@@ -77,7 +77,8 @@ def evaluate_run(
     judged = judged_pictures(data_spec, provenance, trained.class_names, everything=everything, skip_bad=skip_bad)
     require_same_classes(trained.class_names, judged.class_names, data_spec)
     if say is not None:
-        say(judged.line)
+        for line in judged.lines:
+            say(line)
     pictures = EvaluationPictures(judged.pictures, trained.preprocessing, memory_limit_mb)
     decision = run_decision(Path(path_or_run)) or Decision()
     found = evaluation(model_logits(trained.model, pictures), judged.pictures.labels, judged.class_names, decision)

@@ -198,7 +198,7 @@ def _draw(request: Request, raw: RawData, console: Console) -> tuple[Drawn, floa
     """The split, drawn now, and the seconds a picture took; a bar tells how many pictures have been decoded."""
     columns = (TextColumn("pictures verified"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
     looked_at, started = 0, time.perf_counter()
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
 
         def watch(count: int) -> Callable[[], None]:
             nonlocal looked_at

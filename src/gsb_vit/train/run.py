@@ -30,7 +30,7 @@ from gsb_vit.metrics import classification_metrics, confusion_matrix
 from gsb_vit.models.binarize import initialize_scales
 from gsb_vit.models.build import build_model
 from gsb_vit.models.trained import ModelInfo, find_model
-from gsb_vit.terminal import plain_console, show
+from gsb_vit.terminal import plain_console, show, told
 
 from .batches import EvaluationPictures, TrainingPictures
 from .checkpoint import is_finished, read_stage_file, start_from
@@ -136,10 +136,12 @@ def _train(request: Request, console: Console, stack: contextlib.ExitStack, trac
         f"validation, {len(data.test):,} for the final test"
     )
     if recipe.mixed_precision == "bf16" and emulates_bfloat16(accelerator.device):
-        log.say_prose(
+        slow = (
             'mixed_precision = "bf16": this processor has no instructions for bfloat16, which then takes about ten '
-            "times as long as float32; stop and train with --set mixed_precision=no"
+            "times as long as float32; stop and train with"
         )
+        for line in told(slow, "--set mixed_precision=no"):
+            log.say(line)
     if trackers:
         log.tracking = Tracking(accelerator, log.say)
         log.tracking.start(recipe, folder, request.data_spec)

@@ -20,9 +20,9 @@ typedef struct gsb_vit_info {
     int classes;       /* numbers a picture gets */
     int tokens;        /* N, prefix tokens and patches */
     int embed_dim, depth, num_heads, mlp_hidden;
-    int threads;          /* that predict uses */
-    const char* backend;  /* the instruction set that runs: "portable", "avx2", "avx512", "neon" or "wasm" */
-    const char* name;     /* of the architecture; lives as long as the model */
+    int threads;         /* that predict uses */
+    const char* backend; /* the instruction set that runs: "portable", "avx2", "avx512", "neon", "neon_dot" or "wasm" */
+    const char* name;    /* of the architecture; lives as long as the model */
     int attention_groups; /* A, binary masks of an attention head */
 } gsb_vit_info;
 

@@ -39,6 +39,9 @@ std::set<std::string> expected_backends() {
     std::set<std::string> expected = {"portable"};
 #if defined(__aarch64__)
     expected.insert("neon");
+    uint64_t instructions;  // Linux lets programs read this register; bits 47 to 44 are about dot products
+    asm("mrs %0, ID_AA64ISAR0_EL1" : "=r"(instructions));
+    if (instructions >> 44 & 15) expected.insert("neon_dot");
 #elif defined(__x86_64__)
     std::ifstream cpu("/proc/cpuinfo");
     std::set<std::string> flags;
@@ -91,7 +94,10 @@ void test_dispatch(Results& results) {
     results.check(names(haswell) == "avx2 portable", "dispatch: Haswell");
     results.check(names(odd) == "portable", "dispatch: without F16C");
 #elif defined(__aarch64__)
-    results.check(names({}) == "neon portable", "dispatch: AArch64");
+    Features dotprod{};
+    dotprod.dotprod = true;
+    results.check(names({}) == "neon portable", "dispatch: Cortex-A53, A72");
+    results.check(names(dotprod) == "neon_dot neon portable", "dispatch: Cortex-A76");
 #endif
     results.check(kernels_for(processor_features()) == available_kernels(), "dispatch: this processor");
 }

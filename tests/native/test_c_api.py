@@ -178,7 +178,7 @@ def test_pictures_of_any_size_format_and_orientation_give_the_logits_of_python(n
 
 def test_neon_makes_the_same_pixels(emulated, model):
     command = ["qemu-aarch64", emulated / "native/tests/images"]
-    check_images(command, model[0] / "model.safetensors", ["neon", "portable"])
+    check_images(command, model[0] / "model.safetensors", ["neon_dot", "neon", "portable"])
 
 
 def test_all_backends_agree(native, model):
@@ -191,10 +191,11 @@ def test_neon_agrees_with_the_reference(emulated, model):
     folder, name, logit = model
     done = run("qemu-aarch64", emulated / "classify", folder / "model.safetensors", folder / "picture.ppm")
     check_classify(done, name, logit)
-    assert "(neon, " in done.stdout
+    assert "(neon_dot, " in done.stdout
     done = run("qemu-aarch64", emulated / "compare_backends", folder / "model.safetensors", 2)
     assert done.returncode == 0, done.stderr
     assert "neon, 2 threads: 2 pictures agree" in done.stdout
+    assert "neon_dot, 2 threads: 2 pictures agree" in done.stdout
     assert "portable, 2 threads: 2 pictures agree" in done.stdout
 
 

@@ -21,7 +21,7 @@ from gsb_vit.decision import Decision, Unknown
 from gsb_vit.runtime.packed_file import write
 
 PRESETS = {"x86_64": (), "aarch64": ("qemu-aarch64",), "armv7": ("qemu-arm",), "riscv64": ("qemu-riscv64",)}
-BACKENDS = {"aarch64": "neon", "armv7": "portable", "riscv64": "portable"}
+BACKENDS = {"aarch64": "neon_dot, neon", "armv7": "portable", "riscv64": "portable"}
 LIMIT = 2_000_000
 
 

@@ -39,19 +39,37 @@ def test_kernels_and_models_on_this_machine(models):
     assert "portable" in ran
 
 
+# What runs on each processor, the best first: NEON alone, NEON with dot products, and all that QEMU knows.
+PROCESSORS = {
+    "cortex-a53": ("neon", "portable"),
+    "cortex-a76": ("neon_dot", "neon", "portable"),
+    "max": ("neon_dot", "neon", "portable"),
+}
+
+
 # Every check of the native tests, instruction by instruction in an emulator.
 @pytest.mark.slow
-def test_kernels_and_models_on_aarch64(aarch64, models):
-    ran = check_selftest(run("qemu-aarch64", aarch64 / "native/tests/selftest", *files_of(models)))
-    assert ran == {"neon", "portable"}
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_kernels_and_models_on_aarch64(aarch64, models, processor):
+    ran = check_selftest(run("qemu-aarch64", "-cpu", processor, aarch64 / "native/tests/selftest", *files_of(models)))
+    assert ran == set(PROCESSORS[processor])
 
 
+@pytest.mark.parametrize("processor", PROCESSORS)
 @pytest.mark.parametrize("name", SHAPES)
-def test_aarch64_gives_the_logits_of_the_reference(aarch64, models, name):
+def test_aarch64_gives_the_logits_of_the_reference(aarch64, models, name, processor):
     model, pixels, logits = models[name]
-    for threads in (1, 2):
-        done = run("qemu-aarch64", aarch64 / "native/tests/logits", model, pixels, threads, "neon")
-        assert done.stdout == logits.read_bytes()
+    best = PROCESSORS[processor][0]
+    for threads, backend in ((1, best), (2, best), (1, "neon")):
+        program = ("qemu-aarch64", "-cpu", processor, aarch64 / "native/tests/logits")
+        assert run(*program, model, pixels, threads, backend).stdout == logits.read_bytes()
+
+
+def test_dot_products_are_refused_where_there_are_none(aarch64, models):
+    model, pixels, _ = next(iter(models.values()))
+    program = ("qemu-aarch64", "-cpu", "cortex-a53", aarch64 / "native/tests/logits")
+    done = run(*program, model, pixels, 1, "neon_dot", ok=False)
+    assert done.returncode != 0 and b"'neon_dot' cannot run on this machine; there is neon, portable" in done.stderr
 
 
 def train_hashes(folder, *emulator):
@@ -115,6 +133,11 @@ def test_neon_needs_at_most_a_third_of_the_instructions(instructions):
     """Of one forward pass: two pictures minus one."""
     neon, portable = (instructions(2, backend) - instructions(1, backend) for backend in ("neon", "portable"))
     assert 0 < neon <= portable / 3, f"{neon} of {portable}: {neon / portable:.3f}"
+
+
+def test_dot_products_save_a_twentieth_of_the_instructions(instructions):
+    dot, neon = (instructions(2, backend) - instructions(1, backend) for backend in ("neon_dot", "neon"))
+    assert 0 < dot <= 0.95 * neon, f"{dot} of {neon}: {dot / neon:.3f}"
 
 
 def test_a_start_needs_fewer_instructions_than_half_a_picture(instructions):

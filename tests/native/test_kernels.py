@@ -55,6 +55,8 @@ def test_the_machine_runs_every_backend_it_could():
         expected.add("avx512")
     if "asimd" in flags:
         expected.add("neon")
+    if "asimddp" in flags:
+        expected.add("neon_dot")
     assert set(_native.backends()) == expected
 
 

@@ -6,6 +6,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace gsb {
@@ -25,6 +27,11 @@ Features processor_features() {
     f.avx512vl = __builtin_cpu_supports("avx512vl");
     f.avx512vpopcntdq = __builtin_cpu_supports("avx512vpopcntdq");
     f.avx512vnni = __builtin_cpu_supports("avx512vnni");
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+    f.dotprod = true;  // of every processor that this is compiled for
+#elif defined(__aarch64__) && defined(__linux__)
+    constexpr unsigned long kHasDotProducts = 1ul << 20;  // HWCAP_ASIMDDP
+    f.dotprod = getauxval(AT_HWCAP) & kHasDotProducts;
 #endif
     return f;
 }
@@ -40,6 +47,7 @@ std::vector<const Kernels*> kernels_for([[maybe_unused]] const Features& f) {
     if (avx2) found.push_back(&kAvx2Kernels);
 #endif
 #if defined(__aarch64__)
+    if (f.dotprod) found.push_back(&kNeonDotKernels);
     found.push_back(&kNeonKernels);  // part of every AArch64 processor
 #endif
 #if defined(__wasm_simd128__)

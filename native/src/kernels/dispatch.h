@@ -15,6 +15,7 @@ extern const Kernels kAvx512Kernels;
 #endif
 #if defined(__aarch64__)
 extern const Kernels kNeonKernels;
+extern const Kernels kNeonDotKernels;
 #endif
 #if defined(__wasm_simd128__)
 extern const Kernels kWasmKernels;
@@ -22,7 +23,11 @@ extern const Kernels kWasmKernels;
 
 // What kernels ask of a processor, and the operating system saves.
 struct Features {
+#if defined(__aarch64__)
+    bool dotprod;
+#else
     bool avx2, f16c, avx512f, avx512bw, avx512dq, avx512vl, avx512vpopcntdq, avx512vnni;
+#endif
 };
 Features processor_features();
 

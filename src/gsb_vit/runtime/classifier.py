@@ -306,7 +306,7 @@ def load(
     ``threads`` counts those of the native engine; 0 takes every core this process may run on. ``engine`` is
     ``"native"``, or ``"reference"``: NumPy, slow, the same logits bit for bit. The native engine uses the fastest
     instruction set of the machine, or the one that ``backend`` or else the environment variable ``GSB_VIT_BACKEND``
-    names: ``portable``, ``avx2``, ``avx512`` or ``neon``.
+    names: ``portable``, ``avx2``, ``avx512``, ``neon`` or ``neon_dot``.
 
     A loaded model takes at most ``max_memory`` bytes: its file, its weights and the arrays of a forward pass, which
     grow with tokens². A model that would take more is refused before it asks for them. The default is what the

@@ -1,11 +1,17 @@
 /* ---- From pixels to tokens */
 
 #if CONVOLUTIONS == 0
+#if defined(__GNUC__)
+#define APART __attribute__((noinline)) /* with all registers for itself */
+#else
+#define APART
+#endif
+
 #if defined(__ARM_FEATURE_MVE)
 #define PLACE_OF(tap) (tap)
 
 /* Σ taps·weight: eight a time. */
-static inline int32_t dot(const int16_t* taps, const int8_t* weight, int count) {
+APART static int32_t dot(const int16_t* taps, const int8_t* weight, int count) {
     int32_t sum = 0;
     for (int i = 0; i < count / 8 * 8; i += 8) {
         sum = vmladavaq_s16(sum, vldrhq_s16(taps + i), vldrbq_s16(weight + i));
@@ -21,7 +27,7 @@ static inline int32_t dot(const int16_t* taps, const int8_t* weight, int count) 
 /* Two a time, so that bytes 0 and 2 of a word of weights come first, 1 and 3 behind them. */
 #define PLACE_OF(tap) ((tap) / 4 * 4 + (((tap) % 4 * 2) | ((tap) % 4 / 2)) % 4)
 
-static inline int32_t dot(const int16_t* taps, const int8_t* weight, int count) {
+APART static int32_t dot(const int16_t* taps, const int8_t* weight, int count) {
     int32_t sum = 0;
     for (int i = 0; i < count / 4 * 4; i += 4) {
         uint32_t four;

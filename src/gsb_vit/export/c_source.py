@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gsb_vit import __version__
 from gsb_vit.errors import InputError, ModelError, shown
-from gsb_vit.files import as_path, staged
+from gsb_vit.files import as_path, refuse_other, staged
 from gsb_vit.runtime.classifier import load
 from gsb_vit.runtime.packed_file import PackedModel, read
 from gsb_vit.runtime.schema import Architecture, Formats
@@ -80,6 +80,8 @@ def write_c(model: Path, folder: Path, engine: str = "native", name: str = "mode
     if _HEADERS.fullmatch(name) or _WIDTHS.fullmatch(name):
         raise InputError(f"the name {name!r} is one of C's library; choose another")
     folder = as_path(folder, "a folder for model.c and model.h")
+    for ending in ("h", "c"):
+        refuse_other(folder / f"{name}.{ending}", "a file of gsb-vit", b"made by gsb-vit")
     packed = read(model)
     check_fits(packed)
     classifier = load(model, threads=1, engine=engine)

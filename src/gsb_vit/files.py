@@ -4,7 +4,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +12,9 @@ from typing import Any, BinaryIO
 from gsb_vit.errors import InputError, shown
 
 MOST_TEXT = 1_000_000
+_SHOWN = 40  # characters of a file's name in that of its temporary one
+_HEAD = 4096
+HTML_MARK = b"<html"
 
 
 @contextmanager
@@ -26,7 +29,8 @@ def staged(path: Path) -> Iterator[Path]:
     """
     _require_replaceable(path)
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        # Not the whole name, which may be as long as names get.
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:_SHOWN]}.", suffix=".tmp")
     except OSError as error:  # which names a file that nobody asked for
         raise OSError(error.errno, error.strerror, str(path)) from error
     os.close(descriptor)
@@ -55,6 +59,25 @@ def _require_replaceable(path: Path) -> None:
         return  # not there yet, or what comes next says why it cannot be written
     if not replaceable:
         raise InputError(f"{path} is a device, pipe or socket, which a file would replace; name a file to write")
+
+
+def refuse_other(path: Path, what: str, mark: bytes | Callable[[Path], bool]) -> None:
+    """Raise InputError where writing would lose a file: one that is there, is not empty and is not ``what``.
+
+    What is known by ``mark``, bytes among its first 4096 in lower case or a function of its path, may be replaced.
+    """
+    try:
+        if not path.is_file() or path.stat().st_size == 0:
+            return
+        if callable(mark):
+            fits = mark(path)
+        else:
+            with path.open("rb") as file:
+                fits = mark in file.read(_HEAD).lower()
+    except (OSError, ValueError):
+        return  # what comes next says why it cannot be written
+    if not fits:
+        raise InputError(f"{path} is there already and is not {what}; name another file, or remove it first")
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -51,6 +51,14 @@ def test_two_spellings_of_a_name_are_one_class(tmp_path: Path, kind: str) -> Non
         assert class_name(str(source).split("/")[-2]) == raw.class_names[label]
 
 
+def test_a_list_that_names_a_picture_in_both_spellings_names_it_twice(tmp_path: Path) -> None:
+    folder = make("folder", tmp_path, (ONE, "rose"))
+    lines = [f"folder/{ONE}/000.png,{label}" for label in (ONE, LETTERS)] + ["folder/rose/000.png,rose"]
+    (tmp_path / "all.csv").write_text("path,label\n" + "\n".join(lines), encoding="utf-8")
+    raw = read_raw(str(folder.parent / "all.csv"))
+    assert raw.undivided is not None and raw.undivided.labels.tolist() == [0, 1]
+
+
 def test_parts_of_a_folder_may_spell_a_class_in_two_ways(tmp_path: Path) -> None:
     for part, name in (("train", ONE), ("val", LETTERS)):
         fill(tmp_path / part / name, 2)

@@ -103,10 +103,10 @@ def test_refusals_are_one_line_and_write_nothing(model, tmp_path, capsys):
 
 def test_files_of_before_stay_where_the_new_ones_cannot_be_written(model, tmp_path, capsys):
     (tmp_path / "c" / "model.c").mkdir(parents=True)
-    (tmp_path / "c" / "model.h").write_text("of before")
+    (tmp_path / "c" / "model.h").write_text("made by gsb-vit before")
     code, said = export(capsys, model, "--c", tmp_path / "c", "--engine", "reference")
     assert code == 2 and "cannot be written" in said.err
-    assert (tmp_path / "c" / "model.h").read_text() == "of before"
+    assert (tmp_path / "c" / "model.h").read_text() == "made by gsb-vit before"
     assert len(list((tmp_path / "c").iterdir())) == 2
 
 

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from gsb_vit.errors import InputError
-from gsb_vit.files import open_regular, write_atomically
+from gsb_vit.files import HTML_MARK, open_regular, refuse_other, write_atomically
 from gsb_vit.runtime.packed_file import read
 from gsb_vit.runtime.shipped import locate_model
 
@@ -34,6 +34,7 @@ def write_app(models: Sequence[Path], out: Path) -> int:
     """
     models = [locate_model(path) for path in models]
     refuse_models_as_output(models, [out])
+    refuse_other(out, "a page", HTML_MARK)
     page = make_page(read_models(models))
     write_atomically(out, page)
     return len(page)

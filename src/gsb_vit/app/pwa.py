@@ -8,7 +8,7 @@ from pathlib import Path
 from gsb_vit.app.icon import icon
 from gsb_vit.app.page import fill, make_page, read_models, refuse_models_as_output, text_of, title_of
 from gsb_vit.errors import InputError
-from gsb_vit.files import write_atomically
+from gsb_vit.files import HTML_MARK, refuse_other, write_atomically
 from gsb_vit.runtime.shipped import locate_model
 
 PAGE, MANIFEST, WORKER = "index.html", "manifest.webmanifest", "sw.js"
@@ -33,6 +33,7 @@ def write_pwa(models: Sequence[Path], folder: Path) -> int:
     read = read_models(models)
     written = _files(read)
     refuse_models_as_output(models, [folder / name for name in written])
+    refuse_other(folder / PAGE, "a page", HTML_MARK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

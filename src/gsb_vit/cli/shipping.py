@@ -192,10 +192,12 @@ def add_class(
     found = find_pictures(pictures, tell)
     made = loaded.add_class(name, found, output)
     if to_json:
-        values = {"model": str(output), "bytes": output.stat().st_size, "class": name, "pictures": len(found)}
+        values = {"model": str(output), "bytes": output.stat().st_size, "class": made.class_names[-1]}
+        values |= {"pictures": len(found)}
         print_json({**values, "classes": list(made.class_names)})
         return
-    print(f"{printable(str(output))}: {len(made.class_names)} classes, {printable(name)} from {len(found)} pictures")
+    classes, added = len(made.class_names), printable(made.class_names[-1])
+    print(f"{printable(str(output))}: {classes} classes, {added} from {len(found)} pictures")
     if made.decision.unknown is not None:
         print_prose(
             "temperature and threshold are still those of the old classes: the new one's probabilities are not "

@@ -14,6 +14,7 @@ from gsb_vit.errors import InputError, shown
 from gsb_vit.files import open_regular
 
 from .arranged import Labelled, arrange
+from .class_names import class_name
 from .datasets import RawData
 from .folder import SPLIT_OF, Contents
 
@@ -43,7 +44,7 @@ def read_list(path: Path) -> RawData:
                 f"{path}, line {number}: no file {shown(str(source), 300)}; paths are relative to the list"
             )
         part = _part(path, number, row)
-        if (key := (os.path.abspath(source), label, part)) in before:
+        if (key := (os.path.abspath(source), class_name(label), part)) in before:
             contents.ignore("lines that name a picture again", source)
             continue
         before.add(key)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gsb_vit import __version__
 from gsb_vit.errors import InputError, ModelError, shown
-from gsb_vit.files import as_path, staged
+from gsb_vit.files import as_path, refuse_other, staged
 from gsb_vit.runtime.classifier import load
 from gsb_vit.runtime.packed_file import PackedModel, read
 from gsb_vit.runtime.schema import Architecture, Formats
@@ -110,6 +110,7 @@ def check_place(folder: Path, name: str, other: Path | None = None) -> Path:
     for path in (folder / f"{name}.c", folder / f"{name}.h"):
         if path.is_dir():
             raise _no_place(folder, name, f"{path.name} is a folder")
+        refuse_other(path, "a file of gsb-vit", b"made by gsb-vit")
         if other is not None and path.resolve() == other.resolve():
             raise InputError(
                 f"{other} is named twice: as the packed file and as {path}; give the packed file another name"

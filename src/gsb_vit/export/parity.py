@@ -158,6 +158,7 @@ def export_and_verify(
         InputError: with the figures, where the two disagree; and as ``export_model`` and :func:`compare`.
     """
     path = Path(path)
+    packed_file.refuse_other_model(path)
     try:
         with staged(path) as candidate:
             model = export_model(

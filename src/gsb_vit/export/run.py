@@ -14,7 +14,7 @@ from gsb_vit.data.splits import DataSplits
 from gsb_vit.data.stored_split import run_data
 from gsb_vit.errors import InputError
 from gsb_vit.models.trained import find_model, load_model
-from gsb_vit.runtime.packed_file import PackedModel
+from gsb_vit.runtime.packed_file import PackedModel, refuse_other_model
 from gsb_vit.train.evaluate import run_data_options, run_decision
 from gsb_vit.train.folder import RUN_FILE, read_run
 
@@ -48,6 +48,7 @@ def export_run(
             with the figures; then nothing is written.
     """
     run = Path(run)
+    refuse_other_model(Path(output))
     trained = load_model(run)
     spec = data_spec or _data_of(run)
     options = run_data_options(run)

@@ -15,7 +15,7 @@ from gsb_vit.data.datasets import LabelledPictures
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.decision import Decision, expected_calibration_error
 from gsb_vit.errors import InputError
-from gsb_vit.files import read_json, write_atomically
+from gsb_vit.files import HTML_MARK, read_json, refuse_other, write_atomically
 from gsb_vit.metrics import METRIC_NAMES, classification_metrics, confusion_matrix
 from gsb_vit.runtime.classifier import load
 from gsb_vit.runtime.evaluate import logits_of
@@ -87,6 +87,9 @@ def write_report(
         InputError: a file of the run is missing or unreadable, or the packed model is.
     """
     run, packed = None if run is None else Path(run), None if packed is None else locate_model(packed)
+    folder = run if run is not None else packed.parent if packed is not None else Path()
+    path = Path(out) if out is not None else folder / "report.html"
+    refuse_other(path, "a page", HTML_MARK)
     model = None if packed is None else read_packed(packed)
     own: PackedModel | Judged
     if packed is not None and model is not None:
@@ -129,8 +132,6 @@ def write_report(
     }
     environment = Environment(loader=PackageLoader("gsb_vit.report"), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html").render(values)
-    folder = run if run is not None else packed.parent if packed is not None else Path()
-    path = Path(out) if out is not None else folder / "report.html"
     write_atomically(path, page.encode("utf-8"))
     return path
 

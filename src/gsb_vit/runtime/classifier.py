@@ -22,7 +22,7 @@ from gsb_vit.files import as_path, open_regular
 from gsb_vit.limits import memory_limit
 
 from .card import html_card, line_card
-from .packed_file import PackedModel, parse, read, write
+from .packed_file import PackedModel, parse, read, refuse_other_model, write
 from .pictures import batches, is_many, is_stored, picture_digest, prepare
 from .reference import ReferenceModel, check_batch
 from .schema import DECISION_KEY, MAX_MEMORY, Architecture, read_decision
@@ -244,6 +244,7 @@ class Classifier:
         from .add_class import require_name, with_class
 
         target = as_path(path, "a packed file to write")
+        refuse_other_model(target)
         name = require_name(self.class_names, name)
         given: list[Any] = list(pictures) if is_many(pictures) else [pictures]
         stored = [picture_digest(one) for one in given]  # before file objects are read to their end

@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.decision import Decision
 from gsb_vit.errors import InputError
-from gsb_vit.files import write_atomically
+from gsb_vit.files import open_regular, refuse_other, write_atomically
 from gsb_vit.limits import memory_limit
 
 from .checksum import xxh64
@@ -83,6 +83,22 @@ def read(path: PathLike, *, max_memory: int | None = None) -> PackedModel:
     except OSError as error:
         reason = "is a folder" if path.is_dir() else " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read ({reason}); give {what_to_give(path)}") from error
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file says in its header that it is a packed model; it may be damaged behind that."""
+    try:
+        with open_regular(path, "a packed model file") as file:
+            header = file.read(min(int.from_bytes(file.read(8), "little"), MAX_HEADER_BYTES))
+        values = json.loads(header)
+        return bool(values["__metadata__"]["format"] == FORMAT)
+    except (InputError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def refuse_other_model(path: Path) -> None:
+    """Raise InputError where a packed file would replace a file that is none."""
+    refuse_other(path, "a packed model", is_packed)
 
 
 def parse(data: bytes) -> PackedModel:

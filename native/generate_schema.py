@@ -20,9 +20,12 @@ TABLES = {
     "kFirstConvolutionTensors": schema.FIRST_CONVOLUTION_TENSORS,
     "kMiddleConvolutionTensors": schema.MIDDLE_CONVOLUTION_TENSORS,
     "kLastConvolutionTensors": schema.LAST_CONVOLUTION_TENSORS,
+    "kMiddleBinaryConvolutionTensors": schema.MIDDLE_BINARY_CONVOLUTION_TENSORS,
+    "kLastBinaryConvolutionTensors": schema.LAST_BINARY_CONVOLUTION_TENSORS,
     "kHeadTensors": schema.HEAD_TENSORS,
     "kBlockTensors": schema.BLOCK_TENSORS,
 }
+MEMBERS = {schema.LEVEL_FORMAT: "kLevelFormat"}
 TENSORS = [tensor for table in TABLES.values() for tensor in table]
 
 TYPES = """
@@ -38,7 +41,7 @@ struct Type {
     size_t bytes;
 };
 
-enum class Kind { text, choice, whole, number };
+enum class Kind { text, choice, whole, number, boolean, object };
 
 // What a key of a JSON object holds; with most_items >= 0 a list of it. `above` and `below` are exclusive.
 struct Key {
@@ -49,7 +52,9 @@ struct Key {
     bool increasing;
     const char* const* choices;
     size_t choice_count;
-    bool optional;  // since version 2
+    bool optional;       // since version 2
+    const Key* members;  // of an object
+    size_t member_count;
 };
 
 // times · dimension + plus, or the 64-bit words for so many bits.
@@ -110,9 +115,10 @@ def _key(key: Key) -> str:
     choices = f"k{_camel(key.name)}, {len(key.choices)}" if key.choices else "nullptr, 0"
     least, most = key.items or (-1, -1)
     limits = ", ".join(map(_number, (key.least, key.most, key.above, key.below)))
+    members = f"{MEMBERS[key.members]}, {len(key.members)}" if key.members else "nullptr, 0"
     return (
         f'    {{"{key.name}", Kind::{key.kind}, {limits}, {least}, {most}, {str(key.increasing).lower()}, {choices}, '
-        f"{str(key.optional).lower()}}},"
+        f"{str(key.optional).lower()}, {members}}},"
     )
 
 
@@ -172,6 +178,7 @@ def generate() -> str:
             "Type", "kTypes", [f'    {{"{name}", {np.dtype(dtype).itemsize}}},' for name, dtype in schema.TYPES.items()]
         ),
         *_table("Version", "kVersions", [_version(*version) for version in schema.METADATA_KEYS.items()]),
+        *_table("Key", "kLevelFormat", [_key(key) for key in schema.LEVEL_FORMAT]),
         *_table("Key", "kArchitecture", [_key(key) for key in schema.ARCHITECTURE]),
         *_table("Key", "kPreprocessing", [_key(key) for key in schema.PREPROCESSING]),
         *_table("Key", "kDecision", [_key(key) for key in schema.DECISION]),

@@ -19,6 +19,18 @@ SHAPES = {
     "oblong": dict(SMALL, image_size=(8, 20), patch_size=(2, 5), attention_bias="full", value_thresholds=()),
     "more_tokens": dict(SMALL, image_size=32, patch_size=4, attention_thresholds=(0.1,), threshold_scope="fixed"),
     "convolutions": dict(SMALL, tokenizer_channels=(3,), global_pool="avg", prefix_tokens=0),
+    "one_bit_convolutions": dict(
+        SMALL,
+        image_size=16,
+        patch_size=8,
+        tokenizer_channels=(3, 33),
+        level_bits=(1, 1),
+        global_pool="avg",
+        prefix_tokens=0,
+    ),
+    "bits_and_bytes": dict(
+        SMALL, image_size=16, patch_size=8, tokenizer_channels=(40, 4), level_bits=(1, 8), prefix_tokens=1
+    ),
     "wide": dict(SMALL, embed_dim=72, num_heads=2, mlp_hidden=66, prefix_tokens=1),
 }
 

@@ -170,7 +170,8 @@ std::vector<StageReport> Model::profile() const {
         for (const Scratch& scratch : session.scratch) stages[i].seconds += scratch.seconds[i];
     }
     const auto at = [&](Stage stage) -> StageReport& { return stages[static_cast<size_t>(stage)]; };
-    at(Stage::patches).byte_macs = pictures * a.token_macs();
+    at(Stage::patches).byte_macs = pictures * a.token_macs(8);
+    at(Stage::patches).bit_macs = pictures * a.token_macs(1);
     at(Stage::qkv).bit_macs = pictures * full * tokens * width * 3 * width;
     at(Stage::scores).bit_macs = pictures * full * tokens * tokens * width;
     at(Stage::attention_value).bit_macs = pictures * rows * tokens * width;

@@ -86,6 +86,15 @@ def test_work_by_hand():
     assert tokenizer["tokenizer_outputs"] == 64 * 16 + 16 * 32
 
 
+def test_work_of_one_bit_convolutions_by_hand():
+    options = {"tokenizer_channels": (5, 40), "patch_size": 8, "global_pool": "avg", "prefix_tokens": 0}
+    found, bytes_ = (work(shape_of(**{**TINY, **options, "level_bits": bits})) for bits in ((1, 1), (8, 8)))
+    assert found["linear_words"] - bytes_["linear_words"] == 9 * 16 * 48 + 18 * 4 * 32
+    assert found["hidden_outputs"] - bytes_["hidden_outputs"] == 16 * 48
+    assert found["residual_outputs"] - bytes_["residual_outputs"] == 4 * 32
+    assert (found["tokenizer_products"], found["tokenizer_outputs"]) == (3 * 12 * 64 * 16, 64 * 16)
+
+
 BUILDS = sorted({board.build for board in BOARDS.values() if counted(board.build)})
 
 

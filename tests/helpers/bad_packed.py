@@ -25,13 +25,14 @@ BASES = {
         TINY, attention_bias="full", threshold_scope="fixed", embed_dim=40, num_heads=2, prefix_tokens=1
     ),
     "convolutions": dict(TINY, tokenizer_channels=(3, 5), global_pool="avg", prefix_tokens=0),
+    "one_bit": dict(TINY, tokenizer_channels=(3, 70), level_bits=(1, 1), global_pool="avg", prefix_tokens=0),
     "no_groups": dict(
         TINY, attention_bias="none", threshold_scope="fixed", attention_thresholds=(), value_thresholds=(), mlp_hidden=7
     ),
 }
 
 
-NEWER = ("convolutions",)  # bases that version 1 cannot hold
+NEWER = ("convolutions", "one_bit")  # bases that version 1 cannot hold
 
 
 class Row(NamedTuple):
@@ -472,6 +473,7 @@ def _keys():
         ("tokenizer_channels", [3, 6], "tokenizer.1.weight"),
     ):
         yield _row(f"{key} {value}", put("architecture", key, value), reason, "convolutions")
+    yield from _level_formats()
     yield Row("a norm before no pool", "relative", put("architecture", "pool_norm", "before"), "avg", VERSIONS[1:])
     for key in schema.OPTIONAL:
         default = schema.Architecture.__dataclass_fields__[key].default
@@ -482,6 +484,32 @@ def _keys():
     yield _row("too many tokens", in_json(lambda h, m: m["architecture"].update(big)), "tokens")
     yield _row("deep", put("architecture", "depth", 1024), "missing")
     yield _row("fewer blocks", put("architecture", "depth", 2), "missing")
+
+
+def _level_formats():
+    """Of a model of three convolutions, one-bit and 8-bit."""
+    byte, bit = {"bits": 8, "signed": False}, {"bits": 1, "signed": False}
+    for base, formats, reason in (
+        ("convolutions", [byte, byte], None),
+        ("convolutions", [{"signed": False, "bits": 8}, byte], None),
+        ("convolutions", [], None),
+        ("convolutions", [byte, bit], "tokenizer.2.weight"),
+        ("convolutions", [bit, byte], "tokenizer.1.weight"),
+        ("convolutions", [byte], "1 tokenizer_formats for 2"),
+        ("convolutions", [byte] * 3, "3 tokenizer_formats for 2"),
+        ("convolutions", [{"bits": 8}, byte], "tokenizer_formats .* unsigned"),
+        ("convolutions", [{}, byte], "tokenizer_formats .* unsigned"),
+        ("convolutions", [{**byte, "bits": 4}, byte], "tokenizer_formats .* unsigned"),
+        ("one_bit", [bit, {"signed": False}], None),
+        ("one_bit", [bit, bit], None),
+        ("one_bit", [bit, byte], "tokenizer.2.weight"),
+        ("one_bit", [bit], "1 tokenizer_formats for 2"),
+        ("one_bit", [bit, {"bits": 1, "signed": True}], "tokenizer_formats .* unsigned"),
+        ("one_bit", [bit, {"bits": 1, "signed": 0}], "tokenizer_formats: .*signed"),
+        ("one_bit", [bit, {**bit, "planes": 1}], "tokenizer_formats: .*unknown"),
+        ("one_bit", [], "tokenizer.1.weight"),
+    ):
+        yield _row(f"formats {formats}", put("architecture", "tokenizer_formats", formats), reason, base)
 
 
 def _huge_pictures(_, model):
@@ -497,7 +525,7 @@ def _wrong(key):
         yield from _wrong_items(key)
         yield from ([], {})
         return
-    right = {"whole": 8, "number": 0.5}[key.kind]
+    right = {"whole": 8, "number": 0.5, "object": {"bits": 1, "signed": False}}[key.kind]
     least, most = key.items
     if least:
         yield [right] * (least - 1)
@@ -517,6 +545,9 @@ def _wrong_items(key):
         yield from (1, 0.5)
         if key.kind == "choice":
             yield from ("", key.choices[0].upper(), key.choices[0] + " ", key.choices[0] + "\n", "x" * 100_000)
+        return
+    if key.kind == "object":
+        yield from (1, "{}", {"bits": 8, "bit": 1}, {"bits": 9}, {"bits": 8.0}, {"bits": "8"}, {"signed": 0})
         return
     yield from ("1", -5 if key.kind == "whole" else "0.5", [1])
     if key.kind == "whole":
@@ -643,7 +674,7 @@ def _values():
 
 
 def _rule(base, architecture, name, rule):
-    high = rule.high.of(architecture)
+    high = rule.high.of(architecture, schema.convolution_of(name))
     for index in (0, -1):
         if rule.kind == "range":
             for value, reason in ((rule.low - 1, "outside"), (rule.low, None), (high, None), (high + 1, "outside")):

@@ -35,6 +35,8 @@ def convolve(model, picture):
     x, count = [[[int(v) for v in pixel] for pixel in line] for line in picture], len(a.channels)
     for index, outputs in enumerate(a.channels):
         weight, scale = model[f"tokenizer.{index}.weight"], model[f"tokenizer.{index}.scale"]
+        binary = index > 0 and a.level_bits[index - 1] == 1
+        highest = 0 if index + 1 == count else 2 ** a.level_bits[index] - 1
         inputs, new = len(x[0][0]), []
         for top in range(0, len(x), 2):
             line = []
@@ -48,16 +50,22 @@ def convolve(model, picture):
                 ]
                 place = []
                 for o in range(outputs):
-                    sums = [0, 0, 0]  # by colour, then by kernel row
+                    sums = [0, 0, 0]  # by colour, then by kernel row; of bits one sum
                     for i, j, c, value in taps:
-                        sums[i if index else c] += value * int(weight[o, i, j, c] if index else weight[o, c, i, j])
-                    parts = [f(sums[p]) * (scale[o] if index else scale[o, p]) for p in range(3)]
-                    y = (parts[0] + parts[1]) + parts[2]
+                        if binary:
+                            sums[0] += value * (1 if bit_of(weight[o], (3 * i + j) * inputs + c) else -1)
+                        else:
+                            sums[i if index else c] += value * int(weight[o, i, j, c] if index else weight[o, c, i, j])
+                    if binary:
+                        y = f(sums[0]) * scale[o]
+                    else:
+                        parts = [f(sums[p]) * (scale[o] if index else scale[o, p]) for p in range(3)]
+                        y = (parts[0] + parts[1]) + parts[2]
                     if index == 0:
                         y = y + model["tokenizer.0.offset"][2 * (top == 0) + (left == 0), o]
                     elif index + 1 < count:
                         y = y + model[f"tokenizer.{index}.bias"][o]
-                    place.append(y if index + 1 == count else min(max(round(float(y)), 0), 255))
+                    place.append(y if index + 1 == count else min(max(round(float(y)), 0), highest))
                 line.append(place)
             new.append(line)
         x = new

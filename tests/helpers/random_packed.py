@@ -7,7 +7,7 @@ import numpy as np
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.runtime.bits import pack
 from gsb_vit.runtime.packed_file import PackedModel, write
-from gsb_vit.runtime.schema import Architecture
+from gsb_vit.runtime.schema import Architecture, LevelFormat
 
 # Shapes that reach the corners: odd widths and heads, every bias, both scopes, one to four groups.
 TINY = dict(image_size=16, patch_size=8, embed_dim=32, depth=1, num_heads=1, mlp_hidden=48, num_classes=4)
@@ -78,6 +78,22 @@ SHAPES = {
         image_size=(48, 80), patch_size=16, embed_dim=52, depth=2, num_heads=2, mlp_hidden=104, num_classes=6,
         tokenizer_channels=(3, 18, 33), threshold_scope="fixed", attention_bias="none",
     ),
+    "one_bit_convolutions": dict(
+        image_size=64, patch_size=8, embed_dim=128, depth=2, num_heads=2, mlp_hidden=256, num_classes=20,
+        tokenizer_channels=(32, 64), level_bits=(1, 1), global_pool="avg", prefix_tokens=0,
+    ),
+    "one_bit_of_odd_widths": dict(
+        image_size=(48, 80), patch_size=16, embed_dim=52, depth=1, num_heads=2, mlp_hidden=104, num_classes=6,
+        tokenizer_channels=(3, 48, 33), level_bits=(1, 1, 1), attention_bias="none",
+    ),
+    "bits_and_bytes": dict(
+        image_size=(64, 96), patch_size=32, embed_dim=40, depth=1, num_heads=1, mlp_hidden=64, num_classes=3,
+        tokenizer_channels=(70, 5, 100, 7), level_bits=(1, 8, 8, 1), prefix_tokens=1,
+    ),
+    "bytes_and_bits": dict(
+        image_size=(32, 16), patch_size=8, embed_dim=72, depth=1, num_heads=1, mlp_hidden=64, num_classes=3,
+        tokenizer_channels=(17, 130), level_bits=(8, 1), prefix_tokens=1,
+    ),
     "deit_rows": dict(
         image_size=112, patch_size=8, embed_dim=192, depth=2, num_heads=3, mlp_hidden=768, num_classes=10,
     ),
@@ -103,8 +119,12 @@ def random_packed(
     pool_norm="after",
     num_heads_out=None,
     tokenizer_channels=(),
+    level_bits=None,
 ):
-    """Return a random PackedModel; sizes are whole numbers or (height, width)."""
+    """Return a random PackedModel; sizes are whole numbers or (height, width).
+
+    ``level_bits``: 1 or 8 for each of the tokenizer's convolutions but the first; None is 8.
+    """
     architecture = Architecture(
         name=f"random_{seed}",
         image_size=_pair(image_size),
@@ -124,6 +144,7 @@ def random_packed(
         global_pool=global_pool,
         pool_norm=pool_norm,
         tokenizer_channels=tuple(tokenizer_channels),
+        tokenizer_formats=tuple(LevelFormat(bits, signed=False) for bits in level_bits or ()),
     )
     rng = np.random.default_rng(seed)
     tensors = _outer_tensors(architecture, rng)
@@ -185,18 +206,29 @@ def _patch_tensors(a, rng):
 
 
 def _tokenizer_tensors(a, rng):
-    """Levels between convolutions are about half zeros, and some are clamped at 255."""
+    """Levels between convolutions are about half zeros, and some of 8 bits are clamped at 255.
+
+    The scale of an output channel may be negative, as a norm's gain may be.
+    """
     tensors, inputs = {}, 3
     for index, outputs in enumerate(a.channels):
         first, last = index == 0, index + 1 == len(a.channels)
+        binary = not first and a.level_bits[index - 1] == 1
         shape = (outputs, 3, 3, 3) if first else (outputs, 3, 3, inputs)
-        scale = (1 if last else 90) / (73 * (147 if first else 90) * math.sqrt(9 * inputs))
+        size = 1 if last else (90 if a.level_bits[index] == 8 else 0.8)  # of what it gives
+        taken = math.sqrt(0.5) if binary else 73 * (147 if first else 90)  # of a product
+        scale = size / (taken * math.sqrt(9 * inputs)) * rng.uniform(0.7, 1.4, (outputs, 3) if first else outputs)
         name = f"tokenizer.{index}."
-        tensors[name + "weight"] = rng.integers(-128, 128, shape).astype(np.int8)
-        tensors[name + "scale"] = _floats(scale * rng.uniform(0.7, 1.4, (outputs, 3) if first else outputs))
+        if binary:
+            tensors[name + "weight"] = _signs(rng, outputs, 9 * inputs)
+            scale = scale * rng.choice([-1, 1], outputs)
+        else:
+            tensors[name + "weight"] = rng.integers(-128, 128, shape).astype(np.int8)
+        tensors[name + "scale"] = _floats(scale)
         if not last:
-            offset = (4, outputs) if first else outputs
-            tensors[name + ("offset" if first else "bias")] = _floats(rng.normal(0, 30, offset))
+            middle = 0.5 if a.level_bits[index] == 1 else 0
+            offset = rng.normal(middle, size / 3, (4, outputs) if first else outputs)
+            tensors[name + ("offset" if first else "bias")] = _floats(offset)
         inputs = outputs
     return tensors
 

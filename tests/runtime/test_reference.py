@@ -23,6 +23,10 @@ OPTIONS = [
     {"prefix_tokens": 4, "num_heads_out": 1},
     {"tokenizer_channels": (5,), "prefix_tokens": 1},
     {"tokenizer_channels": (4, 7), "image_size": (16, 24), "patch_size": 8, "global_pool": "avg", "prefix_tokens": 0},
+    {"tokenizer_channels": (5,), "level_bits": (1,), "prefix_tokens": 1},
+    {"tokenizer_channels": (9, 7), "image_size": (16, 24), "patch_size": 8, "level_bits": (1, 1)},
+    {"tokenizer_channels": (9, 7), "image_size": (16, 24), "patch_size": 8, "level_bits": (8, 1)},
+    {"tokenizer_channels": (9, 7), "image_size": (16, 24), "patch_size": 8, "level_bits": (1, 8)},
 ]
 
 

@@ -66,11 +66,33 @@ size_t dimension(const Architecture& a, schema::Dimension of, size_t convolution
     throw Error("a dimension that is none");
 }
 
-void read_tokenizer(const Json& json, Architecture& a) {
-    if (!json.find("tokenizer_channels")) return;
-    for (const Json& item : json.at("tokenizer_channels").array("tokenizer_channels")) {
-        a.channels.push_back(static_cast<int>(item.number("tokenizer_channels")));
+// Bits of the levels between so many convolutions and the last: 8, or what the key says of each.
+std::vector<int> read_level_bits(const Json& json, size_t count) {
+    const Json* formats = json.find("tokenizer_formats");
+    std::vector<int> bits;
+    for (size_t i = 0; formats && i < formats->array("tokenizer_formats").size(); ++i) {
+        const Json& format = formats->array("tokenizer_formats")[i];
+        const Json *levels = format.find("bits"), *is_signed = format.find("signed");
+        bits.push_back(levels ? static_cast<int>(levels->number("bits")) : 1);
+        if ((bits.back() != 1 && bits.back() != 8) || !is_signed || is_signed->boolean("signed")) {
+            throw Error("tokenizer_formats are not 1 or 8 bits, unsigned");
+        }
     }
+    if (bits.empty()) bits.resize(count, 8);
+    if (bits.size() != count) {
+        throw Error(std::to_string(bits.size()) + " tokenizer_formats for " + std::to_string(count) +
+                    " tokenizer_channels");
+    }
+    return bits;
+}
+
+void read_tokenizer(const Json& json, Architecture& a) {
+    if (const Json* channels = json.find("tokenizer_channels")) {
+        for (const Json& item : channels->array("tokenizer_channels")) {
+            a.channels.push_back(static_cast<int>(item.number("tokenizer_channels")));
+        }
+    }
+    a.level_bits = read_level_bits(json, a.channels.size());
     if (a.channels.empty()) return;
     a.channels.push_back(a.embed_dim);
     const int stride = 1 << a.channels.size();
@@ -107,11 +129,12 @@ TokenRange Architecture::tokens_read() const {
     return {first, end - first};
 }
 
-double Architecture::token_macs() const {
-    if (channels.empty()) return 3.0 * image_height * image_width * embed_dim;
+double Architecture::token_macs(int bits) const {
+    if (channels.empty()) return bits == 8 ? 3.0 * image_height * image_width * embed_dim : 0;
     double macs = 0, places = 1.0 * image_height * image_width;
     for (size_t i = 0; i < channels.size(); ++i) {
         places /= 4;
+        if ((i == 0 ? 8 : level_bits[i - 1]) != bits) continue;
         macs += places * 9 * (i == 0 ? 3 : channels[i - 1]) * channels[i];
     }
     return macs;

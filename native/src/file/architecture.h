@@ -36,8 +36,9 @@ struct Architecture {
     bool fixed_thresholds;
     Bias attention_bias;
     Pool global_pool;
-    bool norm_before_pool;      // each token is normalised, then their mean is taken
-    std::vector<int> channels;  // outputs of the tokenizer's convolutions; empty: patches
+    bool norm_before_pool;        // each token is normalised, then their mean is taken
+    std::vector<int> channels;    // outputs of the tokenizer's convolutions; empty: patches
+    std::vector<int> level_bits;  // 1 or 8, of the inputs of each convolution but the first
 
     int grid_height() const { return image_height / patch_height; }
     int grid_width() const { return image_width / patch_width; }
@@ -50,8 +51,8 @@ struct Architecture {
     TokenRange tokens_read() const;
     RelativeBias relative_bias() const { return {grid_height(), grid_width(), prefix_tokens}; }
 
-    // Multiply-adds of the patch embedding or the tokenizer.
-    double token_macs() const;
+    // Multiply-adds of the patch embedding or the tokenizer on numbers of so many bits, 8 or 1.
+    double token_macs(int bits) const;
 
     // What the tables of schema.h ask for.
     size_t measure(const schema::Size& size, size_t convolution = 0) const;

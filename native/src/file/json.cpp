@@ -283,6 +283,12 @@ double Json::number(const char* what) const {
     return *number;
 }
 
+bool Json::boolean(const char* what) const {
+    const auto* value = std::get_if<bool>(&value_);
+    if (!value) throw Error(std::string(what) + " must be true or false");
+    return *value;
+}
+
 long long Json::whole(const char* what, long long low, long long high) const {
     const auto* number = std::get_if<Whole>(&value_);
     if (!number || !(number->value >= static_cast<double>(low)) || !(number->value <= static_cast<double>(high))) {

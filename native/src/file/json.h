@@ -22,6 +22,7 @@ class Json {
     // The value as that kind; throw Error naming `what` where it is another.
     const std::string& text(const char* what) const;
     double number(const char* what) const;
+    bool boolean(const char* what) const;
     long long whole(const char* what, long long low, long long high) const;
     const Array& array(const char* what) const;
     const Object& object(const char* what) const;

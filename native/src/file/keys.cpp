@@ -18,6 +18,14 @@ void check_one(const schema::Key& key, const Json& value) {
         if (std::find(key.choices, key.choices + key.choice_count, text) == key.choices + key.choice_count) {
             throw Error(name + " '" + quoted(text) + "' is unknown");
         }
+    } else if (key.kind == schema::Kind::boolean) {
+        value.boolean(key.name);
+    } else if (key.kind == schema::Kind::object) {
+        try {
+            check_object(key.name, value, key.members, key.member_count);
+        } catch (const Error& error) {
+            throw Error(name + ": " + error.what());
+        }
     } else if (key.kind == schema::Kind::whole) {
         value.whole(key.name, static_cast<long long>(key.least), static_cast<long long>(key.most));
     } else {

@@ -200,12 +200,15 @@ void PackedModel::check_tensors() {
     check_all("", schema::kOuterTensors);
     for (size_t i = 0; i < architecture_.channels.size(); ++i) {
         const std::string prefix = "tokenizer." + std::to_string(i) + ".";
+        const bool last = i + 1 == architecture_.channels.size();
         if (i == 0) {
             check_all(prefix, schema::kFirstConvolutionTensors, i);
-        } else if (i + 1 < architecture_.channels.size()) {
-            check_all(prefix, schema::kMiddleConvolutionTensors, i);
+        } else if (architecture_.level_bits[i - 1] == 1) {
+            last ? check_all(prefix, schema::kLastBinaryConvolutionTensors, i)
+                 : check_all(prefix, schema::kMiddleBinaryConvolutionTensors, i);
         } else {
-            check_all(prefix, schema::kLastConvolutionTensors, i);
+            last ? check_all(prefix, schema::kLastConvolutionTensors, i)
+                 : check_all(prefix, schema::kMiddleConvolutionTensors, i);
         }
     }
     for (size_t head = 0; head < architecture_.heads.size(); ++head) {
@@ -225,8 +228,9 @@ void PackedModel::check(const std::string& name, const schema::Tensor& wanted, s
         throw Error("tensor " + name + " is " + shown(view.dtype, view.shape) + ", not " + shown(wanted.type, shape) +
                     kAgain);
     }
-    const std::string what = is_finite(view) ? fault(view, wanted.rule, wanted.low, architecture_.measure(wanted.high))
-                                             : "holds numbers that are not finite";
+    const std::string what = is_finite(view)
+                                 ? fault(view, wanted.rule, wanted.low, architecture_.measure(wanted.high, convolution))
+                                 : "holds numbers that are not finite";
     if (!what.empty()) throw Error("tensor " + name + " " + what + kAgain);
 }
 

@@ -36,7 +36,7 @@ enum class PoolNorm { after, before };
 enum class Score { max_logit, energy };
 enum class Dimension { embed_dim, patch_height, patch_width, num_patches, prefix_tokens, convolution_outputs, convolution_inputs, num_classes, head_dim, num_heads, relative_bias_size, num_tokens, attention_groups, value_groups, mlp_hidden };
 enum class When { always, tokenizer_patches, attention_bias_relative, attention_bias_full, threshold_scope_fixed };
-enum class Rule { any, positive, bits, range, falling };
+enum class Rule { any, bits, positive, range, falling };
 
 // The metadata's keys in a version of the file.
 struct Version {
@@ -50,7 +50,7 @@ struct Type {
     size_t bytes;
 };
 
-enum class Kind { text, choice, whole, number };
+enum class Kind { text, choice, whole, number, boolean, object };
 
 // What a key of a JSON object holds; with most_items >= 0 a list of it. `above` and `below` are exclusive.
 struct Key {
@@ -61,7 +61,9 @@ struct Key {
     bool increasing;
     const char* const* choices;
     size_t choice_count;
-    bool optional;  // since version 2
+    bool optional;       // since version 2
+    const Key* members;  // of an object
+    size_t member_count;
 };
 
 // times · dimension + plus, or the 64-bit words for so many bits.
@@ -95,41 +97,46 @@ inline constexpr Version kVersions[] = {
     {"1", kMetadataKeys1, 3},
     {"2", kMetadataKeys2, 5},
 };
+inline constexpr Key kLevelFormat[] = {
+    {"bits", Kind::whole, 1, 8, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, true, nullptr, 0},
+    {"signed", Kind::boolean, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, true, nullptr, 0},
+};
 inline constexpr Key kArchitecture[] = {
-    {"name", Kind::text, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
-    {"image_size", Kind::whole, 1, 65535, -kInfinity, kInfinity, 2, 2, false, nullptr, 0, false},
-    {"patch_size", Kind::whole, 1, 1024, -kInfinity, kInfinity, 2, 2, false, nullptr, 0, false},
-    {"embed_dim", Kind::whole, 1, 32767, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
-    {"depth", Kind::whole, 1, 1024, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
-    {"num_heads", Kind::whole, 1, 32767, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
-    {"mlp_hidden", Kind::whole, 1, 1048576, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
-    {"prefix_tokens", Kind::whole, 0, 16, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
-    {"num_heads_out", Kind::whole, 1, 2, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
-    {"num_classes", Kind::whole, 1, 1048576, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
-    {"layer_norm_eps", Kind::number, 0, 1, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
-    {"attention_thresholds", Kind::number, -kInfinity, kInfinity, 0, 1, 0, 15, true, nullptr, 0, false},
-    {"value_thresholds", Kind::number, -kInfinity, kInfinity, 0, 1, 0, 15, true, nullptr, 0, false},
-    {"threshold_scope", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kThresholdScope, 2, false},
-    {"attention_bias", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kAttentionBias, 3, false},
-    {"global_pool", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kGlobalPool, 2, true},
-    {"pool_norm", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kPoolNorm, 2, true},
-    {"tokenizer_channels", Kind::whole, 1, 16384, -kInfinity, kInfinity, 0, 5, false, nullptr, 0, true},
+    {"name", Kind::text, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false, nullptr, 0},
+    {"image_size", Kind::whole, 1, 65535, -kInfinity, kInfinity, 2, 2, false, nullptr, 0, false, nullptr, 0},
+    {"patch_size", Kind::whole, 1, 1024, -kInfinity, kInfinity, 2, 2, false, nullptr, 0, false, nullptr, 0},
+    {"embed_dim", Kind::whole, 1, 32767, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false, nullptr, 0},
+    {"depth", Kind::whole, 1, 1024, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false, nullptr, 0},
+    {"num_heads", Kind::whole, 1, 32767, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false, nullptr, 0},
+    {"mlp_hidden", Kind::whole, 1, 1048576, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false, nullptr, 0},
+    {"prefix_tokens", Kind::whole, 0, 16, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false, nullptr, 0},
+    {"num_heads_out", Kind::whole, 1, 2, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false, nullptr, 0},
+    {"num_classes", Kind::whole, 1, 1048576, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false, nullptr, 0},
+    {"layer_norm_eps", Kind::number, 0, 1, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false, nullptr, 0},
+    {"attention_thresholds", Kind::number, -kInfinity, kInfinity, 0, 1, 0, 15, true, nullptr, 0, false, nullptr, 0},
+    {"value_thresholds", Kind::number, -kInfinity, kInfinity, 0, 1, 0, 15, true, nullptr, 0, false, nullptr, 0},
+    {"threshold_scope", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kThresholdScope, 2, false, nullptr, 0},
+    {"attention_bias", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kAttentionBias, 3, false, nullptr, 0},
+    {"global_pool", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kGlobalPool, 2, true, nullptr, 0},
+    {"pool_norm", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kPoolNorm, 2, true, nullptr, 0},
+    {"tokenizer_channels", Kind::whole, 1, 16384, -kInfinity, kInfinity, 0, 5, false, nullptr, 0, true, nullptr, 0},
+    {"tokenizer_formats", Kind::object, -kInfinity, kInfinity, -kInfinity, kInfinity, 0, 5, false, nullptr, 0, true, kLevelFormat, 2},
 };
 inline constexpr Key kPreprocessing[] = {
-    {"size", Kind::whole, 1, 65535, -kInfinity, kInfinity, 2, 2, false, nullptr, 0, false},
-    {"resize", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kResize, 2, false},
-    {"crop_ratio", Kind::number, -kInfinity, 1, 0, kInfinity, -1, -1, false, nullptr, 0, false},
-    {"interpolation", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kInterpolation, 3, false},
-    {"mean", Kind::number, -kInfinity, kInfinity, -kInfinity, kInfinity, 3, 3, false, nullptr, 0, false},
-    {"std", Kind::number, -kInfinity, kInfinity, 0, kInfinity, 3, 3, false, nullptr, 0, false},
+    {"size", Kind::whole, 1, 65535, -kInfinity, kInfinity, 2, 2, false, nullptr, 0, false, nullptr, 0},
+    {"resize", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kResize, 2, false, nullptr, 0},
+    {"crop_ratio", Kind::number, -kInfinity, 1, 0, kInfinity, -1, -1, false, nullptr, 0, false, nullptr, 0},
+    {"interpolation", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kInterpolation, 3, false, nullptr, 0},
+    {"mean", Kind::number, -kInfinity, kInfinity, -kInfinity, kInfinity, 3, 3, false, nullptr, 0, false, nullptr, 0},
+    {"std", Kind::number, -kInfinity, kInfinity, 0, kInfinity, 3, 3, false, nullptr, 0, false, nullptr, 0},
 };
 inline constexpr Key kDecision[] = {
-    {"temperature", Kind::number, -kInfinity, 1000, 0, kInfinity, -1, -1, false, nullptr, 0, false},
+    {"temperature", Kind::number, -kInfinity, 1000, 0, kInfinity, -1, -1, false, nullptr, 0, false, nullptr, 0},
 };
 inline constexpr Key kUnknown[] = {
-    {"score", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kScore, 2, false},
-    {"threshold", Kind::number, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
-    {"false_alarm_rate", Kind::number, 0, 1, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false},
+    {"score", Kind::choice, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, kScore, 2, false, nullptr, 0},
+    {"threshold", Kind::number, -kInfinity, kInfinity, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false, nullptr, 0},
+    {"false_alarm_rate", Kind::number, 0, 1, -kInfinity, kInfinity, -1, -1, false, nullptr, 0, false, nullptr, 0},
 };
 inline constexpr Tensor kOuterTensors[] = {
     {"patch_embed.weight", "I8", 4, {{Dimension::embed_dim, 1, 0, false}, {Dimension::embed_dim, 0, 3, false}, {Dimension::patch_height, 1, 0, false}, {Dimension::patch_width, 1, 0, false}},
@@ -164,6 +171,20 @@ inline constexpr Tensor kMiddleConvolutionTensors[] = {
 inline constexpr Tensor kLastConvolutionTensors[] = {
     {"weight", "I8", 4, {{Dimension::convolution_outputs, 1, 0, false}, {Dimension::embed_dim, 0, 3, false}, {Dimension::embed_dim, 0, 3, false}, {Dimension::convolution_inputs, 1, 0, false}},
      When::always, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
+    {"scale", "F32", 1, {{Dimension::convolution_outputs, 1, 0, false}},
+     When::always, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
+};
+inline constexpr Tensor kMiddleBinaryConvolutionTensors[] = {
+    {"weight", "U64", 2, {{Dimension::convolution_outputs, 1, 0, false}, {Dimension::convolution_inputs, 9, 0, true}},
+     When::always, Rule::bits, 0, {Dimension::convolution_inputs, 9, 0, false}},
+    {"scale", "F32", 1, {{Dimension::convolution_outputs, 1, 0, false}},
+     When::always, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
+    {"bias", "F32", 1, {{Dimension::convolution_outputs, 1, 0, false}},
+     When::always, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
+};
+inline constexpr Tensor kLastBinaryConvolutionTensors[] = {
+    {"weight", "U64", 2, {{Dimension::convolution_outputs, 1, 0, false}, {Dimension::convolution_inputs, 9, 0, true}},
+     When::always, Rule::bits, 0, {Dimension::convolution_inputs, 9, 0, false}},
     {"scale", "F32", 1, {{Dimension::convolution_outputs, 1, 0, false}},
      When::always, Rule::any, 0, {Dimension::embed_dim, 0, 0, false}},
 };

@@ -6,23 +6,13 @@
 #include <utility>
 
 #include "forward/call.h"
+#include "forward/colours.h"
 #include "forward/tokenizer.h"
 #include "kernels/float_ops.h"
 
 namespace gsb {
 
 namespace {
-
-// Takes one line of a patch apart, colour by colour. Nothing overlaps and all sizes are locals, so that compilers use
-// vector instructions.
-inline void split_colours(const uint8_t* __restrict line, int width, uint8_t* __restrict red, uint8_t* __restrict green,
-                          uint8_t* __restrict blue) {
-    for (int column = 0; column < width; ++column) {
-        red[column] = line[3 * column];
-        green[column] = line[3 * column + 1];
-        blue[column] = line[3 * column + 2];
-    }
-}
 
 // Cuts patch `index` out of the picture, colour by colour.
 void gather_patch(const Architecture& a, const uint8_t* picture, int index, int area, uint8_t* out) {
@@ -142,6 +132,17 @@ void Forward::embed(Call& call, Scratch& scratch, int first, int last) const {
         std::copy_n(token, shape_.width, call.workspace.x.data() + first * stride);
     }
     const int count = last - first, patch = first - shape_.prefix;
+    if (count <= 0) return;
+    if (!shape_.maps.empty() && shape_.maps.back().bits == 1) {
+        // Each token begins as its position, to which the product is added.
+        float* x = call.workspace.x.data() + first * stride;
+        std::copy_n(weights_.position.data() + patch * stride, count * stride, x);
+        const ResidualLayer& layer = weights_.last_convolution;
+        const int map = static_cast<int>(shape_.maps.size()) - 1;
+        const Product p = window_product(call, scratch, map, patch, count, layer.weights);
+        kernels_.product_residual(p, layer.base.data(), layer.scale.data(), layer.bias.data(), x, stride);
+        return;
+    }
     for (int i = 0; i < count; ++i) {
         uint8_t* pixels = scratch.pixels.data() + static_cast<size_t>(i) * 3 * shape_.patch_area;
         if (shape_.maps.empty()) {
@@ -162,7 +163,7 @@ void Forward::embed(Call& call, Scratch& scratch, int first, int last) const {
     patches.position = weights_.position.data() + patch * stride;
     patches.x = call.workspace.x.data() + first * stride;
     patches.stride = stride;
-    if (count > 0) kernels_.patches_embed(patches);
+    kernels_.patches_embed(patches);
 }
 
 Product Forward::product(Scratch& scratch, const uint32_t* bits, size_t stride, int count,

@@ -6,7 +6,7 @@
 //
 // The same path on one page, without threads and packed operands, is src/gsb_vit/runtime/reference.py. Its steps here:
 //   _embed            embed
-//   _convolve         convolve, embed
+//   _convolve         convolve, convolve_bits, embed
 //   _attention        norm, query_key_value
 //   _attention_masks  expand_bias, scores_of, score_task, attention_limits, list_groups
 //   _value_planes     value_limits, limit_counts, value_task
@@ -44,6 +44,9 @@ class Forward {
   private:
     struct Call;  // one picture's pointers
 
+    Product window_product(Call& call, Scratch& scratch, int map_index, int place, int count,
+                           const BinaryWeights& weights) const;
+    void convolve_bits(Call& call, Scratch& scratch, int index, int line) const;
     void convolve(Call& call, Scratch& scratch, int index, int line) const;
     void embed(Call& call, Scratch& scratch, int first, int last) const;
     void norm(Call& call, Scratch& scratch, const float* x, int count, const NormSigns& signs) const;

@@ -23,7 +23,10 @@ Workspace::Workspace(const Shape& s, int threads) {
         }
     }
     const size_t tokens = s.tokens, heads = s.heads, planes = s.value_groups, tasks = heads * score_chunks;
-    for (const FeatureMap& map : s.maps) levels.emplace_back(map.size());
+    for (const FeatureMap& map : s.maps) {
+        levels.emplace_back(map.bits == 1 ? 0 : map.size());
+        level_bits.emplace_back(map.bits == 1 ? map.size() : 0);
+    }
     x = Buffer<float>(tokens * s.padded_width);
     queries = Buffer<uint32_t>(tokens * s.query_words);
     for (Buffer<uint32_t>& block_keys : keys) block_keys = Buffer<uint32_t>(s.query_words * s.key_stride);
@@ -52,21 +55,34 @@ Workspace::Workspace(const Shape& s, int threads) {
 
 Scratch::Scratch(const Shape& s, const Architecture& a, int row_count) {
     const size_t rows = row_count, tokens = s.tokens, groups = s.attention_groups - 1;
-    size_t windows_size = rows * 3 * s.patch_area, line_size = 0, inputs = 3;
-    for (const FeatureMap& map : s.maps) {
-        windows_size = std::max(windows_size, map.width * 3 * round_up(3 * inputs, 4));
-        line_size = std::max(line_size, map.width * round_up(map.channels, 16));
+    size_t byte_windows = 0, line_size = 0, window_words = 0, line_words = 0, inputs = 3;
+    for (size_t i = 0; i <= s.maps.size(); ++i) {
+        const bool last = i == s.maps.size(), of_bits = i > 0 && s.maps[i - 1].bits == 1;
+        const size_t count = last ? rows : s.maps[i].width;
+        const size_t area = last ? s.patch_area : round_up(3 * inputs, 4);
+        if (of_bits) {
+            window_words = std::max(window_words, count * s.maps[i - 1].window_stride());
+        } else {
+            byte_windows = std::max(byte_windows, count * 3 * area);
+        }
+        if (last) break;
+        const FeatureMap& map = s.maps[i];
+        line_size = std::max(line_size, map.width * round_up(map.channels, 32));
+        if (of_bits && map.bits == 1) line_words = std::max(line_words, map.width * round_up(map.units(), 2));
         inputs = map.channels;
     }
-    pixels = Buffer<uint8_t>(windows_size);
+    pixels = Buffer<uint8_t>(byte_windows);
+    planes = Buffer<uint8_t>(s.maps.empty() ? 0 : 9 * round_up(a.image_width + 4, 16));
     line = Buffer<float>(line_size);
+    bit_windows = Buffer<uint32_t>(window_words);
+    line_bits = Buffer<uint32_t>(line_words);
     if (a.global_pool == Architecture::Pool::avg) mean.resize(kLanes * s.width);
     width_bits = Buffer<uint32_t>(rows * s.width_words);
     key_bits = Buffer<uint32_t>(rows * s.query_words);
     inner_bits = Buffer<uint32_t>(rows * s.inner_words);
     hidden_bits = Buffer<uint32_t>(rows * s.hidden_words);
-    operand = Buffer<uint32_t>(
-        std::max(rows * std::max({s.width_words, s.inner_words, s.hidden_words}), kAttentionRows * s.token_words));
+    operand = Buffer<uint32_t>(std::max({rows * std::max({s.width_words, s.inner_words, s.hidden_words}),
+                                         kAttentionRows * s.token_words, window_words}));
     attention_row = Buffer<float>(s.key_stride);
     distances = Buffer<int32_t>(kScoreRows * s.key_stride);
     const size_t windows = static_cast<size_t>(2 * a.grid_height() - 1) * a.grid_width() * a.grid_width();

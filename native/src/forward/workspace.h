@@ -23,9 +23,11 @@ struct Workspace {
     int row_step, row_chunks;      // token rows a task of a row phase
     int score_step, score_chunks;  // token rows a task of a score phase
     std::vector<int> score_order;  // its tasks in the order they are begun: scores, then Value planes of each head
-    std::vector<Buffer<uint8_t>> levels;  // the tokenizer's feature maps
-    Buffer<float> x;                      // (N, padded_width)
-    Buffer<uint32_t> queries;             // (N, query_words)
+    // The tokenizer's feature maps, each in one of the two.
+    std::vector<Buffer<uint8_t>> levels;
+    std::vector<Buffer<uint32_t>> level_bits;
+    Buffer<float> x;           // (N, padded_width)
+    Buffer<uint32_t> queries;  // (N, query_words)
     // Of even and odd blocks: while some rows still read a block's keys, others write the next block's.
     Buffer<uint32_t> keys[2];               // (query_words, key_stride)
     Buffer<uint16_t> counts;                // (inner / 32, N, 32) popcounts of the Value
@@ -53,7 +55,10 @@ struct alignas(64) Scratch {
     Scratch(const Shape& shape, const Architecture& architecture, int rows);
 
     Buffer<uint8_t> pixels;        // (rows, 3, patch_area), or a line of the tokenizer's windows
+    Buffer<uint8_t> planes;        // (3, 3, stride): the lines of the picture that a line of outputs reads
     Buffer<float> line;            // (width, padded channels): a line of what one of its convolutions gives
+    Buffer<uint32_t> bit_windows;  // (rows, window_stride): windows of one-bit levels
+    Buffer<uint32_t> line_bits;    // (width, an even number of words): a line of one-bit levels
     std::vector<float> mean;       // (C, 16): the tokens' sums in lanes, where a head reads their mean
     Buffer<uint32_t> width_bits;   // (rows, width_words)
     Buffer<uint32_t> key_bits;     // (rows, query_words)

@@ -81,6 +81,30 @@ Buffer<float> exp_tables(const std::vector<float>& table) {
 
 }  // namespace
 
+ResidualLayer pack_binary_convolution(const PackedModel& model, const Kernels& kernels, const std::string& name,
+                                      const FeatureMap& inputs, int outputs, int channels, bool has_bias) {
+    const int taps = 9, depth = inputs.window_words();
+    const BitRows rows = bit_rows(model, -1, (name + "weight").c_str(), taps * inputs.channels);
+    const size_t stride = inputs.window_stride();
+    ResidualLayer layer;
+    layer.weights = {Buffer<uint32_t>(weight_words(kernels.weights, channels, depth)), channels, depth, kSteps};
+    layer.base = Buffer<int32_t>(channels);
+    std::vector<uint32_t> matrix(channels * stride);
+    for (int row = 0; row < outputs; ++row) {
+        uint32_t* out = matrix.data() + row * stride;
+        for (int bit = 0; bit < taps * inputs.channels; ++bit) {
+            const uint32_t set = rows.word(row, bit / 32) >> (bit % 32) & 1u;
+            const int tap = bit / inputs.channels, channel = bit % inputs.channels;
+            out[tap * inputs.units() + channel / 32] |= set << (channel % 32);
+            layer.base[row] += static_cast<int32_t>(set);
+        }
+    }
+    pack_weights(kernels.weights, matrix.data(), stride, channels, depth, layer.weights.words.data());
+    layer.scale = padded_floats(model, -1, (name + "scale").c_str(), channels);
+    layer.bias = has_bias ? padded_floats(model, -1, (name + "bias").c_str(), channels) : Buffer<float>(channels);
+    return layer;
+}
+
 BlockWeights::BlockWeights(const PackedModel& model, const Shape& shape, const Kernels& kernels, int block) {
     norm1 = norm_signs(model.copy<float>(block, "norm1.weight"), model.copy<float>(block, "norm1.bias"));
     norm2 = norm_signs(model.copy<float>(block, "norm2.weight"), model.copy<float>(block, "norm2.bias"));

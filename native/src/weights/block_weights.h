@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "file/packed_model.h"
@@ -19,6 +20,11 @@ struct ResidualLayer {
     Buffer<int32_t> base;       // (padded_width): what counts are subtracted from
     Buffer<float> scale, bias;  // (padded_width)
 };
+
+// Packs the rows of the file's tensor tap by tap, each tap in whole words, as windows of one-bit levels are gathered
+// (forward/tokenizer.h), with its scale and, where there is one, its bias. `channels` of the rows' product.
+ResidualLayer pack_binary_convolution(const PackedModel& model, const Kernels& kernels, const std::string& name,
+                                      const FeatureMap& inputs, int outputs, int channels, bool has_bias);
 
 struct BlockWeights {
     BlockWeights(const PackedModel& model, const Shape& shape, const Kernels& kernels, int block);

@@ -1,6 +1,7 @@
 #include "weights/model_weights.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -34,6 +35,39 @@ Buffer<float> line_offsets(const std::vector<float>& values, int width, int chan
     return offsets;
 }
 
+// The counts of a channel, 0 … most, that give level 0: f(base − count)·scale + bias, rounded, is monotonic in them.
+std::pair<int, int> zero_counts(int base, int most, float scale, float bias) {
+    const auto is_zero = [=](int count) {
+        const float scaled = static_cast<float>(base - count) * scale;
+        return !(scaled + bias > 0.5f);
+    };
+    const bool rising = scale < 0;  // with the count
+    int low = 0, high = most + 1;   // the first count that is zero, or, where it rises, that is not
+    while (low < high) {
+        const int middle = low + (high - low) / 2;
+        if (is_zero(middle) != rising) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    return rising ? std::make_pair(0, low - 1) : std::make_pair(low, most);
+}
+
+// What gives zero as kernels compare it. Pad channels give it whatever the count.
+void pack_zero_counts(int outputs, int most, Convolution& convolution) {
+    const ResidualLayer& layer = convolution.binary;
+    convolution.low = Buffer<int32_t>(convolution.padded);
+    convolution.range = Buffer<uint32_t>(convolution.padded);
+    std::fill(convolution.range.begin(), convolution.range.end(), std::numeric_limits<uint32_t>::max());
+    for (int channel = 0; channel < outputs; ++channel) {
+        const auto [first, last] = zero_counts(layer.base[channel], most, layer.scale[channel], layer.bias[channel]);
+        // An empty interval is never hit: no count is −1.
+        convolution.low[channel] = first <= last ? first : -1;
+        convolution.range[channel] = first <= last ? static_cast<uint32_t>(last - first) : 0;
+    }
+}
+
 }  // namespace
 
 void ModelWeights::pack_patches(const PackedModel& model, const Shape& shape, const Kernels& kernels) {
@@ -49,6 +83,22 @@ void ModelWeights::pack_tokenizer(const PackedModel& model, const Shape& shape, 
         const bool last = i == shape.maps.size();
         const int outputs = last ? shape.width : shape.maps[i].channels;
         const std::string name = "tokenizer." + std::to_string(i) + ".";
+        if (i > 0 && shape.maps[i - 1].bits == 1) {
+            const FeatureMap& map = shape.maps[i - 1];
+            const int padded = static_cast<int>(round_up(outputs, last ? 16 : 32));
+            ResidualLayer layer = pack_binary_convolution(model, kernels, name, map, outputs, padded, !last);
+            if (last) {
+                last_convolution = std::move(layer);
+                return;
+            }
+            Convolution convolution{};
+            convolution.padded = padded;
+            convolution.binary = std::move(layer);
+            if (shape.maps[i].bits == 1) pack_zero_counts(outputs, 9 * map.channels, convolution);
+            convolutions.push_back(std::move(convolution));
+            inputs = outputs;
+            continue;
+        }
         const auto floats = [&](const char* part) { return model.copy<float>(-1, (name + part).c_str()); };
         Buffer<uint8_t> weight =
             pack_patch_weights(kernels.patches, model.bytes(-1, (name + "weight").c_str()), outputs, 3 * inputs);
@@ -58,9 +108,14 @@ void ModelWeights::pack_tokenizer(const PackedModel& model, const Shape& shape, 
             patch_scale = std::move(scale);
             return;
         }
-        convolutions.push_back(
-            {static_cast<int>(round_up(3 * inputs, 4)), static_cast<int>(round_up(outputs, 16)), std::move(weight),
-             std::move(scale), line_offsets(floats(i == 0 ? "offset" : "bias"), shape.maps[i].width, outputs, i == 0)});
+        convolutions.push_back({static_cast<int>(round_up(3 * inputs, 4)),
+                                static_cast<int>(round_up(outputs, 16)),
+                                std::move(weight),
+                                std::move(scale),
+                                line_offsets(floats(i == 0 ? "offset" : "bias"), shape.maps[i].width, outputs, i == 0),
+                                {},
+                                {},
+                                {}});
         inputs = outputs;
     }
 }

@@ -12,7 +12,7 @@ std::vector<FeatureMap> maps_of(const Architecture& a) {
     for (size_t i = 0; i + 1 < a.channels.size(); ++i) {
         height /= 2;
         width /= 2;
-        maps.push_back({height, width, a.channels[i]});
+        maps.push_back({height, width, a.channels[i], a.level_bits[i]});
     }
     return maps;
 }

@@ -15,14 +15,18 @@ constexpr int words_for(int bits) {
     return (bits + 31) / 32;
 }
 
-// Levels that a convolution of the tokenizer gives: (height + 1, width + 1, channels), zeros in the first line and the
-// first column, which the next one's windows reach over the edge.
+// Levels that a convolution of the tokenizer gives: (height + 1, width + 1, units), zeros in the first line and the
+// first column, which the next one's windows reach over the edge. A unit is a byte, or a word of one-bit levels.
 struct FeatureMap {
-    int height, width, channels;
+    int height, width, channels, bits;
 
-    size_t size() const { return static_cast<size_t>(height + 1) * (width + 1) * channels; }
+    int units() const { return bits == 1 ? words_for(channels) : channels; }
+    size_t size() const { return static_cast<size_t>(height + 1) * (width + 1) * units(); }
     // Where (y, x) lies; both begin at −1.
-    size_t place(int y, int x) const { return (static_cast<size_t>(y + 1) * (width + 1) + (x + 1)) * channels; }
+    size_t place(int y, int x) const { return (static_cast<size_t>(y + 1) * (width + 1) + (x + 1)) * units(); }
+    // Words of a window of one-bit levels: tap after tap.
+    int window_words() const { return 9 * units(); }
+    size_t window_stride() const { return kSteps.row_words(32 * window_words()); }
 };
 
 // Sizes that follow from the architecture.

@@ -175,16 +175,20 @@ def _rows(a: Architecture) -> Iterator[Row]:
 
 def _tokenizer_row(a: Architecture) -> Row:
     """All convolutions together; a norm is gain and bias, and, as in all others, no FLOPs."""
-    weights = product = 0
-    places = a.image_size[0] * a.image_size[1]
-    for inputs, outputs in pairwise((3, *a.channels)):
+    weights = product = bits = scaled = 0
+    places, scales = a.image_size[0] * a.image_size[1], len(a.channels) - 1  # an input scale of all but the first
+    levels = (8, *a.level_bits, 32)  # of inputs, and of the tokens
+    for (inputs, outputs), (taken, given) in zip(pairwise((3, *a.channels)), pairwise(levels), strict=True):
         places //= 4
         weights += 9 * inputs * outputs
         product += 9 * inputs * outputs * places
+        if taken == 1:
+            bits += 9 * inputs * outputs * places
+            scaled += outputs * places if given > 1 else 0  # one-bit levels come from an interval of counts
+        else:
+            scales += outputs  # of weights; those of one bit follow from the weights
     norms = 2 * sum(a.channels)
-    # Weight scales, and input scales of all but the first.
-    scales = sum(a.channels) + len(a.channels) - 1
-    return "tokenizer", weights + norms + scales, product, 0, weights + norms, product
+    return "tokenizer", weights + norms + scales, product - bits + scaled, bits, weights + norms, product
 
 
 def _block_rows(a: Architecture) -> Iterator[Row]:

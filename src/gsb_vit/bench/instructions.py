@@ -14,6 +14,8 @@ from typing import Any
 
 from gsb_vit.runtime.schema import Architecture
 
+_TOKENIZER_WORK = ("products", "outputs", "words", "hidden_outputs", "residual_outputs")
+
 
 def work(a: Architecture) -> dict[str, float]:
     """Return what a forward pass does, by kind of work, in the units that it grows with.
@@ -26,17 +28,17 @@ def work(a: Architecture) -> dict[str, float]:
     inner = heads * head
     wide, deep = -(-a.embed_dim // 32), -(-hidden // 32)
     upper = a.attention_groups * a.value_groups - 1
-    tokenizer, outputs = _tokenizer_work(a)
+    tokenizer = _tokenizer_work(a)
     patches = 0 if a.channels else 3 * _up(a.patch_height * a.patch_width, 4) * a.num_patches * width
     # Queries, keys and Values of all tokens; behind the last block's only those that a head reads.
     first, end = min(one.reads.first for one in a.heads), max(one.reads.end for one in a.heads)
     every, read = depth * tokens, (depth - 1) * tokens + end - first
     linear = every * 3 * inner * wide + read * (width * inner // 32 + hidden * wide + width * deep)
     return {
-        "linear_words": linear,
+        "linear_words": linear + tokenizer["words"],
         "query_outputs": every * 3 * inner,
-        "residual_outputs": read * 2 * width,
-        "hidden_outputs": read * hidden,
+        "residual_outputs": read * 2 * width + tokenizer["residual_outputs"],
+        "hidden_outputs": read * hidden + tokenizer["hidden_outputs"],
         "score_words": depth * heads * tokens * tokens * head // 32,
         "score_entries": depth * heads * tokens * tokens,
         "value_words": read * inner * -(-tokens // 32),
@@ -45,8 +47,8 @@ def work(a: Architecture) -> dict[str, float]:
         "upper_products": read * inner * upper,
         "head_rows": depth * heads * tokens,
         "patch_products": patches,
-        "tokenizer_products": tokenizer,
-        "tokenizer_outputs": outputs,
+        "tokenizer_products": tokenizer["products"],
+        "tokenizer_outputs": tokenizer["outputs"],
         "class_products": len(a.heads) * a.num_classes * a.embed_dim,
         "pixels": a.image_size[0] * a.image_size[1],
         "pictures": 1,
@@ -57,14 +59,26 @@ def _up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def _tokenizer_work(a: Architecture) -> tuple[int, int]:
-    """8-bit multiply-adds of the convolutions, each row of a sum padded to four, channels to 16; and their outputs."""
-    places, products, total = a.image_size[0] * a.image_size[1], 0, 0
-    for inputs, outputs in pairwise((3, *a.channels) if a.channels else ()):
+def _tokenizer_work(a: Architecture) -> dict[str, int]:
+    """Of convolutions on bytes multiply-adds, each row of a sum padded to four, channels to 16, and outputs.
+
+    On one-bit levels words of products, each tap in whole words, and outputs: those that become bits at once, as the
+    hidden ones of an MLP, and those that become numbers, as a residual's.
+    """
+    places, work = a.image_size[0] * a.image_size[1], dict.fromkeys(_TOKENIZER_WORK, 0)
+    if not a.channels:
+        return work
+    levels = (8, *a.level_bits, 32)
+    for (inputs, outputs), (taken, given) in zip(pairwise((3, *a.channels)), pairwise(levels), strict=True):
         places //= 4
-        products += 3 * _up(3 * inputs, 4) * places * _up(outputs, 16)
-        total += places * _up(outputs, 16)
-    return products, total
+        count = places * _up(outputs, 16)
+        if taken == 1:
+            work["words"] += 9 * -(-inputs // 32) * count
+            work["hidden_outputs" if given == 1 else "residual_outputs"] += count
+        else:
+            work["products"] += 3 * _up(3 * inputs, 4) * count
+            work["outputs"] += count
+    return work
 
 
 @dataclass(frozen=True)

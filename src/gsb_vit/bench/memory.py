@@ -56,10 +56,16 @@ def _words(bits: int) -> int:
     return 2 * -(-bits // 64)
 
 
-def _map_sizes(a: Architecture) -> list[tuple[int, int, int]]:
-    """Height, width and channels of the tokenizer's feature maps."""
+def _map_sizes(a: Architecture) -> list[tuple[int, int, int, int]]:
+    """Height, width, channels and bits of the tokenizer's feature maps."""
     height, width = a.image_size
-    return [(height >> i, width >> i, channels) for i, channels in enumerate(a.channels[:-1], 1)]
+    maps = zip(a.channels, a.level_bits, strict=False)
+    return [(height >> i, width >> i, channels, bits) for i, (channels, bits) in enumerate(maps, 1)]
+
+
+def _taps(channels: int) -> int:
+    """Words of a window of one-bit levels."""
+    return 9 * -(-channels // 32)
 
 
 def _patch_area(a: Architecture) -> int:
@@ -75,13 +81,19 @@ def _weights(a: Architecture) -> int:
     block += 2 * _arrays(4 * width, width // 8) + _arrays(4 * (_EXP_COPIES + a.embed_dim // a.num_heads + 1))
     if a.attention_bias == "full":
         block += _arrays(2 * a.num_heads * a.num_tokens**2)
-    total = a.depth * block + _arrays(width * 3 * _patch_area(a), 12 * width, 4 * a.num_patches * width)
-    inputs = 3
-    for _, columns, channels in _map_sizes(a):
-        padded = _up(channels, 16)
-        total += _arrays(padded * 3 * _up(3 * inputs, 4), 12 * padded, 4 * columns * padded * (2 if inputs == 3 else 1))
-        inputs = channels
-    return total
+    total = a.depth * block + _arrays(4 * a.num_patches * width)
+    inputs, bits = 3, 8
+    for index, (_, columns, channels, given) in enumerate(_map_sizes(a)):
+        padded = _up(channels, 16 if bits == 8 else 32)
+        if bits == 8:
+            lines = 2 if index == 0 else 1
+            total += _arrays(padded * 3 * _up(3 * inputs, 4), 12 * padded, 4 * columns * padded * lines)
+        else:
+            total += _arrays(4 * padded * _taps(inputs), *[4 * padded] * (5 if given == 1 else 3))
+        inputs, bits = channels, given
+    if bits == 1:
+        return total + _arrays(4 * width * _taps(inputs), *[4 * width] * 3)
+    return total + _arrays(width * 3 * _patch_area(a), 12 * width)
 
 
 def _forward(a: Architecture) -> int:
@@ -91,7 +103,10 @@ def _forward(a: Architecture) -> int:
     plane_words = _up(channels * token_words, 16)
     query, wide, deep = _words(inner), _words(width), _words(_up(a.mlp_hidden, 16))
     maps = _map_sizes(a)
-    total = _arrays(*((rows + 1) * (columns + 1) * count for rows, columns, count in maps))
+    total = sum(
+        _arrays(0, (rows + 1) * (columns + 1) * (count if bits == 8 else 4 * -(-count // 32)))
+        for rows, columns, count, bits in maps
+    )
     total += _arrays(4 * tokens * width, 4 * tokens * query, *[4 * query * stride] * 2, 2 * tokens * inner)
     total += _arrays(2 * inner, 2 * inner, *[2 * (planes - 1) * inner] * 2, heads * planes * channels // _PIECE)
     total += _arrays(4 * heads * tokens * token_words, 4 * heads * planes * plane_words, 4 * heads * planes * channels)
@@ -99,12 +114,22 @@ def _forward(a: Architecture) -> int:
         room, rows = _up(tokens * tokens // 16 + tokens + 16, 16), _up(tokens, 16)
         total += _arrays(heads * planes * tokens * _up(channels, 64), *[4 * heads * room] * 2)
         total += _arrays(8 * heads * rows, 4 * heads * rows)
-    windows, line, inputs = tokens * 3 * _patch_area(a), 0, 3
-    for _, columns, count in maps:
-        windows = max(windows, columns * 3 * _up(3 * inputs, 4))
-        line, inputs = max(line, columns * _up(count, 16)), count
-    total += _arrays(windows, 4 * line, 4 * tokens * wide, *[4 * tokens * query] * 2, 4 * tokens * deep)
-    total += _arrays(4 * max(tokens * max(wide, query, deep), _ATTENTION_ROWS * token_words))
+    windows, bit_windows, line, bit_line, inputs, bits = 0, 0, 0, 0, 3, 8
+    for _, columns, count, given in maps:
+        if bits == 8:
+            windows = max(windows, columns * 3 * _up(3 * inputs, 4))
+        else:
+            bit_windows = max(bit_windows, columns * _up(_taps(inputs), 2))
+            bit_line = max(bit_line, columns * _words(count) if given == 1 else 0)
+        line, inputs, bits = max(line, columns * _up(count, 32)), count, given
+    if bits == 8:
+        windows = max(windows, tokens * 3 * _patch_area(a))
+    else:
+        bit_windows = max(bit_windows, tokens * _up(_taps(inputs), 2))
+    planes = 9 * _up(a.image_size[1] + 4, 16) if a.channels else 0
+    total += _arrays(windows, planes, 4 * line, 4 * bit_windows, 4 * bit_line)
+    total += _arrays(4 * tokens * wide, *[4 * tokens * query] * 2, 4 * tokens * deep)
+    total += _arrays(4 * max(tokens * max(wide, query, deep), _ATTENTION_ROWS * token_words, bit_windows))
     bias = 2 * _LANES + (2 * a.grid[0] - 1) * a.grid[1] ** 2 + a.prefix_tokens * stride
     total += _arrays(4 * stride, 4 * _SCORE_ROWS * stride, 4 * bias if a.attention_bias == "relative" else 0)
     total += _arrays(4 * (a.prefix_tokens + 1) * _LANES, 4 * planes * _ATTENTION_ROWS * channels)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gsb_vit import __version__
 from gsb_vit.errors import InputError, ModelError, shown
 from gsb_vit.files import as_path, refuse_other, staged
+from gsb_vit.runtime.bits import unpack
 from gsb_vit.runtime.classifier import load
 from gsb_vit.runtime.packed_file import PackedModel, read
 from gsb_vit.runtime.schema import Architecture, Formats
@@ -249,7 +250,7 @@ def _shape(model: PackedModel, check: int) -> dict[str, Any]:
     """The macros that the engine reads."""
     a, how, decision = model.architecture, model.preprocessing, model.decision
     unknown, reads = decision.unknown, [head.reads for head in a.heads]
-    even, odd = _level_bytes(a)
+    even, odd = _level_words(a)
     return {
         "IMAGE_HEIGHT": a.image_size[0],
         "IMAGE_WIDTH": a.image_size[1],
@@ -274,7 +275,8 @@ def _shape(model: PackedModel, check: int) -> dict[str, Any]:
         "READ_FIRST": f"{min(part.first for part in reads)} /* tokens that the heads read */",
         "READ_END": max(part.end for part in reads),
         "CONVOLUTIONS": len(a.channels),
-        **({"EVEN_LEVELS": even, "ODD_LEVELS": odd} if a.channels else {}),
+        **({"EVEN_WORDS": even, "ODD_WORDS": odd} if a.channels else {}),
+        "ONE_BIT_LEVELS": int(1 in a.level_bits),
         "FILTER_SUPPORT": f"{_SUPPORT[how.interpolation]} /* {how.interpolation} */",
         "KEEP_MIDDLE": int(how.resize == "crop"),
         "CROP_RATIO": how.crop_ratio.hex(),
@@ -312,7 +314,10 @@ def _arrays(model: PackedModel) -> Iterator[_Array]:
         yield _array("float", "patch_scale", model["patch_embed.scale"])
     for index in range(len(a.channels)):
         name = f"tokenizer.{index}."
-        yield _array("int8_t", f"tokenizer_{index}_weight", model[name + "weight"])
+        if index and a.level_bits[index - 1] == 1:
+            yield _array("uint32_t", f"tokenizer_{index}_bits", _by_tap(model[name + "weight"], a.channels[index - 1]))
+        else:
+            yield _array("int8_t", f"tokenizer_{index}_weight", model[name + "weight"])
         yield _array("float", f"tokenizer_{index}_scale", model[name + "scale"])
         if index + 1 < len(a.channels):
             yield _array("float", f"tokenizer_{index}_offset", model[name + ("bias" if index else "offset")])
@@ -406,6 +411,11 @@ def _words_32(words: NDArray[np.uint64], depth: int) -> NDArray[np.uint32]:
     return words.astype("<u8").view("<u4").astype(np.uint32)[:, : -(-depth // 32)]
 
 
+def _by_tap(words: NDArray[np.uint64], inputs: int) -> NDArray[np.uint32]:
+    """Rows of nine taps (O, ⌈9·I/64⌉) → words of 32 bits (O·9, ⌈I/32⌉): each tap begins one."""
+    return _words(unpack(words, 9 * inputs).reshape(-1, inputs), inputs)
+
+
 def _array(ctype: str, name: str, values: NDArray[Any]) -> _Array:
     return _Array(f"static const {ctype} {name}[{values.size}] = {{\n{_numbers(values)}}};\n", values.nbytes)
 
@@ -439,17 +449,21 @@ def _convolutions(a: Architecture) -> str:
     if not a.channels:
         return ""
     rows, inputs, last = [], 3, len(a.channels) - 1
+    bits = (8, *a.level_bits, 32)  # of what each convolution reads, and of the tokens
     for index, outputs in enumerate(a.channels):
         height, width = (side >> (index + 1) for side in a.image_size)
         offset = "position" if index == last else f"tokenizer_{index}_offset"
-        pointers = f"tokenizer_{index}_weight, tokenizer_{index}_scale, {offset}"
-        rows.append(f"    {{{inputs}, {outputs}, {height}, {width}, {pointers}}},")
+        weight = f"NULL, tokenizer_{index}_bits" if bits[index] == 1 else f"tokenizer_{index}_weight, NULL"
+        pointers = f"{weight}, tokenizer_{index}_scale, {offset}"
+        rows.append(f"    {{{inputs}, {outputs}, {height}, {width}, {int(bits[index + 1] == 1)}, {pointers}}},")
         inputs = outputs
     return "\n".join(
         [
             "struct convolution {",
             "    int inputs, outputs, height, width; /* of the outputs */",
+            "    int gives_bits;",
             "    const int8_t *weight;",
+            "    const uint32_t *bits; /* instead of weight, where the inputs are one-bit levels */",
             "    const float *scale, *offset;",
             "};",
             "static const struct convolution convolutions[CONVOLUTIONS] = {",
@@ -479,7 +493,8 @@ def _run_bytes(a: Architecture) -> int:
     head_words = a.num_heads * -(-a.head_dim // 32)
     pixels = a.image_size[0] * a.image_size[1] * 3
     taps = 6 * -(-a.patch_height * a.patch_width // 4) * 4
-    embedding = _sum_of([pixels, *(_level_bytes(a) if a.channels else (taps,))])
+    levels = [4 * words for words in _level_words(a)] if a.channels else [taps]
+    embedding = _sum_of([pixels, *levels])
     values, queries = 2 * tokens * width, 4 * tokens * head_words
     planes, masks = 4 * a.value_groups * width * words, 4 * a.attention_groups * words
     bits = 4 * (-(-width // 32) + -(-a.mlp_hidden // 32))
@@ -488,12 +503,12 @@ def _run_bytes(a: Architecture) -> int:
     return max(embedding, block, classifying) + _sum_of([4 * tokens * width])
 
 
-def _level_bytes(a: Architecture) -> tuple[int, int]:
-    """Levels between convolutions, of those with an even and an odd number."""
-    sizes = [
-        (a.image_size[0] >> (index + 1)) * (a.image_size[1] >> (index + 1)) * outputs
-        for index, outputs in enumerate(a.channels[:-1])
-    ]
+def _level_words(a: Architecture) -> tuple[int, int]:
+    """Words of the levels between convolutions, of those with an even and an odd number."""
+    sizes = []
+    for index, (outputs, bits) in enumerate(zip(a.channels, a.level_bits, strict=False)):
+        places = (a.image_size[0] >> (index + 1)) * (a.image_size[1] >> (index + 1))
+        sizes.append(places * -(-outputs // 32) if bits == 1 else -(-places * outputs // 4))
     return max(sizes[0::2], default=1), max(sizes[1::2], default=1)
 
 

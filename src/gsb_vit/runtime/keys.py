@@ -2,7 +2,7 @@
 
 import math
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,10 +12,11 @@ from gsb_vit.errors import InputError
 
 @dataclass(frozen=True)
 class Key:
-    """What a key holds: a value of a kind (``text``, ``choice``, ``whole``, ``number``), or a list of such values.
+    """What a key holds: a value of a kind (``text``, ``choice``, ``whole``, ``number``, ``boolean``, ``object``).
 
-    Numbers lie in ``least`` … ``most``, both inclusive, and between ``above`` and ``below``, both exclusive. ``items``
-    is the least and the largest number of items. Booleans are not numbers. A key with a ``default`` may be left out.
+    Or it holds a list of such values: ``items`` is the least and the largest number of them. Numbers lie in ``least`` …
+    ``most``, both inclusive, and between ``above`` and ``below``, both exclusive. Booleans are not numbers. An object
+    has ``members`` and becomes what ``make`` makes of them. A key with a ``default`` may be left out.
     """
 
     name: str
@@ -28,6 +29,8 @@ class Key:
     increasing: bool = False
     choices: tuple[str, ...] = ()
     default: Any = None
+    members: tuple["Key", ...] = ()
+    make: Callable[..., Any] = dict
 
     @property
     def optional(self) -> bool:
@@ -48,7 +51,12 @@ class Key:
         return values
 
     def _one(self, where: str, value: Any) -> Any:
-        if self.kind == "text" or self.kind == "choice":
+        if self.kind == "object":
+            is_made = isinstance(self.make, type) and isinstance(value, self.make)
+            return value if is_made else self.make(**check_object(f"{where}: {self.name}", value, self.members))
+        if self.kind == "boolean":
+            fits = isinstance(value, bool)
+        elif self.kind == "text" or self.kind == "choice":
             fits = isinstance(value, str) and (self.kind == "text" or value in self.choices)
         else:
             kinds = (int,) if self.kind == "whole" else (int, float)
@@ -61,8 +69,10 @@ class Key:
         return self.least <= value <= self.most and self.above < value < self.below
 
     def _wanted(self) -> str:
-        if self.kind == "text":
-            return "text"
+        if self.kind in ("text", "object"):
+            return self.kind
+        if self.kind == "boolean":
+            return "true or false"
         if self.kind == "choice":
             return f"one of {', '.join(self.choices)}"
         if self.kind == "whole":

@@ -18,7 +18,7 @@ from gsb_vit.limits import RAISE_MEMORY, memory_limit, shown_bytes
 from .bits import unpack
 from .packed_file import PackedModel
 from .relative_bias import relative_bias_index
-from .schema import BLOCK_TENSORS, MAX_MEMORY, SIGNS, Architecture, expected_tensors, tensors_of
+from .schema import BLOCK_TENSORS, MAX_MEMORY, SIGNS, Architecture, convolution_of, expected_tensors, tensors_of
 
 F32 = np.float32
 _LANES = 16
@@ -85,7 +85,7 @@ def reference_bytes(a: Architecture) -> int:
         dtype, sides = shapes[name]
         stored += math.prod(sides) * np.dtype(dtype).itemsize
         if tensor.rule.kind == "bits":
-            unpacked += 4 * sides[0] * tensor.rule.high.of(a)
+            unpacked += 4 * sides[0] * tensor.rule.high.of(a, convolution_of(name))
     # float64 patches and weights, then sums as float64, int32 and twice float32
     patches = 8 * area * (a.num_patches + width) + 3 * width * a.num_patches * 32
     cells, inputs = a.num_patches << 2 * len(a.channels), 3
@@ -236,23 +236,34 @@ class ReferenceModel:
 
     def _convolve(self, picture: NDArray[np.uint8], trace: Trace) -> FloatArray:
         """Return what the tokenizer's last convolution gives (Np, C), without the position."""
-        packed, last = self.packed, len(self.packed.architecture.channels) - 1
-        windows = _windows(picture)  # (H/2, W/2, 3 lines, 3 columns, 3 colours)
-        sums = np.einsum("yxijc,ocij->yxoc", windows, packed["tokenizer.0.weight"].astype(np.int32))
-        scaled = sums.astype(F32) * packed["tokenizer.0.scale"]
-        first_line, first_column = (np.arange(side) == 0 for side in windows.shape[:2])
-        offset = packed["tokenizer.0.offset"][2 * first_line[:, None] + first_column]
-        y = ((scaled[..., 0] + scaled[..., 1]) + scaled[..., 2]) + offset
-        for index in range(1, last + 1):
-            levels = np.rint(np.minimum(np.where(y > 0, y, F32(0)), F32(255))).astype(np.uint8)
+        y = self._first_convolution(picture)
+        for index, bits in enumerate(self.packed.architecture.level_bits, 1):
+            levels = np.rint(np.minimum(np.where(y > 0, y, F32(0)), F32(2**bits - 1))).astype(np.uint8)
             trace[f"tokenizer.{index - 1}.levels"] = levels
-            weight = packed[f"tokenizer.{index}.weight"].astype(np.int32)
-            sums = np.einsum("yxijc,oijc->yxoi", _windows(levels), weight, optimize=True)
-            scaled = sums.astype(F32) * packed[f"tokenizer.{index}.scale"][:, None]
-            y = (scaled[..., 0] + scaled[..., 1]) + scaled[..., 2]
-            if index < last:
-                y = y + packed[f"tokenizer.{index}.bias"]
+            y = self._convolution_of_bits(levels, index) if bits == 1 else self._convolution(levels, index)
+            if index < len(self.packed.architecture.level_bits):
+                y = y + self.packed[f"tokenizer.{index}.bias"]
         return y.reshape(-1, y.shape[-1])
+
+    def _first_convolution(self, picture: NDArray[np.uint8]) -> FloatArray:
+        windows = _windows(picture)  # (H/2, W/2, 3 lines, 3 columns, 3 colours)
+        sums = np.einsum("yxijc,ocij->yxoc", windows, self.packed["tokenizer.0.weight"].astype(np.int32))
+        scaled = sums.astype(F32) * self.packed["tokenizer.0.scale"]
+        first_line, first_column = (np.arange(side) == 0 for side in windows.shape[:2])
+        offset = self.packed["tokenizer.0.offset"][2 * first_line[:, None] + first_column]
+        return ((scaled[..., 0] + scaled[..., 1]) + scaled[..., 2]) + offset
+
+    def _convolution(self, levels: NDArray[np.uint8], index: int) -> FloatArray:
+        weight = self.packed[f"tokenizer.{index}.weight"].astype(np.int32)
+        sums = np.einsum("yxijc,oijc->yxoi", _windows(levels), weight, optimize=True)
+        scaled = sums.astype(F32) * self.packed[f"tokenizer.{index}.scale"][:, None]
+        return (scaled[..., 0] + scaled[..., 1]) + scaled[..., 2]
+
+    def _convolution_of_bits(self, levels: NDArray[np.uint8], index: int) -> FloatArray:
+        windows = _windows(levels)
+        rows = windows.reshape(*windows.shape[:2], -1)
+        weight = SIGNS.numbers(unpack(self.packed[f"tokenizer.{index}.weight"], rows.shape[-1]))
+        return _dot(rows, weight).astype(F32) * self.packed[f"tokenizer.{index}.scale"]
 
     def _attention(self, x: FloatArray, block: dict[str, NDArray[Any]], steps: Trace) -> FloatArray:
         a = self.packed.architecture

@@ -5,7 +5,7 @@ reader's copy of them, ``native/src/file/schema.h``.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,17 @@ ATTENTION_BIASES = ("none", "relative", "full")
 GLOBAL_POOLS = ("token", "avg")
 POOL_NORMS = ("after", "before")
 
+
+@dataclass(frozen=True)
+class LevelFormat:
+    """How numbers become levels of so many bits."""
+
+    bits: int = 1
+    signed: bool = True
+
+
+LEVEL_FORMAT = (Key("bits", "whole", least=1, most=8, default=1), Key("signed", "boolean", default=True))
+BYTES, ONE_BIT = LevelFormat(8, signed=False), LevelFormat(1, signed=False)  # the tokenizer's
 # Popcounts of width C are stored as int16; the other limits only keep a hostile header from asking for absurd work.
 ARCHITECTURE = (
     Key("name", "text"),
@@ -65,6 +76,7 @@ ARCHITECTURE = (
     Key("global_pool", "choice", choices=GLOBAL_POOLS, default="token"),
     Key("pool_norm", "choice", choices=POOL_NORMS, default="after"),
     Key("tokenizer_channels", "whole", least=1, most=16384, items=(0, 5), default=()),
+    Key("tokenizer_formats", "object", items=(0, 5), default=(), members=LEVEL_FORMAT, make=LevelFormat),
 )
 OPTIONAL = tuple(key.name for key in ARCHITECTURE if key.optional)  # since version 2
 PREPROCESSING = (
@@ -158,6 +170,7 @@ class Architecture:
     global_pool: str = "token"
     pool_norm: str = "after"
     tokenizer_channels: tuple[int, ...] = ()
+    tokenizer_formats: tuple[LevelFormat, ...] = ()
 
     def __post_init__(self) -> None:
         for key in ARCHITECTURE:
@@ -173,6 +186,7 @@ class Architecture:
             raise InputError(
                 f"architecture: patch_size {self.patch_size} is not the stride of {len(self.channels)} convolutions"
             )
+        self._check_formats()
         if any(side % patch for side, patch in zip(self.image_size, self.patch_size, strict=True)):
             raise InputError(
                 f"architecture: image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
@@ -181,6 +195,17 @@ class Architecture:
             raise InputError(f"architecture: embed_dim {self.embed_dim} is no multiple of num_heads {self.num_heads}")
         if self.num_tokens > MAX_TOKENS:
             raise InputError(f"architecture: {self.num_tokens} tokens are more than {MAX_TOKENS}; use larger patches")
+
+    def _check_formats(self) -> None:
+        formats, wanted = self.tokenizer_formats, len(self.tokenizer_channels)
+        if formats and len(formats) != wanted:
+            raise InputError(f"architecture: {len(formats)} tokenizer_formats for {wanted} tokenizer_channels")
+        for one in formats:
+            if one not in (BYTES, ONE_BIT):
+                raise InputError(
+                    f"architecture: tokenizer_formats of {one.bits} bits, signed {str(one.signed).lower()}, "
+                    "are not 1 or 8 bits, unsigned"
+                )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -206,6 +231,11 @@ class Architecture:
     def tokenizer(self) -> str:
         """What makes tokens of a picture: ``patches`` or ``convolutions``."""
         return "convolutions" if self.tokenizer_channels else "patches"
+
+    @property
+    def level_bits(self) -> tuple[int, ...]:
+        """Bits of the levels between the tokenizer's convolutions: of the inputs of each but the first."""
+        return tuple(one.bits for one in self.tokenizer_formats or (BYTES,) * len(self.tokenizer_channels))
 
     @property
     def num_patches(self) -> int:
@@ -254,6 +284,8 @@ class Architecture:
         defaults = {key.name: key.default for key in ARCHITECTURE if key.optional}
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values = {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
+        if "tokenizer_formats" in values:
+            values["tokenizer_formats"] = [asdict(one) for one in self.tokenizer_formats]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
@@ -361,6 +393,9 @@ FIRST_CONVOLUTION_TENSORS = (
 )
 LAST_CONVOLUTION_TENSORS = (Tensor("weight", "int8", (O, 3, 3, I)), Tensor("scale", "float32", (O,)))
 MIDDLE_CONVOLUTION_TENSORS = (*LAST_CONVOLUTION_TENSORS, Tensor("bias", "float32", (O,)))
+# The same of one-bit inputs: a row holds tap after tap.
+LAST_BINARY_CONVOLUTION_TENSORS = (_bits("weight", O, 9 * I), Tensor("scale", "float32", (O,)))
+MIDDLE_BINARY_CONVOLUTION_TENSORS = (*LAST_BINARY_CONVOLUTION_TENSORS, Tensor("bias", "float32", (O,)))
 # Behind ``heads.j.``
 HEAD_TENSORS = (
     *_floats("shift"),
@@ -393,8 +428,12 @@ BLOCK_TENSORS = (
 
 def convolution_tensors(architecture: Architecture, index: int) -> tuple[Tensor, ...]:
     """Return the table of one of the tokenizer's convolutions."""
-    last = index + 1 == len(architecture.channels)
-    return LAST_CONVOLUTION_TENSORS if last else MIDDLE_CONVOLUTION_TENSORS if index else FIRST_CONVOLUTION_TENSORS
+    if index == 0:
+        return FIRST_CONVOLUTION_TENSORS
+    last, binary = index + 1 == len(architecture.channels), architecture.level_bits[index - 1] == 1
+    if binary:
+        return LAST_BINARY_CONVOLUTION_TENSORS if last else MIDDLE_BINARY_CONVOLUTION_TENSORS
+    return LAST_CONVOLUTION_TENSORS if last else MIDDLE_CONVOLUTION_TENSORS
 
 
 def tensors_of(architecture: Architecture) -> Iterator[tuple[str, Tensor]]:
@@ -416,14 +455,14 @@ def expected_tensors(architecture: Architecture) -> dict[str, tuple[str, tuple[i
         name: (
             tensor.dtype,
             tuple(
-                side.of(architecture, _convolution(name)) if isinstance(side, Size) else side for side in tensor.shape
+                side.of(architecture, convolution_of(name)) if isinstance(side, Size) else side for side in tensor.shape
             ),
         )
         for name, tensor in tensors_of(architecture)
     }
 
 
-def _convolution(name: str) -> int:
+def convolution_of(name: str) -> int:
     """Which convolution a tensor belongs to; 0 for those that belong to none."""
     parts = name.split(".")
     return int(parts[1]) if parts[0] == "tokenizer" else 0
@@ -449,14 +488,13 @@ def check_specs(
 def check_values(architecture: Architecture, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Check that every number is in range (``docs/packed-format.md``). Raises InputError naming the tensor."""
     for name, tensor in tensors_of(architecture):
-        what = _fault(architecture, tensor.rule, tensors[name])
+        what = _fault(tensor.rule, tensor.rule.high.of(architecture, convolution_of(name)), tensors[name])
         if what:
             raise InputError(f"tensor {name} {what}; export the model again")
 
 
-def _fault(architecture: Architecture, rule: Rule, array: NDArray[Any]) -> str | None:
+def _fault(rule: Rule, high: int, array: NDArray[Any]) -> str | None:
     """Say what is wrong with one tensor."""
-    high = rule.high.of(architecture)
     if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
         return "holds numbers that are not finite"
     if rule.kind == "bits" and not pad_is_zero(array, high):

@@ -69,7 +69,7 @@ struct resizing {
 struct embedding {
     uint8_t pixels[PIXEL_BYTES];
 #if CONVOLUTIONS > 0
-    uint8_t even[EVEN_LEVELS], odd[ODD_LEVELS]; /* levels between convolutions */
+    uint32_t even[EVEN_WORDS], odd[ODD_WORDS]; /* levels between convolutions: bytes, or bits */
 #else
     int16_t taps[3][PATCH_TAPS]; /* of a patch, colour by colour */
 #endif

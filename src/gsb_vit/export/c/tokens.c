@@ -75,8 +75,63 @@ static void embed(struct arena* arena, const uint8_t* pixels) {
     }
 }
 #else
+/* Output o of a place as a level; those of one bit begin with o = 0. */
+static inline void put_level(const struct convolution* c, void* levels, int place, int o, float y) {
+#if ONE_BIT_LEVELS
+    if (c->gives_bits) {
+        uint32_t* words = (uint32_t*)levels + (size_t)place * WORDS(c->outputs);
+        if (o % 32 == 0) words[o / 32] = 0;
+        if (y > 0.5f) set_bit(words, o);
+        return;
+    }
+#endif
+    ((uint8_t*)levels)[(size_t)place * (size_t)c->outputs + o] = level_of(y);
+}
+
+#if ONE_BIT_LEVELS
+/* Σ ±level of the window at (y, column): one-bit levels and weights, tap by tap in whole words. `ones` are the window's. */
+static int32_t sum_of_bits(const struct convolution* c, const uint32_t* in, const uint32_t* weight, int y, int column,
+                           int ones) {
+    const int words = WORDS(c->inputs), top = y == 0, left = column == 0;
+    int common = 0;
+    for (int row = top; row < 3; ++row) {
+        const size_t place = (size_t)(2 * y + row - 1) * (size_t)(2 * c->width) + (size_t)(2 * column + left - 1);
+        common += count_common(in + place * (size_t)words, weight + (3 * row + left) * words, (3 - left) * words);
+    }
+    return 2 * common - ones;
+}
+
+static int ones_of_window(const struct convolution* c, const uint32_t* in, int y, int column) {
+    const int words = WORDS(c->inputs), top = y == 0, left = column == 0;
+    int ones = 0;
+    for (int row = top; row < 3; ++row) {
+        const size_t place = (size_t)(2 * y + row - 1) * (size_t)(2 * c->width) + (size_t)(2 * column + left - 1);
+        const uint32_t* from = in + place * (size_t)words;
+        for (int i = 0; i < (3 - left) * words; ++i) ones += count_bits(from[i]);
+    }
+    return ones;
+}
+
+static void convolve_bits(const struct convolution* c, const uint32_t* in, void* levels, float* x) {
+    for (int place = 0; place < c->height * c->width; ++place) {
+        const int y = place / c->width, column = place % c->width;
+        const float* offset = c->offset + (x ? (size_t)place * (size_t)c->outputs : (size_t)0);
+        const uint32_t* weight = c->bits;
+        const int ones = ones_of_window(c, in, y, column);
+        for (int o = 0; o < c->outputs; ++o, weight += 9 * WORDS(c->inputs)) {
+            const float out = (float)sum_of_bits(c, in, weight, y, column, ones) * c->scale[o] + offset[o];
+            if (x) {
+                *x++ = out;
+            } else {
+                put_level(c, levels, place, o, out);
+            }
+        }
+    }
+}
+#endif
+
 /* 3 × 3, stride 2, one line and column of zeros before the first. Either levels or x receives the outputs. */
-static void convolve(const struct convolution* c, const uint8_t* in, int first, uint8_t* levels, float* x) {
+static void convolve(const struct convolution* c, const uint8_t* in, int first, void* levels, float* x) {
     const int height = c->height, width = c->width;
     for (int place = 0; place < height * width; ++place) {
         const int y = place / width, column = place % width;
@@ -114,7 +169,7 @@ static void convolve(const struct convolution* c, const uint8_t* in, int first, 
             if (x) {
                 *x++ = out;
             } else {
-                *levels++ = level_of(out);
+                put_level(c, levels, place, o, out);
             }
         }
     }
@@ -122,10 +177,20 @@ static void convolve(const struct convolution* c, const uint8_t* in, int first, 
 
 static void embed(struct arena* arena, const uint8_t* pixels) {
     struct embedding* e = &arena->u.run.now.embedding;
-    const uint8_t* in = pixels;
+    const void* in = pixels;
     for (int i = 0; i < CONVOLUTIONS; ++i) {
-        uint8_t* out = i % 2 == 0 ? e->even : e->odd;
-        convolve(&convolutions[i], in, i == 0, out, i + 1 == CONVOLUTIONS ? arena->u.run.x[PREFIX_TOKENS] : NULL);
+        const struct convolution* c = &convolutions[i];
+        uint32_t* out = i % 2 == 0 ? e->even : e->odd;
+        float* x = i + 1 == CONVOLUTIONS ? arena->u.run.x[PREFIX_TOKENS] : NULL;
+#if ONE_BIT_LEVELS
+        if (c->bits) {
+            convolve_bits(c, (const uint32_t*)in, out, x);
+        } else {
+            convolve(c, (const uint8_t*)in, i == 0, out, x);
+        }
+#else
+        convolve(c, (const uint8_t*)in, i == 0, out, x);
+#endif
         in = out;
     }
 }

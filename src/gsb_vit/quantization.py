@@ -37,6 +37,7 @@ class Quantization:
     activation_bits: Literal[1, 8] = 1
     weight_scale: Literal["row", "layer", "learned_row"] = "row"
     edge_bits: Literal[8, 32] = 8
+    tokenizer_bits: Literal[1, 8] = 8
     attention_thresholds: tuple[float, ...] = DEFAULT_THRESHOLDS
     value_thresholds: tuple[float, ...] = DEFAULT_THRESHOLDS
     threshold_scope: Literal["sample", "batch", "fixed"] = "sample"
@@ -55,6 +56,10 @@ class Quantization:
             object.__setattr__(self, name, _checked_thresholds(name, getattr(self, name)))
         if not isinstance(self.patch_norm, bool):
             raise InputError(f"quantization patch_norm is {self.patch_norm!r}; it must be true or false")
+        if self.tokenizer_bits == 1 and self.edge_bits != 8:
+            raise InputError(
+                "quantization tokenizer_bits = 1 goes with edge_bits = 8, which quantizes the tokenizer; set it"
+            )
         self._check_groups()
 
     def _check_groups(self) -> None:

@@ -19,7 +19,7 @@ from gsb_vit.runtime import packed_file
 from gsb_vit.runtime.reference import ReferenceModel
 
 SCRIPT = Path(__file__).with_name("run_engine.mjs")
-SHAPES = ("oblong_full_bias", "deit_rows", "one_group", "three_convolutions_mean")
+SHAPES = ("oblong_full_bias", "deit_rows", "one_group", "three_convolutions_mean", "one_bit_convolutions")
 
 
 @pytest.fixture

@@ -59,6 +59,19 @@ def test_a_tokenizers_bytes_and_products_by_hand(tmp_path):
     assert "patch_embed" not in layers and layers["tokens"].packed.parameters == 4 * 24
 
 
+def test_one_bit_convolutions_by_hand(tmp_path):
+    path = tmp_path / "model.safetensors"
+    shape = {**SHAPE, "patch_size": 8, "tokenizer_channels": (5, 8), "global_pool": "avg", "prefix_tokens": 0}
+    write_random_packed(path, seed=0, num_classes=5, level_bits=(1, 1), **shape)
+    summary = summarize(*find_architecture(str(path)))
+    tokenizer = layers_of(summary)["tokenizer"]
+    assert summary.packed.bytes == sum(array.nbytes for array in packed_file.read(path).tensors.values())
+    assert tokenizer.packed.bytes == 27 * 5 + 8 * 8 * 1 + 8 * 24 * 2 + 4 * (3 * 5 + 4 * 5 + 8 + 8 + 24)
+    assert tokenizer.packed.bops == 9 * 5 * 8 * 16 + 9 * 8 * 24 * 4
+    assert tokenizer.packed.flops == 27 * 5 * 64 + 24 * 4  # the last one's levels are numbers
+    assert tokenizer.twin.flops == 27 * 5 * 64 + tokenizer.packed.bops
+
+
 def test_products_of_a_small_model_by_hand():
     summary = summarize(random_packed(seed=0, num_classes=5, **SHAPE).architecture)
     layers = layers_of(summary)
@@ -86,6 +99,11 @@ def test_products_of_a_small_model_by_hand():
         ("vit_tiny_patch16_224", {"depth": 1}, {}),
         ("vit_tiny_patch16_224", {"depth": 1, "reg_tokens": 3, "global_pool": "avg"}, {}),
         ("gsb_vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "tokenizer_channels": [7, 12], "depth": 1}, {}),
+        (
+            "gsb_vit_tiny_patch16_224",
+            {"img_size": 32, "patch_size": 8, "tokenizer_channels": [7, 12], "depth": 1},
+            {"tokenizer_bits": 1},
+        ),
         ("gsb_vit_tiny_patch16_224", {"depth": 1, "reg_tokens": 3, "global_pool": "avg"}, {"attention_bias": "full"}),
     ],
 )

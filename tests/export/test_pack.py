@@ -139,6 +139,7 @@ def test_relu_has_intervals_too():
         {"global_pool": "avg"},
         {"tokenizer_channels": (7, 30), "patch_size": 8},
         {"tokenizer_channels": (12,), "patch_size": 4, "global_pool": "avg"},
+        {"tokenizer_channels": (7, 30), "patch_size": 8, "switches": {"tokenizer_bits": 1}},
     ],
 )
 @torch.no_grad()

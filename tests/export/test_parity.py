@@ -47,6 +47,18 @@ CASES = {
     "convolutions": {"tokenizer_channels": (9, 20), "img_size": (40, 56)},
     "convolutions, mean": {"tokenizer_channels": (6,), "patch_size": 4, "global_pool": "avg"},
     "convolutions, plain": {"tokenizer_channels": (180, 8), "plain": True, "switches": {"attention_bias": "full"}},
+    "one-bit convolutions": {
+        "tokenizer_channels": (32, 40),
+        "img_size": (40, 56),
+        "global_pool": "avg",
+        "switches": {"tokenizer_bits": 1},
+    },
+    "one one-bit convolution": {
+        "tokenizer_channels": (9,),
+        "patch_size": 4,
+        "plain": True,
+        "switches": {"tokenizer_bits": 1, "attention_bias": "none"},
+    },
     "four and one group": {
         "switches": {"attention_thresholds": (0.3, 0.5, 0.8), "value_thresholds": (), "attention_bias": "full"},
         "plain": True,

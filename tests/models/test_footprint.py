@@ -3,7 +3,9 @@ from small_models import small
 
 from gsb_vit.bench.cost import summarize
 from gsb_vit.export.architecture import architecture_of
+from gsb_vit.models.build import build_model
 from gsb_vit.models.footprint import footprint
+from gsb_vit.quantization import Quantization
 
 WIDTH, HIDDEN, DEPTH = 48, 192, 2
 
@@ -32,6 +34,16 @@ def test_weights_count_at_their_bits(switches, weight_bytes, scales):
     others = sum(p.numel() for p in twin.parameters() if id(p) not in own) - learned
     assert found.bytes == matrices + scale_bytes + edges + 4 * others
     assert found.parameters == sum(p.numel() for p in twin.parameters())
+
+
+def test_one_bit_convolutions_count_at_their_bits():
+    """Rows of 9·8 and 9·12 bits fill two words each; a scale of an output is learned or not."""
+    args = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2, "tokenizer_channels": [8, 12]}
+    eight, one = (
+        footprint(build_model("gsb_vit_tiny_patch16_224", args, 3, Quantization(tokenizer_bits=bits))).bytes
+        for bits in (8, 1)
+    )
+    assert eight - one == 12 * (9 * 8 - 16) + 24 * (9 * 12 - 16)
 
 
 def test_full_precision_is_four_bytes_a_parameter():

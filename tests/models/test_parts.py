@@ -123,6 +123,23 @@ def test_the_convolutions_of_a_tokenizer_are_parts():
                 assert not torch.equal(model(x), plain)
 
 
+def test_one_bit_convolutions_are_parts():
+    model, preprocessing, pictures = random_trained(tokenizer_channels=(8, 12), depth=1, switches={"tokenizer_bits": 1})
+    x = normalize(pictures[:4], preprocessing)
+    parts = {
+        name.removeprefix("patch_embed.proj.convs."): part for name, part in named(model).items() if "convs" in name
+    }
+    assert set(parts) == {"0.weight", "1.weight", "1.input", "2.weight", "2.input"}
+    assert (parts["1.weight"].bits, parts["1.weight"].more_bits) == (1, 8)
+    assert parts["1.weight"].bytes == 12 * (72 - 16)  # rows of 9·8 bits fill two words
+    assert parts["1.weight"].bit_operations == parts["1.input"].bit_operations == 8 * 8 * 12 * 72 * 7
+    with torch.no_grad(), plain_order(model):
+        plain = model(x)
+        for part in parts.values():
+            with without([part]):
+                assert not torch.equal(model(x), plain)
+
+
 def test_a_models_own_attributes_come_back_when_something_fails():
     model = small().eval()
     layer = model.blocks[0].mlp.fc1

@@ -266,12 +266,14 @@ def test_what_cannot_be_packed_trains_and_says_so_first(tmp_path, architecture):
     assert text.index("`gsb-vit export` will refuse it: a packed model cannot have") < text.index("teacher")
 
 
-def test_a_tokenizer_mean_pooling_and_registers_train_and_export_with_equal_logits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [8, 1])
+def test_a_tokenizer_mean_pooling_and_registers_train_and_export_with_equal_logits(tmp_path: Path, bits: int) -> None:
     pytest.importorskip("gsb_vit._native")
     from gsb_vit.export.run import export_run
 
     network = ("model.tokenizer_channels=[12]", "model.global_pool=avg", "model.reg_tokens=2")
-    found = train(quick(*network, "stage2.ema_decay=0.9"), "digits", tmp_path / "run")
+    quantization = f"stage2.quantization.tokenizer_bits={bits}"
+    found = train(quick(*network, quantization, "stage2.ema_decay=0.9"), "digits", tmp_path / "run")
     model = load_model(found.out).model
     plain = load_model(found.out / "teacher").model
     assert (model.num_prefix_tokens, model.patch_embed.proj.channels) == (2, (12, 32))
@@ -280,6 +282,7 @@ def test_a_tokenizer_mean_pooling_and_registers_train_and_export_with_equal_logi
     assert parity.equal == parity.n == 30 and not any(parity.flipped.values())
     a = packed.architecture
     assert (a.tokenizer_channels, a.global_pool, a.prefix_tokens, len(a.heads)) == ((12,), "avg", 2, 1)
+    assert a.level_bits == (bits,)
 
 
 @pytest.mark.parametrize(
@@ -291,6 +294,12 @@ def test_a_tokenizer_mean_pooling_and_registers_train_and_export_with_equal_logi
         ("model.tokenizer_channels=8", "model.tokenizer_channels = 8 has the wrong type"),
         ("model.global_pool=max", 'model.global_pool = .* use "token", "avg"'),
         ("model.reg_tokens=2", "takes reg_tokens with global_pool = 'avg' only"),
+        (
+            "stage2.quantization.tokenizer_bits=1",
+            "has patches; give model.tokenizer_channels, or leave tokenizer_bits at 8",
+        ),
+        ("stage1.quantization.tokenizer_bits=1", "tokenizer_bits = 1 goes with edge_bits = 8"),
+        ("stage2.quantization.tokenizer_bits=2", "tokenizer_bits = 2"),
         ("model.reg_tokens=-1", "reg_tokens = -1 must be a whole number"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,8 @@ KINDS = {
     "w8a8": Quantization(weight_bits=8, activation_bits=8),
     "w8a8_layer": Quantization(weight_bits=8, activation_bits=8, weight_scale="layer"),
 }
-TOKENIZERS = {"patches": {}, "tokenizer": {"tokenizer_channels": [8, 8], "patch_size": 8, "global_pool": "avg"}}
+CONVOLUTIONS = {"tokenizer_channels": [8, 8], "patch_size": 8, "global_pool": "avg"}
+TOKENIZERS = {"patches": {}, "tokenizer": CONVOLUTIONS, "one-bit tokenizer": CONVOLUTIONS}
 
 
 def tiny(quantization: Quantization, **args: object) -> torch.nn.Module:
@@ -48,7 +50,8 @@ def loss_of(model: torch.nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_scales_pushed_below_zero_are_held_and_training_goes_on(kind: str, tokenizer: str) -> None:
-    model = tiny(KINDS[kind], **TOKENIZERS[tokenizer])
+    one_bit = tokenizer == "one-bit tokenizer" and KINDS[kind].edge_bits == 8
+    model = tiny(replace(KINDS[kind], tokenizer_bits=1 if one_bit else 8), **TOKENIZERS[tokenizer])
     scales = dict(quantizer_scales(model))
     owners = {name for name, module in model.named_modules() if isinstance(module, InitializedOnce)}
     assert {name.rpartition(".")[0] for name in scales} == owners  # whatever owns a learned scale is walked

@@ -11,7 +11,7 @@ from gsb_vit.errors import InputError
 from gsb_vit.files import as_path, open_regular
 from gsb_vit.quantization import Quantization
 from gsb_vit.runtime.packed_file import read
-from gsb_vit.runtime.schema import Architecture
+from gsb_vit.runtime.schema import Architecture, LevelFormat
 from gsb_vit.runtime.shipped import locate_model
 
 NUM_CLASSES = 1000  # of an architecture that is only named
@@ -22,7 +22,7 @@ def architecture_of(model: Any) -> Architecture:
     from gsb_vit.models.packable import final_norm
 
     attention, mlp = model.blocks[0].attn, model.blocks[0].mlp
-    q = model.quantization
+    q, levels = model.quantization, getattr(model.patch_embed.proj, "level_bits", ())
     return Architecture(
         name=(getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__,
         image_size=tuple(model.patch_embed.img_size),
@@ -42,6 +42,7 @@ def architecture_of(model: Any) -> Architecture:
         global_pool=model.global_pool,
         pool_norm="before" if model.global_pool == "avg" and final_norm(model) is model.norm else "after",
         tokenizer_channels=tuple(getattr(model.patch_embed.proj, "channels", ())[:-1]),
+        tokenizer_formats=tuple(LevelFormat(bits, signed=False) for bits in levels) if 1 in levels else (),
     )
 
 

@@ -104,7 +104,8 @@ def _tokenizer(convs: Sequence[FoldedConv]) -> Arrays:
     arrays: Arrays = {}
     for index, conv in enumerate(convs):
         weight = conv.weight if index == 0 else conv.weight.permute(0, 2, 3, 1)
-        arrays[f"tokenizer.{index}.weight"] = np.ascontiguousarray(weight.numpy().astype(np.int8))
+        packed = pack(weight.flatten(1).numpy() > 0) if conv.bits == 1 else weight.numpy().astype(np.int8)
+        arrays[f"tokenizer.{index}.weight"] = np.ascontiguousarray(packed)
         arrays[f"tokenizer.{index}.scale"] = _array(conv.scale)
         if index + 1 < len(convs):
             arrays[f"tokenizer.{index}.{'bias' if index else 'offset'}"] = _array(conv.offset)

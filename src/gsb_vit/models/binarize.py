@@ -55,8 +55,10 @@ def binarize(vit: VisionTransformer, quantization: Quantization | dict[str, Any]
             _binarize_mlp(cast(Mlp, block.mlp), quantization, scheme)
     if quantization.edge_bits == 8:
         proj = vit.patch_embed.proj
-        tokenizer = isinstance(proj, ConvTokenizer)
-        vit.patch_embed.proj = QuantizedTokenizer.from_tokenizer(proj) if tokenizer else QuantizedConv2d.from_conv(proj)
+        if isinstance(proj, ConvTokenizer):
+            vit.patch_embed.proj = QuantizedTokenizer.from_tokenizer(proj, quantization.tokenizer_bits)
+        else:
+            vit.patch_embed.proj = QuantizedConv2d.from_conv(proj)
         quantize_heads(vit)
     if quantization.patch_norm:
         vit.patch_embed.norm = TokenBatchNorm(vit.embed_dim).to(next(vit.patch_embed.parameters()).device)
@@ -114,6 +116,11 @@ def _check_model(vit: nn.Module, quantization: Quantization) -> None:
         embed = vit.patch_embed
         if not isinstance(embed, PatchEmbed) or type(embed.proj) not in (nn.Conv2d, ConvTokenizer):
             raise InputError(f"the patch embedding {type(embed).__name__} has no 8-bit form; pass edge_bits=32")
+    if quantization.tokenizer_bits == 1 and not isinstance(vit.patch_embed.proj, ConvTokenizer):
+        raise InputError(
+            "tokenizer_bits = 1 is of a convolutional tokenizer, and this model has patches; give "
+            "model.tokenizer_channels, or leave tokenizer_bits at 8"
+        )
     if quantization.patch_norm and (vit.dynamic_img_size or not isinstance(vit.patch_embed.norm, nn.Identity)):
         raise InputError("patch_norm needs a fixed image size and a patch embedding without a norm of its own")
     if not quantization.changes_blocks:

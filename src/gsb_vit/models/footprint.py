@@ -11,6 +11,7 @@ from torch import nn
 
 from gsb_vit.nn.binary_linear import BinaryLinear
 from gsb_vit.nn.edges import QuantizedWeight
+from gsb_vit.nn.tokenizer import BinaryConv
 from gsb_vit.nn.weight_quantizers import AnalyticWeight
 
 FLOAT_BYTES = 4
@@ -45,6 +46,9 @@ def footprint(model: nn.Module) -> Footprint:
             size -= FLOAT_BYTES * module.weight.numel()
             if isinstance(quantizer, AnalyticWeight):
                 size += FLOAT_BYTES * (module.out_features if quantizer.per_row else 1)
+        elif isinstance(module, BinaryConv):
+            numbers = module.weight[0].numel()
+            size += module.out_channels * (row_bytes(numbers, 1) + FLOAT_BYTES * (1 - numbers))
         elif isinstance(module, QuantizedWeight):
             size += (1 - FLOAT_BYTES) * module.weight.numel()
     return Footprint(parameters, size)

@@ -14,7 +14,7 @@ from gsb_vit.nn.binary_linear import BinaryLinear
 from gsb_vit.nn.edges import QuantizedConv2d, QuantizedLinear, QuantizedWeight
 from gsb_vit.nn.exact import OrderedNorm
 from gsb_vit.nn.input_quantizers import Planes
-from gsb_vit.nn.tokenizer import QuantizedTokenizer
+from gsb_vit.nn.tokenizer import BinaryConv, QuantizedTokenizer
 from gsb_vit.nn.weight_quantizers import WeightQuantizer
 from gsb_vit.quantization import Quantization
 
@@ -94,6 +94,8 @@ def quantized_parts(model: nn.Module) -> list[Part]:
             found += _linear(name, module, tokens)
         elif isinstance(module, GSBAttention):
             found += _attention(name, module, tokens)
+        elif isinstance(module, BinaryConv):
+            found += _binary_convolution(name, module, patches * _places(vit, name))
         elif isinstance(module, QuantizedWeight):
             places = 1 if isinstance(module, QuantizedLinear) else patches * _places(vit, name)
             found += _edge(name, module, places)
@@ -152,6 +154,15 @@ def _attention(name: str, attention: GSBAttention, tokens: int) -> Iterator[Part
             swap.append((attention, "softmax", True))
         kind = "Value" if one == "value" else one
         yield Part(f"{name}.{one}", kind, bits, more, 0, products * others * (more - bits), tuple(swap))
+
+
+def _binary_convolution(name: str, layer: BinaryConv, places: int) -> Iterator[Part]:
+    """Weights and inputs of a one-bit convolution of the tokenizer; both would be kept in 8 bits."""
+    numbers, grown = layer.weight[0].numel(), places * layer.weight.numel() * (8 - 1)
+    size = layer.out_channels * (row_bytes(numbers, 8) - row_bytes(numbers, 1))
+    yield Part(f"{name}.weight", "edges", 1, 8, size, grown, ((layer, "weight_quantizer", _EightBits()),))
+    whole = _Whole(False, positive=True)
+    yield Part(f"{name}.input", "edges", 1, 8, 0, grown, ((layer, "input_quantizer", whole),))
 
 
 def _edge(name: str, layer: Any, places: int) -> Iterator[Part]:

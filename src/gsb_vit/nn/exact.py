@@ -160,9 +160,9 @@ def patch_sums(pixels: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def levels(y: Tensor) -> Tensor:
-    """Return clamp(rint(y), 0, 255), round half to even; NaN becomes 0."""
-    return torch.where(y > 0, y, 0.0).clamp_(max=255).round_()
+def levels(y: Tensor, highest: int = 255) -> Tensor:
+    """Return clamp(rint(y), 0, highest), round half to even; NaN becomes 0."""
+    return torch.where(y > 0, y, 0.0).clamp_(max=highest).round_()
 
 
 def _row_sums(x: Tensor, weight: Tensor) -> list[Tensor]:
@@ -193,6 +193,17 @@ def convolution(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     batch, _, height, width = x.shape
     parts = [part.mul_(scale) for part in _row_sums(x, weight)]
     return parts[0].add_(parts[1]).add_(parts[2]).view(batch, height // 2, width // 2, -1).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def binary_convolution(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """Return f(S)·scale, S the sum over all taps, as (B, O, H/2, W/2).
+
+    x (B, I, H, W) levels 0 and 1, weight (O, I, 3, 3) of ±1, scale (O). The padding, level 0, adds nothing.
+    """
+    batch, _, height, width = x.shape
+    rows = _row_sums(x, weight)
+    return rows[0].add_(rows[1]).add_(rows[2]).mul_(scale).view(batch, height // 2, width // 2, -1).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()

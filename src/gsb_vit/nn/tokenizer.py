@@ -1,8 +1,8 @@
 """The convolutional tokenizer: a stack of 3 × 3 convolutions of stride 2 in place of the patch embedding.
 
-In full precision ``ConvTokenizer``, in eight bits ``QuantizedTokenizer``. Source: early convolutions,
-https://arxiv.org/abs/2106.14881; here without the last 1 × 1 convolution, and with the clamp of the 8-bit inputs in
-place of ReLU.
+In full precision ``ConvTokenizer``, in eight bits ``QuantizedTokenizer``, whose convolutions but the first may have one
+bit. Source: early convolutions, https://arxiv.org/abs/2106.14881; here without the last 1 × 1 convolution, and with the
+quantizer of the inputs in place of ReLU.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,9 @@ from gsb_vit.errors import InputError
 
 from . import exact
 from .edges import QuantizedWeight
-from .input_quantizers import ElasticInteger
+from .input_quantizers import ElasticInteger, ElasticStep, Quantizer
 from .quantize import SCALE_MIN
+from .weight_quantizers import AnalyticWeight
 
 KERNEL = 3
 MOST_CONVOLUTIONS = 6  # of a packed file
@@ -114,6 +115,43 @@ class TokenizerConv(QuantizedWeight, nn.Conv2d):
         return F.conv2d(x, self.dequantized_weight(), None, self.stride, self.padding)
 
 
+class BinaryConv(nn.Conv2d):
+    """A convolution of the stack on one-bit inputs and weights: y = (s_x·s_w)·(B_x ∗ B_w), the sums whole numbers.
+
+    ``input_quantizer`` gives s_x·1[x > s_x/2]: the 8-bit clamp with one level in place of 255, which cuts as ReLU does.
+    The norm before it has a bias per channel, so every channel learns its threshold. Level 0 is the padding, too, and
+    adds nothing. ``weight_quantizer``: ±s_w, one scale per output channel, which follows from the weights.
+    Inputs ±1 with padding −1 would be the same network: the sums differ by a constant per channel, and a norm follows.
+    """
+
+    is_ready = True  # of the weights' scales
+    input_quantizer: ElasticStep
+    weight_quantizer: AnalyticWeight
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d) -> "BinaryConv":
+        """Return a one-bit convolution that takes over the weight of conv."""
+        weight = conv.weight
+        layer = cls(
+            conv.in_channels, conv.out_channels, KERNEL, 2, 1, bias=False, device=weight.device, dtype=weight.dtype
+        )
+        layer.weight = weight
+        layer.input_quantizer = ElasticStep().to(device=weight.device)
+        layer.weight_quantizer = AnalyticWeight()
+        return layer.train(conv.training)
+
+    def quantized_weight(self) -> tuple[Tensor, Tensor]:
+        """Return the weights as whole numbers, ±1, and the scales in use (out,)."""
+        plane, scale = self.weight_quantizer.quantize(self.weight.flatten(1))
+        return plane.view_as(self.weight), scale.squeeze(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (plane,), scale = self.input_quantizer.quantize(x)
+        weight, weight_scale = self.quantized_weight()
+        y = F.conv2d(plane, weight, None, self.stride, self.padding)
+        return y * (scale * weight_scale).to(y.dtype).view(-1, 1, 1)
+
+
 class _Clamp(ElasticInteger):
     """Unsigned 8-bit quantizer whose highest level first meets the largest number of the first batch."""
 
@@ -129,15 +167,17 @@ class FoldedConv:
     """A convolution as docs/numerics.md has it: whole weights, and float32 numbers with norm and scales folded in.
 
     First: ``weight`` (C_0, 3, 3, 3), ``scale`` (C_0, 3) a colour each, ``offset`` (4, C_0) for e = 2·(first line) +
-    (first column). Others: ``scale`` (C_i), ``offset`` (C_i), which the last one has in the position.
+    (first column). Others: ``scale`` (C_i), ``offset`` (C_i), which the last one has in the position. ``bits``: of its
+    weights, and of its inputs but for the first.
     """
 
     weight: Tensor
     scale: Tensor
     offset: Tensor
+    bits: int = 8
 
 
-def _scale(quantizer: ElasticInteger | None) -> Tensor:
+def _scale(quantizer: Quantizer | None) -> Tensor:
     """The scale in use, float64; 1 without a quantizer."""
     if quantizer is None:
         return torch.ones((), dtype=torch.float64)
@@ -145,7 +185,7 @@ def _scale(quantizer: ElasticInteger | None) -> Tensor:
 
 
 class QuantizedTokenizer(ConvTokenizer):
-    """``ConvTokenizer`` with 8-bit weights and, from the second convolution on, 8-bit inputs.
+    """``ConvTokenizer`` with 8-bit weights and, from the second convolution on, 8-bit inputs, or both of one bit there.
 
     Where ``pixel_scaling`` says what a picture's pixels were scaled with, evaluation gives the sums of docs/numerics.md
     over whole pixels and levels, as float64, to which ``PixelInputs`` adds the position.
@@ -154,18 +194,25 @@ class QuantizedTokenizer(ConvTokenizer):
     pixel_scaling: exact.Scaling | None = None
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: ConvTokenizer) -> "QuantizedTokenizer":
-        """Return a quantized tokenizer that takes over the weights and norms."""
+    def from_tokenizer(cls, tokenizer: ConvTokenizer, bits: int = 8) -> "QuantizedTokenizer":
+        """Return a quantized tokenizer that takes over weights and norms; ``bits`` of all but the first convolution."""
         result = cls.__new__(cls)
         nn.Module.__init__(result)
-        convs = [TokenizerConv.from_conv(cast(nn.Conv2d, conv), not i) for i, conv in enumerate(tokenizer.convs)]
+        plain = [cast(nn.Conv2d, conv) for conv in tokenizer.convs]
+        convs: list[nn.Module] = [TokenizerConv.from_conv(plain[0], first=True)]
+        convs += [BinaryConv.from_conv(c) if bits == 1 else TokenizerConv.from_conv(c, first=False) for c in plain[1:]]
         result.convs, result.norms = nn.ModuleList(convs), tokenizer.norms
         return result.train(tokenizer.training)
 
     @property
-    def layers(self) -> list[TokenizerConv]:
+    def layers(self) -> list[TokenizerConv | BinaryConv]:
         """The convolutions."""
-        return [cast(TokenizerConv, conv) for conv in self.convs]
+        return [cast(TokenizerConv | BinaryConv, conv) for conv in self.convs]
+
+    @property
+    def level_bits(self) -> tuple[int, ...]:
+        """Bits of the inputs of each convolution but the first."""
+        return tuple(1 if isinstance(conv, BinaryConv) else 8 for conv in self.layers[1:])
 
     @property
     def is_ready(self) -> bool:
@@ -201,7 +248,7 @@ class QuantizedTokenizer(ConvTokenizer):
 
         With gain g and bias b of the norm, weight scale s, input scale x, and the next input scale t (last: 1):
         ``a[o, c] = s·g/(255·std_c·t)``, ``offset[e, o] = (b − s·g·Σ_c (mean_c/std_c)·Σ w[o, c, taps inside])/t``;
-        for the others ``scale = x·s·g/t``, ``bias = b/t``.
+        for the others, also of one bit, ``scale = x·s·g/t``, ``bias = b/t``.
         """
         mean, std = (torch.tensor(part, dtype=torch.float64) for part in scaling)
         inputs = [_scale(c.input_quantizer) for c in self.layers]
@@ -212,7 +259,8 @@ class QuantizedTokenizer(ConvTokenizer):
             following = inputs[index + 1] if index + 1 < len(inputs) else _scale(None)
             gain = scale.double() * gain * inputs[index] / following
             if index:
-                result.append(FoldedConv(weight, gain.float(), (bias / following).float()))
+                bits = self.level_bits[index - 1]
+                result.append(FoldedConv(weight, gain.float(), (bias / following).float(), bits))
                 continue
             by_colour = weight.double() * (mean / std).view(1, 3, 1, 1)
             inside = [by_colour[:, :, line:, column:].sum(dim=(1, 2, 3)) for line in (0, 1) for column in (0, 1)]
@@ -227,8 +275,8 @@ class QuantizedTokenizer(ConvTokenizer):
         first, *others = self.folded(self.pixel_scaling)
         y = exact.first_convolution(pixels, first.weight, first.scale, first.offset)
         for conv in others:
-            levels = exact.levels(y)
-            y = exact.convolution(levels, conv.weight, conv.scale)
+            convolution = exact.binary_convolution if conv.bits == 1 else exact.convolution
+            y = convolution(exact.levels(y, 2**conv.bits - 1), conv.weight, conv.scale)
             if conv is not others[-1]:
                 y = y.add_(conv.offset.view(1, -1, 1, 1))
         return y

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gsb_vit.errors import InputError
-from gsb_vit.files import write_atomically
+from gsb_vit.files import utf8, write_atomically
 
 from .balance import resolve
 from .class_names import class_names
@@ -69,7 +69,7 @@ class StoredSplit:
         values: dict[str, Any] = {"digest": _KIND, "class_names": self.class_names, **parts}
         values |= {"left_out": self.left_out, "others": self.others, "taught": self.taught, "copies": self.copies}
         values["balance"] = self.balance
-        write_atomically(folder / SPLIT_FILE, (json.dumps(values, ensure_ascii=False) + "\n").encode())
+        write_atomically(folder / SPLIT_FILE, utf8(json.dumps(values, ensure_ascii=False) + "\n"))
 
 
 def read_split(folder: Path) -> StoredSplit | None:

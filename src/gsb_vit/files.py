@@ -86,6 +86,19 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a file can hold text: it has no half of a surrogate pair, as paths that are not UTF-8 have."""
+    return not any("\ud800" <= one <= "\udfff" for one in text)
+
+
+def utf8(text: str) -> bytes:
+    r"""Text as UTF-8. Bytes of a path that are not UTF-8, which Python keeps as ``\udcff``, are written out like that.
+
+    In JSON this is an escape: what reads it gets the same text.
+    """
+    return text.encode("utf-8", "backslashreplace")
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write JSON atomically."""
     write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())

@@ -227,14 +227,15 @@ def sabotage(monkeypatch):
 @pytest.mark.parametrize("count", [2, 24])
 def test_export_and_verify_refuses_a_disagreement_and_leaves_nothing(tmp_path, monkeypatch, count):
     model, preprocessing, pictures = random_trained()
-    sabotage(monkeypatch)
     path = tmp_path / "model.safetensors"
-    path.write_bytes(b"what was there")
+    export_model(model, path, class_names=NAMES, preprocessing=preprocessing)
+    before = path.read_bytes()
+    sabotage(monkeypatch)
     with pytest.raises(InputError, match=rf"disagrees with the trained one on \d+ of {count} pictures") as caught:
         export_and_verify(model, path, pictures[:count], class_names=NAMES, preprocessing=preprocessing)
     assert "\n" not in str(caught.value)
     assert [item.name for item in tmp_path.iterdir()] == ["model.safetensors"]
-    assert path.read_bytes() == b"what was there"
+    assert path.read_bytes() == before
 
 
 def test_flips_are_counted(tmp_path):

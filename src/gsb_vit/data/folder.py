@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gsb_vit.errors import InputError
+from gsb_vit.files import is_utf8
 
 from .class_names import class_name
 from .datasets import LabelledPictures, RawData
@@ -247,6 +248,9 @@ def _folders(root: Path) -> Iterator[Path]:
 
 def _read_class_folders(root: Path, contents: Contents) -> tuple[tuple[str, ...], LabelledPictures]:
     folders = list(_folders(root))
+    for folder in folders:
+        if not is_utf8(folder.name):
+            raise InputError(f"the name of class folder {folder} is not UTF-8, and no file could hold it; rename it")
     names = sorted({class_name(folder.name) for folder in folders})
     if len(names) < 2:
         raise InputError(

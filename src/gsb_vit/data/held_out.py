@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gsb_vit.errors import InputError, shown
+from gsb_vit.files import utf8
 
 from .archives import archived_pictures
 from .class_names import class_name, class_names
@@ -26,8 +27,8 @@ _FRACTIONS = ("label_noise", "test_fraction", "validation_fraction")
 
 
 def data_name(spec: str) -> str:
-    """Return what a model's provenance says of its data: the name of the data set or of the folder."""
-    return spec.partition(":")[0] if ":" in spec else Path(spec).name
+    """Return what a model's provenance says of its data: the name of the data set or of the folder, as UTF-8 can."""
+    return utf8(spec.partition(":")[0] if ":" in spec else Path(spec).name).decode()
 
 
 @dataclass(frozen=True)

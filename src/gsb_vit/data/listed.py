@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gsb_vit.errors import InputError, shown
-from gsb_vit.files import open_regular
+from gsb_vit.files import is_utf8, open_regular
 
 from .arranged import Labelled, arrange
 from .class_names import class_name
@@ -121,7 +121,7 @@ def _text(path: Path, number: int, row: dict[str, Any], key: str) -> str:
 
 def _is_written(text: str) -> bool:
     """Whether files can hold a text: it has no NUL and no half of a surrogate pair."""
-    return "\0" not in text and not any("\ud800" <= one <= "\udfff" for one in text)
+    return "\0" not in text and is_utf8(text)
 
 
 def _part(path: Path, number: int, row: dict[str, Any]) -> str | None:

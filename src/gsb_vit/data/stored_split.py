@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gsb_vit.errors import InputError
-from gsb_vit.files import write_atomically
+from gsb_vit.files import utf8, write_atomically
 from gsb_vit.terminal import counted, filled, told
 
 from .balance import resolve
@@ -79,7 +79,8 @@ class StoredSplit:
         values["balance"] = self.balance
         if self.unlabelled.digests:
             values["unlabelled"] = vars(self.unlabelled)
-        write_atomically(folder / SPLIT_FILE, (json.dumps(values, ensure_ascii=False) + "\n").encode())
+        write_atomically(folder / SPLIT_FILE, utf8(json.dumps(values, ensure_ascii=False) + "
+"))
 
 
 def read_split(folder: Path) -> StoredSplit | None:

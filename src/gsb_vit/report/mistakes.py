@@ -15,6 +15,7 @@ from PIL import Image
 from gsb_vit.data.datasets import Source
 from gsb_vit.decision import Decision
 from gsb_vit.metrics import class_figures, frequent_confusions, wilson_interval, worst_classes
+from gsb_vit.terminal import printable
 
 from .mislabelled import Suspect
 
@@ -101,7 +102,7 @@ def suspect_rows(
 
 def name_of(source: Source, index: int) -> str:
     """A picture's class folder and file, or its number where it is no file."""
-    return "/".join(source.parts[-2:]) if isinstance(source, Path) else f"picture {index}"
+    return printable("/".join(source.parts[-2:])) if isinstance(source, Path) else f"picture {index}"
 
 
 def thumbnail(pixels: np.ndarray) -> Markup:

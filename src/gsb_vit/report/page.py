@@ -15,7 +15,7 @@ from gsb_vit.data.datasets import LabelledPictures
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.decision import Decision, expected_calibration_error
 from gsb_vit.errors import InputError
-from gsb_vit.files import HTML_MARK, read_json, refuse_other, write_atomically
+from gsb_vit.files import HTML_MARK, read_json, refuse_other, utf8, write_atomically
 from gsb_vit.metrics import METRIC_NAMES, classification_metrics, confusion_matrix
 from gsb_vit.runtime.classifier import load
 from gsb_vit.runtime.evaluate import logits_of
@@ -132,7 +132,7 @@ def write_report(
     }
     environment = Environment(loader=PackageLoader("gsb_vit.report"), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html").render(values)
-    write_atomically(path, page.encode("utf-8"))
+    write_atomically(path, utf8(page))
     return path
 
 

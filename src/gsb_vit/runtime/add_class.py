@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from gsb_vit.data.class_names import class_name, class_names
 from gsb_vit.data.digests import pack_seen, unpack_seen
 from gsb_vit.errors import InputError, shown
+from gsb_vit.files import is_utf8
 
 from .packed_file import PackedModel
 from .schema import Architecture
@@ -93,7 +94,7 @@ def require_name(names: Sequence[str], name: str) -> str:
 
 def _is_written(name: str) -> bool:
     """Whether files hold a name and C takes it: no NUL, no half of a surrogate pair, no novel."""
-    return "\0" not in name and not any("\ud800" <= one <= "\udfff" for one in name) and len(name) <= _LONGEST
+    return "\0" not in name and is_utf8(name) and len(name) <= _LONGEST
 
 
 class _Head:

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from gsb_vit import __version__
 from gsb_vit.data.stored_split import SPLIT_FILE
 from gsb_vit.errors import InputError
-from gsb_vit.files import LOCK, read_json, write_atomically, write_json
+from gsb_vit.files import LOCK, is_utf8, read_json, write_atomically, write_json
 
 from .provenance import commit, machine
 from .recipe import Recipe
@@ -37,6 +37,8 @@ def create_folder(folder: Path) -> None:
 
 def check_folder(folder: Path, recipe: Recipe, data_spec: str, resume: bool) -> None:
     """Raise InputError where a run may not begin or go on in a folder. Writes nothing."""
+    if not is_utf8(str(folder)):
+        raise InputError(f"the name of {folder} is not UTF-8, and TensorBoard takes no other; give another folder")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, and a run is a folder; give a folder")
     if folder.exists() and not resume and any(p.name != LOCK for p in folder.iterdir()):

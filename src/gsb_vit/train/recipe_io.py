@@ -14,8 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from gsb_vit.errors import InputError
-from gsb_vit.files import as_path, read_text
+from gsb_vit.errors import InputError, shown
+from gsb_vit.files import as_path, is_utf8, read_text
 from gsb_vit.quantization import PRESETS, Quantization
 
 from .recipe import STAGES, Recipe
@@ -271,7 +271,9 @@ def _dump_value(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_dump_value(v) for v in value) + "]"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        if not is_utf8(value):
+            raise InputError(f"recipe value {shown(value)} is not UTF-8, and no file could hold it; give other text")
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which JSON allows and TOML does not
     if isinstance(value, bool):
         return "true" if value else "false"
     return repr(value)

@@ -79,8 +79,7 @@ class StoredSplit:
         values["balance"] = self.balance
         if self.unlabelled.digests:
             values["unlabelled"] = vars(self.unlabelled)
-        write_atomically(folder / SPLIT_FILE, utf8(json.dumps(values, ensure_ascii=False) + "
-"))
+        write_atomically(folder / SPLIT_FILE, utf8(json.dumps(values, ensure_ascii=False) + "\n"))
 
 
 def read_split(folder: Path) -> StoredSplit | None:

@@ -186,7 +186,7 @@ def train_fastai(options: argparse.Namespace) -> Made:
     )
     learn = vision_learner(dls, LITE0 if options.weights else resnet18, pretrained=False, metrics=accuracy)
     if options.weights:
-        learn.model[0].model.load_state_dict(lite0_weights(options.weights), strict=False)
+        learn.model[0].model.load_state_dict(lite0_weights(options.weights))
         learn.fine_tune(options.epochs)
     else:
         learn.fit_one_cycle(options.epochs)

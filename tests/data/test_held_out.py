@@ -178,7 +178,7 @@ def test_bad_pictures_are_found_before_anything_trains_and_may_be_left_out(pictu
         draw(pictures, watch=watch)
     assert "\n" not in str(caught.value) and seen == [288] * 288
     drawn = draw(pictures, skip_bad=True)
-    assert len(drawn.stored.left_out) == 6 and drawn.lines[0] == "6 pictures left out, not to be decoded:"
+    assert len(drawn.stored.left_out) == 6 and drawn.lines[0] == "6 undecodable pictures left out:"
     used = sum(len(part) for part in (drawn.data.train, drawn.data.validation, drawn.data.test))
     assert used == 282 and find_split(str(pictures), read_raw(str(pictures)), drawn.stored).lines == ()
 

@@ -109,7 +109,8 @@ def test_a_run_whose_rates_throw_scales_across_zero_ends_well_and_says_so_once(t
     recipe = load_recipe("quickstart", [*shape, *stage, *switches, "teacher.source=none", "stage1.epochs=0"])
     console = Console(file=io.StringIO(), width=2000)
     summary = train(recipe, "digits", tmp_path / "run", console=console)
-    lines = [line for line in console.file.getvalue().splitlines() if "are held there" in line]
+    told = console.file.getvalue().replace("\n  ", " ")
+    lines = [line for line in told.splitlines() if "are held there" in line]
     assert len(lines) >= 1 and "stage2, epoch 1" in lines[0]
     names = [name for line in lines for name in line.partition("held there: ")[2].partition(";")[0].split(", ")]
     assert len(names) == len(set(names))

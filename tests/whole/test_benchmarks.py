@@ -230,7 +230,7 @@ def test_the_folder_of_the_peers_has_one_thing_wrong_in_each_case(peers_data):
     assert np.bincount(whole.train.labels).tolist() == [16] * 6 and np.bincount(whole.test.labels).tolist() == [8] * 6
     assert len(list((peers_data / "strangers").iterdir())) == 5
     assert "2 of 108 pictures cannot be used" in said("cases/corrupt")
-    assert "2 pictures left out" in said("cases/corrupt", skip_bad=True)
+    assert "2 undecodable pictures left out" in said("cases/corrupt", skip_bad=True)
     told = said("cases/copies")
     assert "left out of the test, copies of pictures for training or validation: 1, as" in told
     assert "flatter the model: 1 of 37" in told and "labels that contradict: copies in several classes, once" in told

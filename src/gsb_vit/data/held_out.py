@@ -145,7 +145,7 @@ def _judged_by_name(
     """The rule of before digests were kept."""
     split, pictures = provenance.get("split"), given
     unknown = "the model does not say which pictures it has seen"
-    clauses = (unknown, f"judged on all {len(given):,} given")
+    clauses: tuple[str, ...] = (unknown, f"judged on all {len(given):,} given")
     if isinstance(split, Mapping) and provenance.get("data") == data_name(spec) and not everything:
         splits = load_data(spec, _options(split))
         names, pictures = splits.class_names, splits.test

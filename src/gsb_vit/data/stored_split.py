@@ -241,7 +241,7 @@ def _inspect(
 def _left_out(names: Sequence[str]) -> list[str]:
     """What to say of pictures that cannot be used: how many, and the first three."""
     more = ["…"] if len(names) > 3 else []
-    return told(f"{counted(len(names), 'picture')} left out, not to be decoded:", *names[:3], *more)
+    return told(f"{counted(len(names), 'undecodable picture')} left out:", *names[:3], *more)
 
 
 def _without_copies(

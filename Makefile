@@ -60,7 +60,8 @@ fuzz: $(VENV)/.dev  ## fuzz the model reader with the forward pass, and the resi
 	$(BIN)/cmake --build build/fuzz/build --target model_fuzzer picture_fuzzer
 	PYTHONPATH=src $(BIN)/python native/fuzz/seeds.py build/fuzz/seeds
 	mkdir -p build/fuzz/corpus build/fuzz/pictures
-	build/fuzz/build/native/fuzz/model_fuzzer -artifact_prefix=build/fuzz/ -dict=native/fuzz/json.dict -max_len=30000 \
+	ASAN_OPTIONS=malloc_context_size=2:quarantine_size_mb=16 \
+		build/fuzz/build/native/fuzz/model_fuzzer -artifact_prefix=build/fuzz/ -dict=native/fuzz/json.dict -max_len=30000 \
 		-len_control=0 -timeout=20 -malloc_limit_mb=1000 -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 \
 		build/fuzz/corpus build/fuzz/seeds
 	build/fuzz/build/native/fuzz/picture_fuzzer -artifact_prefix=build/fuzz/ -max_len=1000 -len_control=0 -timeout=20 \

@@ -6,6 +6,9 @@ Needs build/classify-NAME/gsb-vit-classify for each processor (docs/devices.md t
 plugins, a C compiler, and scipy. Random models of many shapes name three pictures, and two; the difference is what one
 costs. 1 % of their numbers are in upper groups. What a unit of each kind of work costs is fitted by least squares of
 relative errors, none below zero. Others are not fitted: they tell how far estimates are off.
+
+c99-NAME are microcontrollers, for which gsb_vit's C file is counted as benchmarks/microcontroller.py does, on small
+models that fit 512 kB of flash and 256 kB of RAM. That needs arm-none-eabi-gcc with newlib, and qemu-system-arm.
 """
 
 import argparse
@@ -19,18 +22,30 @@ from pathlib import Path
 
 import numpy as np
 
-from gsb_vit.bench.instructions import work
+from gsb_vit.bench.instructions import work_of
+from gsb_vit.export.c_source import write_c
 from gsb_vit.runtime.packed_file import read, write
 from gsb_vit.runtime.reference import ReferenceModel
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "benchmarks")]
 
+import microcontroller  # noqa: E402
 from cost import quantiles  # noqa: E402
 from random_packed import random_pictures, write_random_packed  # noqa: E402
 
-EMULATORS = {"aarch64": "qemu-aarch64", "armv7": "qemu-arm", "riscv64": "qemu-riscv64"}
-KERNELS = {"aarch64": "NEON kernels", "armv7": "portable kernels", "riscv64": "portable kernels"}
+EMULATORS = {  # AArch64 without dot products, as on a Raspberry Pi 3 or 4
+    "aarch64": ("qemu-aarch64", "-cpu", "cortex-a53"),
+    "armv7": ("qemu-arm",),
+    "riscv64": ("qemu-riscv64",),
+}
+MICROS = {f"c99-{board.lower()}": board for board in microcontroller.BOARDS}
+KERNELS = {
+    "aarch64": "the NEON kernels",
+    "armv7": "the portable kernels",
+    "riscv64": "the portable kernels",
+    **dict.fromkeys(MICROS, "the C file"),
+}
 
 
 def shapes(count, seed):
@@ -58,9 +73,37 @@ def shapes(count, seed):
     return found
 
 
+def small_shapes(count, seed):
+    """The same for microcontrollers: at most 24 kB of tokens, 300 kB of weights, 24 million instructions or so."""
+    rng = np.random.default_rng(seed)
+    found = []
+    while len(found) < count:
+        heads, depth = int(rng.integers(1, 5)), int(rng.integers(1, 5))
+        width = heads * int(rng.choice([16, 24, 32, 32, 48, 64]))
+        patch = int(rng.choice([4, 4, 8, 8, 16]))
+        side = patch * int(rng.integers(2, 9))
+        hidden, tokens = int(width * rng.choice([1, 2, 3, 4, 4])), (side // patch) ** 2
+        weights = depth * width * (4 * width + 2 * hidden) // 8 + 4 * tokens * width + 3 * patch * patch * width
+        work = tokens * depth * (width * (4 * width + 2 * hidden + 12 * tokens)) // 3 + 3 * side * side * width
+        if 4 * tokens * width > 24_000 or weights > 300_000 or not 1_000_000 < work < 24_000_000:
+            continue
+        given = dict(image_size=side, patch_size=patch, embed_dim=width, depth=depth, num_heads=heads)
+        given.update(mlp_hidden=hidden, num_classes=int(rng.choice([5, 10, 20, 100])))
+        if rng.random() < 0.3:
+            channels = rng.choice([8, 12, 16, 24], int(np.log2(patch)) - 1)
+            given["tokenizer_channels"] = tuple(sorted(int(one) for one in channels))
+        if rng.random() < 0.5:
+            given.update(global_pool="avg", prefix_tokens=0)
+        thresholds = [(), (0.7, 0.9), (0.7, 0.9)][int(rng.integers(3))]
+        given.update(attention_thresholds=thresholds, value_thresholds=thresholds)
+        found.append({**given, "attention_bias": str(rng.choice(BIASES))})
+    return found
+
+
 BIASES = ("relative", "relative", "full", "none")
 MOST_PRODUCTS = 6e8
 FITTED, HELD_OUT = (60, 1), (20, 3)  # how many models, and their seed
+FITTED_SMALL, HELD_OUT_SMALL = (40, 1), (12, 3)
 DENSITY = 0.01  # of what may be in an upper group: numbers of the attention matrix and of the Value
 
 
@@ -75,7 +118,7 @@ class Counter:
         subprocess.run(["cc", "-shared", "-fPIC", "-O2", source, "-o", self._plugin], check=True)
 
     def _run(self, model, pictures):
-        command = [self._emulator, "-plugin", self._plugin, self.program, "--threads", "1", model, *pictures]
+        command = [*self._emulator, "-plugin", self._plugin, self.program, "--threads", "1", model, *pictures]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
         return int(re.search(r"(\d+) instructions", done.stderr)[1])
 
@@ -83,6 +126,33 @@ class Counter:
         """Return the architecture and the instructions of one of its pictures; the question is what pack returned."""
         a, model, picture = question
         return a, self._run(model, [picture] * 3) - self._run(model, [picture] * 2)
+
+    def size(self):
+        """Return the program's bytes."""
+        return self.program.stat().st_size
+
+
+class MicroCounter:
+    """The same for a microcontroller."""
+
+    def __init__(self, name, folder):
+        self._board, self._folder, self._largest = MICROS[name], Path(folder), 0
+
+    def count(self, question):
+        """Return the architecture and the instructions of one of its pictures."""
+        a, model, picture = question
+        write_c(model, self._folder)
+        pixels = np.frombuffer(picture.read_bytes(), np.uint8)[-3 * a.image_size[0] * a.image_size[1] :]
+        microcontroller.write_picture(pixels.reshape(*a.image_size, 3), self._folder)
+        counts = microcontroller.count(self._folder, self._board, "-O3")
+        if not counts["is_exact"]:
+            raise SystemExit(f"{self._board}: other logits than gsb-vit for {a}")
+        self._largest = max(self._largest, counts["code"])
+        return a, counts["classified"]
+
+    def size(self):
+        """Return the most bytes that the code of a model took."""
+        return self._largest
 
 
 def pack(folder, shape):
@@ -108,56 +178,67 @@ def pack(folder, shape):
     return packed.architecture, model, ppm
 
 
-def pack_all(folder, count, seed):
+def pack_all(folder, count, seed, make=shapes):
     """Pack so many models, each in a folder of its own; what is there already is kept."""
-    return [pack(folder / f"{seed}-{index}", shape) for index, shape in enumerate(shapes(count, seed))]
+    folder = folder / make.__name__
+    return [pack(folder / f"{seed}-{index}", shape) for index, shape in enumerate(make(count, seed))]
 
 
-def fit(rows):
+def fit(rows, build):
     """Return instructions a unit of each kind of work from (architecture, instructions)."""
     from scipy.optimize import nnls
 
-    units = np.array([list(work(a).values()) for a, _ in rows], dtype=float)
+    units = np.array([list(work_of(build, a).values()) for a, _ in rows], dtype=float)
     counts = np.array([count for _, count in rows], dtype=float)
     scale = np.maximum(units.max(axis=0), 1)
     costs, _ = nnls(units / scale / counts[:, None], np.ones(len(counts)), maxiter=10000)
-    return {kind: float(f"{cost:.4g}") for kind, cost in zip(work(rows[0][0]), costs / scale, strict=True)}
+    return {kind: float(f"{cost:.4g}") for kind, cost in zip(work_of(build, rows[0][0]), costs / scale, strict=True)}
 
 
-def errors(rows, costs):
+def errors(rows, costs, build):
     """Return the relative error of each estimate."""
-    return [sum(costs[k] * n for k, n in work(a).items()) / count - 1 for a, count in rows]
+    return [sum(costs[k] * n for k, n in work_of(build, a).items()) / count - 1 for a, count in rows]
 
 
 def measure(name, folder):
     """Return what counted.json holds of one processor, and all errors. The models are kept in the folder."""
     with tempfile.TemporaryDirectory() as temporary:
-        counter = Counter(name, temporary)
-        fitted, held_out = ([counter.count(one) for one in pack_all(folder, *those)] for those in (FITTED, HELD_OUT))
-        costs = fit(fitted)
-        off = errors(held_out, costs)
+        if name in MICROS:
+            counter, sets = (
+                MicroCounter(name, temporary),
+                [(*FITTED_SMALL, small_shapes), (*HELD_OUT_SMALL, small_shapes)],
+            )
+        else:
+            counter, sets = Counter(name, temporary), [FITTED, HELD_OUT]
+        fitted, held_out = ([counter.count(one) for one in pack_all(folder, *those)] for those in sets)
+        costs = fit(fitted, name)
+        off = errors(held_out, costs, name)
         worst = max(map(abs, off))
         row = {
-            "how": f"instructions counted under QEMU of the {KERNELS[name]}, fitted to {len(fitted)} models with "
+            "how": f"instructions counted under QEMU of {KERNELS[name]}, fitted to {len(fitted)} models with "
             f"{100 * DENSITY:g} % in upper groups; {len(held_out)} others are off by at most {100 * worst:.0f} %",
             "per_unit": costs,
             "largest_error": round(worst, 4),
             "models": len(fitted),
-            "program": counter.program.stat().st_size,
+            "program": counter.size(),
         }
-        return row, {"fitted": errors(fitted, costs), "held_out": off, "counts": [c for _, c in fitted + held_out]}
+        return row, {
+            "fitted": errors(fitted, costs, name),
+            "held_out": off,
+            "counts": [c for _, c in fitted + held_out],
+        }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=EMULATORS, action="append")
+    parser.add_argument("--only", choices=(*EMULATORS, *MICROS), action="append")
     parser.add_argument("--write", type=Path, metavar="FILE", help="replace these processors' rows of the file")
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="where the models are kept for another run")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows = {}
     with tempfile.TemporaryDirectory() as temporary:
-        for name in options.only or EMULATORS:
+        for name in options.only or (*EMULATORS, *MICROS):
             rows[name], off = measure(name, options.models or Path(temporary))
             if not options.json:
                 print(rows[name]["how"])

@@ -2,10 +2,10 @@
 
     python benchmarks/microcontroller.py [MODEL.safetensors ...] [--level -O3] [--json]
 
-Exports each packed model, builds native/examples/cortex-m for a Cortex-M4F and a Cortex-M55, and runs it in QEMU. There
-every instruction takes a nanosecond (-icount shift=0), so the board's timer counts them, to within 40. Cycles of real
-processors are more. Without models, untrained ones are packed: the size of `gsb-vit quickstart`, and two for photos of
-32 pixels; that needs gsb-vit[train]. Needs arm-none-eabi-gcc with newlib, and qemu-system-arm.
+Exports each packed model, builds native/examples/cortex-m for a Cortex-M4F, a Cortex-M7 and a Cortex-M55, and runs it
+in QEMU. There every instruction takes a nanosecond (-icount shift=0), so the board's timer counts them, to within 40.
+Cycles of real processors are more. Without models, untrained ones are packed: the size of `gsb-vit quickstart`, and two
+for photos of 32 pixels; that needs gsb-vit[train]. Needs arm-none-eabi-gcc with newlib, and qemu-system-arm.
 """
 
 import argparse
@@ -15,6 +15,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gsb_vit.data.synthetic import smooth_pictures
 from gsb_vit.export.c_source import write_c
 from gsb_vit.runtime.classifier import load
@@ -22,6 +25,7 @@ from gsb_vit.runtime.classifier import load
 EXAMPLE = Path(__file__).resolve().parents[1] / "native" / "examples" / "cortex-m"
 BOARDS = {  # QEMU's machine, nanoseconds a tick of its timer, the compiler's options
     "Cortex-M4F": ("mps2-an386", 40, ["-mcpu=cortex-m4", "-mfpu=fpv4-sp-d16", "-mfloat-abi=hard"]),
+    "Cortex-M7": ("mps2-an500", 40, ["-mcpu=cortex-m7", "-mfpu=fpv5-d16", "-mfloat-abi=hard"]),
     "Cortex-M55": ("mps3-an547", 31.25, ["-mcpu=cortex-m55", "-mfloat-abi=hard"]),
 }
 UNTRAINED = {
@@ -57,32 +61,50 @@ def measure(model: Path, folder: Path, level: str) -> list[dict]:
     made = write_c(model, folder)
     classifier = load(model, threads=1)
     (picture,) = smooth_pictures(1, PICTURE)
-    pixels = ",".join(map(str, picture.reshape(-1)))
-    height, width = PICTURE
-    (folder / "pictures.h").write_text(
-        f"enum {{ PICTURE_COUNT = 1, PICTURE_HEIGHT = {height}, PICTURE_WIDTH = {width} }};\n"
-        f"static const uint8_t pictures[1][{picture.size}] = {{{{{pixels}}}}};\n"
-    )
+    write_picture(picture, folder)
     expected = classifier.logits(classifier.prepare(picture)[None])[0].view("u4").tolist()
     rows = []
-    for board, (machine, tick, cpu) in BOARDS.items():
-        said, code = build_and_run(folder, machine, cpu, level)
-        logits = [int(word, 16) for word in re.findall(r"^logits((?: [0-9a-f]{8})+)$", said, re.M)[0].split()]
-        number = {name: int(value, 16) for name, value in re.findall(r"^(\w+) ([0-9a-f]{8})$", said, re.M)}
+    for board in BOARDS:
+        counts = count(folder, board, level)
         rows.append(
             {
                 "board": board,
                 "constants": made.flash_bytes,
-                "code": code,
+                "code": counts["code"],
                 "run_bytes": made.run_bytes,
                 "resize_bytes": made.resize_bytes,
-                "stack": number["stack"],
-                "prepare_instructions": round(number["prepared"] * tick),
-                "instructions": round(number["classified"] * tick),
-                "equal": logits == expected and "logits equal those of gsb-vit" in said,
+                "stack": counts["stack"],
+                "prepare_instructions": counts["prepared"],
+                "instructions": counts["classified"],
+                "equal": counts["logits"] == expected and counts["is_exact"],
             }
         )
     return rows
+
+
+def write_picture(picture: NDArray[np.uint8], folder: Path) -> None:
+    """Write the header that the example program classifies."""
+    height, width = picture.shape[:2]
+    pixels = ",".join(map(str, picture.reshape(-1)))
+    (folder / "pictures.h").write_text(
+        f"enum {{ PICTURE_COUNT = 1, PICTURE_HEIGHT = {height}, PICTURE_WIDTH = {width} }};\n"
+        f"static const uint8_t pictures[1][{picture.size}] = {{{{{pixels}}}}};\n"
+    )
+
+
+def count(folder: Path, board: str, level: str) -> dict:
+    """Build and run the C file of a folder on a board: instructions to prepare and to classify, code, stack, logits."""
+    machine, tick, cpu = BOARDS[board]
+    said, code = build_and_run(folder, machine, cpu, level)
+    number = {name: int(value, 16) for name, value in re.findall(r"^(\w+) ([0-9a-f]{8})$", said, re.M)}
+    return {
+        "code": code,
+        "stack": number["stack"],
+        "prepared": round(number["prepared"] * tick),
+        "classified": round(number["classified"] * tick),
+        "logits": [int(word, 16) for word in re.findall(r"^logits((?: [0-9a-f]{8})+)$", said, re.M)[0].split()],
+        "is_exact": "logits equal those of gsb-vit" in said,
+    }
 
 
 def build_and_run(folder: Path, machine: str, cpu: list[str], level: str) -> tuple[str, int]:

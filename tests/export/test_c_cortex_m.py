@@ -1,4 +1,4 @@
-"""The C file on the Cortex-M4F and M55 that QEMU emulates: equal logits, in 512 kB of flash and 256 kB of RAM."""
+"""The C file on the Cortex-M4F, M7 and M55 that QEMU emulates: equal logits, in 512 kB of flash and 256 kB of RAM."""
 
 import json
 import os

@@ -103,6 +103,7 @@ class CModel:
 
 BOARDS = {
     "Cortex-M4F": ("mps2-an386", 25, ("-mcpu=cortex-m4", "-mfpu=fpv4-sp-d16", "-mfloat-abi=hard")),
+    "Cortex-M7": ("mps2-an500", 25, ("-mcpu=cortex-m7", "-mfpu=fpv5-d16", "-mfloat-abi=hard")),
     "Cortex-M55": ("mps3-an547", 32, ("-mcpu=cortex-m55", "-mfloat-abi=hard")),
 }
 

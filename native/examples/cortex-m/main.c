@@ -6,9 +6,9 @@
  *       main.c startup.c model.c -lm -o model.elf
  *   qemu-system-arm -M mps2-an386 -icount shift=0 -display none -semihosting -kernel model.elf
  *
- * For a Cortex-M55: -mcpu=cortex-m55 -mfloat-abi=hard and -M mps3-an547. With -DPICTURES="pictures.h", a file that
- * defines PICTURE_COUNT, PICTURE_WIDTH, PICTURE_HEIGHT and static const uint8_t pictures[][HEIGHT * WIDTH * 3], it
- * prints their logits' bits.
+ * For a Cortex-M7: -mcpu=cortex-m7 -mfpu=fpv5-d16 -mfloat-abi=hard and -M mps2-an500; for a Cortex-M55:
+ * -mcpu=cortex-m55 -mfloat-abi=hard and -M mps3-an547. With -DPICTURES="pictures.h", a file that defines PICTURE_COUNT,
+ * PICTURE_WIDTH, PICTURE_HEIGHT and static const uint8_t pictures[][HEIGHT * WIDTH * 3], it prints their logits' bits.
  */
 #include <string.h>
 

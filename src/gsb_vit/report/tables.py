@@ -151,7 +151,10 @@ def board_tables(summary: Summary, rows: Sequence["Estimate"]) -> Iterator[Table
         clocks = ", ".join(f"{one.name} {one.clock / 1e6:,.0f} MHz × {one.per_cycle:g}" for one in timed)
         notes.append(f"Assumed clock × instructions per cycle: {clocks}.")
     if any(row.board.is_micro for row in rows):
-        notes.append("≥: a lower bound; a microcontroller's flash is that of the model, its program comes on top.")
+        notes.append(
+            "≥: a lower bound. Of microcontrollers: time without resizing; flash of the model and, where the C file "
+            "was counted, of its code."
+        )
     made.caption = "\n".join(notes)
     yield made
 

@@ -117,6 +117,14 @@ def test_work_of_the_c_file_by_hand():
     assert tokenizer["convolved_outputs"] == 64 * 5 + 16 * 32
 
 
+def test_one_bit_convolutions_of_the_c_file_were_not_counted():
+    options = {"tokenizer_channels": (5,), "global_pool": "avg", "prefix_tokens": 0}
+    one, eight = (shape_of(**{**TINY, **options, "level_bits": (bits,)}) for bits in (1, 8))
+    for board in BOARDS.values():
+        assert (estimate(one, board).ms is None) == (board.is_micro or counted(board.build) is None)
+        assert (estimate(eight, board).ms is None) == (counted(board.build) is None)
+
+
 def found_rows(shape):
     return c_work(shape_of(**shape))["score_rows"]
 

@@ -123,8 +123,10 @@ def estimate(a: Architecture, board: Board, file_bytes: int | None = None) -> Es
     else:
         ram, ram_is = memory.total, "what the engine takes on one thread"
     found = counted(board.build)
-    if found is None:
-        said = f"not estimated: nothing was counted for {board.build}"
+    one_bit = any(bits == 1 for bits in a.level_bits)
+    if found is None or (board.is_micro and one_bit):
+        what = "one-bit convolutions were not" if found else "nothing was"
+        said = f"not estimated: {what} counted for {board.build}"
         return Estimate(board, ram, ram_is, memory.file, None, None, said)
     instructions = found.instructions(a)
     ms = 1e3 * instructions / (board.clock * board.per_cycle)

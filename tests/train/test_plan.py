@@ -81,10 +81,13 @@ def test_a_folder_takes_the_default_recipe_where_its_pictures_are_large(drawn, m
     assert "30.00 MB" not in chosen.lines[4] and " MB in runs/x" in chosen.lines[4] and "min" in chosen.lines[4]
 
 
-@pytest.mark.parametrize(("side", "size", "patch"), [(200, 64, 8), (48, 48, 6), (32, 32, 4), (28, 32, 4), (8, 16, 4)])
-def test_small_pictures_are_not_blown_up(drawn, monkeypatch, side: int, size: int, patch: int) -> None:
-    model = plan(drawn, monkeypatch, side=side).recipe.model
-    assert (model.img_size, model.patch_size) == (size, patch)
+@pytest.mark.parametrize(("side", "size", "patch"), [(200, 64, 8), (48, 48, 8), (32, 32, 4), (28, 32, 4), (8, 16, 4)])
+@pytest.mark.parametrize("preset", ["fast", "good"])
+def test_small_pictures_are_not_blown_up(drawn, monkeypatch, preset: str, side: int, size: int, patch: int) -> None:
+    model = plan(drawn, monkeypatch, side=side, preset=preset).recipe.model
+    most = load_recipe(planning.PRESETS[preset]).model.img_size
+    assert (model.img_size, model.patch_size) == (min(size, most), patch)
+    assert 2 ** (len(model.tokenizer_channels) + 1) == patch  # else no model is built
     mine = plan(drawn, monkeypatch, ["model.img_size=96"], side=side)
     assert mine.recipe.model.img_size == 96 and "as you set" in mine.lines[0]
 

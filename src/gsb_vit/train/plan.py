@@ -27,8 +27,7 @@ from .timing import Costs, StageCost, measure, reckon
 from .weights import can_be_had
 
 PRESETS = {"fast": "fast", "good": "default", "best": "best"}  # and the recipe of each
-_TOKENS = (64, 48, 32, 16)  # sides that are chosen for small pictures, and the patch of each
-_PATCH = {64: 8, 48: 6, 32: 4, 16: 4}
+_SIDES, _FINE = (64, 48, 32, 16), 48  # that are chosen for small pictures; below the second tokens are smaller
 _MANY = 2000  # training pictures from which fewer epochs do
 _MOST, _LEAST = 2.0, 3  # --time at most doubles a preset's epochs, and leaves every stage so many
 _POOR = 0.3  # of a preset's epochs: with less time than that, a faster preset is taken
@@ -123,15 +122,12 @@ class Planner:
         sides = [min(one.size) for one in drawn.findings.seen if one.size is not None]
         middle = int(np.median(sides))
         if not any(key.startswith(_PARTS["size"]) for key in self.fixed):
-            side = min((one for one in _TOKENS if one >= middle), default=recipe.model.img_size)
+            side = min((one for one in _SIDES if one >= middle), default=recipe.model.img_size)
             why["size"] = f"{name}; half of yours have at least {middle:,} a side"
             if side < recipe.model.img_size:
-                changes |= {"model.img_size": side, "model.patch_size": _PATCH[side]}
-                if recipe.model.tokenizer_channels:  # of stride 4
-                    changes |= {
-                        "model.patch_size": 4,
-                        "model.tokenizer_channels": [recipe.model.tokenizer_channels[-1]],
-                    }
+                changes["model.img_size"] = side
+                if side < _FINE:  # two convolutions instead of three: tokens of 4 × 4 pixels
+                    changes |= {"model.patch_size": 4, "model.tokenizer_channels": recipe.model.tokenizer_channels[-1:]}
                 why["size"] = f"half of yours have {middle:,} or less a side"
         changes |= self._batches(recipe, drawn.data.train)
         if (many := len(drawn.data.train)) > _MANY and self.seconds is None:

@@ -61,8 +61,8 @@ bool is_cheap(const gsb::Architecture& a) {
     const double tokens = a.num_tokens(), width = a.embed_dim, depth = a.depth;
     const double groups = a.attention_groups() + a.value_groups();
     const double products = depth * tokens * width * (4 * width + 2.0 * a.mlp_hidden + tokens * groups);
-    return a.token_macs() < 1e6 && products < 1e7 && tokens * tokens * a.num_heads * groups < 1e5 &&
-           1.0 * a.num_classes * width < 1e5;
+    return a.token_macs() < 1e5 && products < 1e6 && tokens * tokens * a.num_heads * groups < 3e4 &&
+           1.0 * a.num_classes * width < 1e4;
 }
 
 struct Outcome {

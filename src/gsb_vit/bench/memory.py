@@ -126,8 +126,8 @@ def _forward(a: Architecture) -> int:
         windows = max(windows, tokens * 3 * _patch_area(a))
     else:
         bit_windows = max(bit_windows, tokens * _up(_taps(inputs), 2))
-    planes = 9 * _up(a.image_size[1] + 4, 16) if a.channels else 0
-    total += _arrays(windows, planes, 4 * line, 4 * bit_windows, 4 * bit_line)
+    picture_lines = 9 * _up(a.image_size[1] + 4, 16) if a.channels else 0
+    total += _arrays(windows, picture_lines, 4 * line, 4 * bit_windows, 4 * bit_line)
     total += _arrays(4 * tokens * wide, *[4 * tokens * query] * 2, 4 * tokens * deep)
     total += _arrays(4 * max(tokens * max(wide, query, deep), _ATTENTION_ROWS * token_words, bit_windows))
     bias = 2 * _LANES + (2 * a.grid[0] - 1) * a.grid[1] ** 2 + a.prefix_tokens * stride

@@ -157,7 +157,7 @@ def has_engine():
 
 
 def write_pictures(folder):
-    """Three classes that a model of one epoch may mistake: 16 × 16, ten pictures each."""
+    """Three classes that a model of one epoch may mistake: 16 × 16, ten pictures each; four more without a class."""
     rng = np.random.default_rng(0)
     for label, name in enumerate(("daisy", "rose", "tulip")):
         (folder / "pictures" / name).mkdir(parents=True)
@@ -165,6 +165,9 @@ def write_pictures(folder):
             pixels = rng.integers(0, 90, (16, 16, 3), dtype=np.uint8)
             pixels[..., label] += 120
             Image.fromarray(pixels).save(folder / "pictures" / name / f"{index:04}.png")
+    (folder / "more").mkdir()
+    for index in range(4):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / "more" / f"{index}.png")
     Image.fromarray(pixels).save(folder / "photo.jpg")
 
 

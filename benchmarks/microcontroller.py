@@ -4,7 +4,7 @@
 
 Exports each packed model, builds native/examples/cortex-m for a Cortex-M4F, a Cortex-M7 and a Cortex-M55, and runs it
 in QEMU. There every instruction takes a nanosecond (-icount shift=0), so the board's timer counts them, to within 40.
-Cycles of real processors are more. Without models, untrained ones are packed: the size of `gsb-vit quickstart`, and two
+Cycles of real processors are more. Without models, untrained ones are packed: one of width 128 at 16 pixels, and two
 for photos of 32 pixels; that needs gsb-vit[train]. Needs arm-none-eabi-gcc with newlib, and qemu-system-arm.
 """
 

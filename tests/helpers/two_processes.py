@@ -19,7 +19,7 @@ from gsb_vit.train.seeds import seed_everything
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
-    recipe = load_recipe("quickstart", ["model.depth=2"])
+    recipe = load_recipe("quickstart", ["model.depth=2", "model.tokenizer_channels=[]", "model.global_pool=token"])
     accelerator = Accelerator(cpu=True)
     data = load_data("digits", recipe.data)
     pictures = TrainingPictures(data.train, Preprocessing(size=(16, 16), resize="squash"), recipe.augment)

@@ -35,6 +35,8 @@ SETTINGS = [
     "model.depth=1",
     "model.embed_dim=32",
     "model.num_heads=2",
+    "model.tokenizer_channels=[]",
+    "model.global_pool=token",
     "data.shots=20",
     "threads=1",
     *(f"{stage}.{setting}" for stage in ("teacher", "stage1", "stage2") for setting in ("epochs=4", "batch_size=32")),

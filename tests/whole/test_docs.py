@@ -256,6 +256,7 @@ def test_the_python_page_runs_in_order(reader):
     pytest.importorskip("sklearn", minversion="1.6")
     settings = {key: int(value) for key, value in (setting.split("=") for setting in SMALL)}
     settings |= {"model.img_size": 16, "model.patch_size": 8, "data.crop_ratio": 1.0}
+    settings |= {"model.tokenizer_channels": [], "model.global_pool": "token"}
     code = SMALL_PYTHON.format(settings=settings)
     if not has_engine():
         code += "gsb_vit.sklearn.GSBClassifier.__init__.__kwdefaults__['engine'] = 'reference'\n"

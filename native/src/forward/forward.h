@@ -5,14 +5,17 @@
 // over the whole picture are known.
 //
 // The same path on one page, without threads and packed operands, is src/gsb_vit/runtime/reference.py. Its steps here:
-//   _embed            embed
-//   _convolve         convolve, convolve_bits, embed
-//   _attention        norm, query_key_value
-//   _attention_masks  expand_bias, scores_of, score_task, attention_limits, list_groups
-//   _value_planes     value_limits, limit_counts, value_task
-//   _combine          attention_value
-//   _mlp              rest_of_block, which begins with the projection that ends _attention
-//   _heads            heads
+//   _embed                embed
+//   _convolve             convolve, convolve_bits, embed, which is the last convolution
+//   _first_convolution    convolve
+//   _convolution          convolve, embed
+//   _convolution_of_bits  convolve_bits, embed
+//   _attention            norm, query_key_value
+//   _attention_masks      expand_bias, scores_of, score_task, attention_limits, list_groups
+//   _value_planes         value_limits, limit_counts, value_task
+//   _combine              attention_value
+//   _mlp                  rest_of_block, which begins with the projection that ends _attention
+//   _heads                heads
 #pragma once
 
 #include <cstdint>

@@ -62,14 +62,7 @@ def shapes(count, seed):
             continue
         given = dict(image_size=side, patch_size=patch, embed_dim=width, depth=depth, num_heads=heads)
         given.update(mlp_hidden=hidden, num_classes=int(rng.choice([10, 20, 100, 1000])))
-        if rng.random() < 0.4:
-            channels = rng.choice([16, 24, 32, 48, 64], int(np.log2(patch)) - 1)
-            given["tokenizer_channels"] = tuple(sorted(int(one) for one in channels))
-        if rng.random() < 0.5:
-            given.update(global_pool="avg", prefix_tokens=0)
-        thresholds = [(), (0.7, 0.9), (0.7, 0.9)][int(rng.integers(3))]
-        given.update(attention_thresholds=thresholds, value_thresholds=thresholds)
-        found.append({**given, "attention_bias": str(rng.choice(BIASES))})
+        found.append(completed(rng, given, 0.4, [16, 24, 32, 48, 64]))
     return found
 
 
@@ -89,15 +82,20 @@ def small_shapes(count, seed):
             continue
         given = dict(image_size=side, patch_size=patch, embed_dim=width, depth=depth, num_heads=heads)
         given.update(mlp_hidden=hidden, num_classes=int(rng.choice([5, 10, 20, 100])))
-        if rng.random() < 0.3:
-            channels = rng.choice([8, 12, 16, 24], int(np.log2(patch)) - 1)
-            given["tokenizer_channels"] = tuple(sorted(int(one) for one in channels))
-        if rng.random() < 0.5:
-            given.update(global_pool="avg", prefix_tokens=0)
-        thresholds = [(), (0.7, 0.9), (0.7, 0.9)][int(rng.integers(3))]
-        given.update(attention_thresholds=thresholds, value_thresholds=thresholds)
-        found.append({**given, "attention_bias": str(rng.choice(BIASES))})
+        found.append(completed(rng, given, 0.3, [8, 12, 16, 24]))
     return found
+
+
+def completed(rng, given, share, channels):
+    """A shape with what does not depend on its size; a ``share`` of them has a tokenizer of these channels."""
+    if rng.random() < share:
+        drawn = rng.choice(channels, int(np.log2(given["patch_size"])) - 1)
+        given["tokenizer_channels"] = tuple(sorted(int(one) for one in drawn))
+    if rng.random() < 0.5:
+        given.update(global_pool="avg", prefix_tokens=0)
+    thresholds = [(), (0.7, 0.9), (0.7, 0.9)][int(rng.integers(3))]
+    given.update(attention_thresholds=thresholds, value_thresholds=thresholds)
+    return {**given, "attention_bias": str(rng.choice(BIASES))}
 
 
 BIASES = ("relative", "relative", "full", "none")

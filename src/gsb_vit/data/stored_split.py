@@ -97,8 +97,7 @@ def read_split(folder: Path) -> StoredSplit | None:
         balance = values.get("balance", "none")
         if balance not in ("none", "sampling"):
             raise ValueError(f"balance {balance!r}")
-        told = values.get("unlabelled", {"digests": [], "labels": [], "names": []})
-        unlabelled = _read_part(told, 0)
+        unlabelled = _read_part(values.get("unlabelled", {"digests": [], "labels": [], "names": []}), 0)
         return StoredSplit(tuple(values["class_names"]), parts, *rest, copies, balance, unlabelled)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
@@ -211,11 +210,11 @@ def draw_split(
         parts = (data.train, data.validation, data.test)
         looked_at = [known[id(source)] for part in parts for source in part.sources]
         near = findings is not None and options.near_duplicates == "group"
-        unlabelled, digests, bad, told = choose_unlabelled(
+        unlabelled, digests, bad, said = choose_unlabelled(
             options.unlabelled, looked_at, near=near, skip_bad=skip_bad, watch=watch
         )
         left_out |= bad
-        lines += told
+        lines += [*said, *(_left_out(sorted(bad)) if bad else ())]
     others = total - sum(len(part.digests) for part in made.values())
     cut = {one[: 2 * SHORT] for part in ("train", "validation") for one in made[part].digests}
     stored = StoredSplit(data.class_names, made, left_out, others, tuple(sorted(taught - cut)), copies, balance)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from gsb_vit.errors import InputError
+from gsb_vit.terminal import filled
 
 from .datasets import LabelledPictures, Source, is_folder
 from .digests import Inspection, in_threads, listed, look
@@ -77,8 +78,8 @@ def choose_unlabelled(
             f"all {len(good):,} pictures in {folder} are copies of labelled ones; leave data.unlabelled out"
         )
     lines = [f"{folder}: {len(kept):,} unlabelled pictures for the student, which the teacher names"]
-    if bad:
-        lines.append(f"{len(bad):,} unlabelled pictures that cannot be used are left out: {listed(sorted(bad))}")
     if copies := len(good) - len(kept):
-        lines.append(f"{copies:,} unlabelled pictures are copies of labelled ones or of each other; they are left out")
+        lines += filled(
+            f"{copies:,} unlabelled pictures are copies of labelled ones or of each other; they are left out"
+        )
     return without_labels([source for source, _ in kept]), [one for _, one in kept], bad, lines

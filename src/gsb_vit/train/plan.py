@@ -18,6 +18,7 @@ from gsb_vit.data.datasets import LabelledPictures
 from gsb_vit.data.stored_split import Drawn
 from gsb_vit.errors import InputError, shown
 from gsb_vit.limits import shown_bytes
+from gsb_vit.terminal import counted
 
 from .folder import sensible_threads
 from .prepare import Chosen
@@ -257,7 +258,7 @@ def _lines(
     lines = [
         f"plan: pictures of {model.img_size} × {model.img_size}: {why['size']}",
         f"  network: {', '.join(network) or model.architecture}; {why['network']}",
-        f"  teacher: {taught}" + (f", {epochs['teacher']} epochs{spent('teacher')}" if epochs["teacher"] else ""),
+        f"  teacher: {taught}" + (f", {counted(epochs['teacher'], 'epoch')}{spent('teacher')}" if epochs["teacher"] else ""),
         f"  student: {own} epochs{spent(*STAGES[1:])}, batches of {student.batch_size}{balanced}; {why['epochs']}",
     ]
     if costs is None:

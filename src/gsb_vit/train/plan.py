@@ -254,11 +254,12 @@ def _lines(
         return f", {shown_time(sum(epochs[n] * costs.epoch.get(n, 0) for n in names))}" if costs else ""
 
     own = " + ".join(str(epochs[name]) for name in STAGES[1:] if epochs[name]) or "0"
+    first = counted(epochs["teacher"], "epoch")
     balanced = ", balanced" if drawn.stored.balance == "sampling" else ""
     lines = [
         f"plan: pictures of {model.img_size} × {model.img_size}: {why['size']}",
         f"  network: {', '.join(network) or model.architecture}; {why['network']}",
-        f"  teacher: {taught}" + (f", {counted(epochs['teacher'], 'epoch')}{spent('teacher')}" if epochs["teacher"] else ""),
+        f"  teacher: {taught}" + (f", {first}{spent('teacher')}" if epochs["teacher"] else ""),
         f"  student: {own} epochs{spent(*STAGES[1:])}, batches of {student.batch_size}{balanced}; {why['epochs']}",
     ]
     if costs is None:

@@ -61,7 +61,7 @@ bool is_cheap(const gsb::Architecture& a) {
     const double tokens = a.num_tokens(), width = a.embed_dim, depth = a.depth;
     const double groups = a.attention_groups() + a.value_groups();
     const double products = depth * tokens * width * (4 * width + 2.0 * a.mlp_hidden + tokens * groups);
-    return a.token_macs() < 1e5 && products < 1e6 && tokens * tokens * a.num_heads * groups < 3e4 &&
+    return a.token_macs(8) + a.token_macs(1) < 1e5 && products < 1e6 && tokens * tokens * a.num_heads * groups < 3e4 &&
            1.0 * a.num_classes * width < 1e4;
 }
 
@@ -101,11 +101,10 @@ bool split(const uint8_t* data, size_t size, Bytes& header, Bytes& payload) {
 }
 
 Bytes joined(const Bytes& header, const Bytes& payload) {
-    Bytes file(8);
+    Bytes file(8 + header.size() + payload.size());
     const uint64_t length = header.size();
     std::memcpy(file.data(), &length, 8);
-    file.insert(file.end(), header.begin(), header.end());
-    file.insert(file.end(), payload.begin(), payload.end());
+    std::copy(payload.begin(), payload.end(), std::copy(header.begin(), header.end(), file.begin() + 8));
     return file;
 }
 
@@ -225,10 +224,15 @@ class Maker {
             const std::string prefix = "tokenizer." + std::to_string(i) + ".";
             if (i == 0) {
                 each(prefix, gsb::schema::kFirstConvolutionTensors, i);
-            } else if (i + 1 < a_.channels.size()) {
-                each(prefix, gsb::schema::kMiddleConvolutionTensors, i);
+                continue;
+            }
+            const bool last = i + 1 == a_.channels.size();
+            if (a_.level_bits[i - 1] == 1) {
+                last ? each(prefix, gsb::schema::kLastBinaryConvolutionTensors, i)
+                     : each(prefix, gsb::schema::kMiddleBinaryConvolutionTensors, i);
             } else {
-                each(prefix, gsb::schema::kLastConvolutionTensors, i);
+                last ? each(prefix, gsb::schema::kLastConvolutionTensors, i)
+                     : each(prefix, gsb::schema::kMiddleConvolutionTensors, i);
             }
         }
         for (size_t i = 0; i < a_.heads.size(); ++i) {
@@ -265,6 +269,7 @@ class Maker {
         int height = among({1, 1, 2, 3, 5}), width = among({1, 2, 3, 4, 9});
         if (!old && random_.below(3) == 0) {
             for (int i = among({1, 1, 2}); i > 0; --i) a_.channels.push_back(among({1, 3, 8, 17}));
+            for (size_t i = 0; i < a_.channels.size(); ++i) a_.level_bits.push_back(among({1, 8}));
             a_.channels.push_back(a_.embed_dim);
             a_.patch_height = a_.patch_width = 1 << a_.channels.size();
         } else {
@@ -298,7 +303,8 @@ class Maker {
     void add(const std::string& prefix, const gsb::schema::Tensor& tensor, size_t convolution) {
         using gsb::schema::Rule;
         const std::string type = tensor.type;
-        const size_t begin = payload_.size(), high = a_.measure(tensor.high), wild = among({0, 0, 0, 40, 3});
+        const size_t begin = payload_.size(), high = a_.measure(tensor.high, convolution),
+                     wild = among({0, 0, 0, 40, 3});
         std::string shape;
         size_t count = 1;
         for (int i = 0; i < tensor.rank; ++i) {
@@ -360,13 +366,17 @@ class Maker {
             listed(a_.value_thresholds) + R"(,"threshold_scope":")" + schema::kThresholdScope[a_.fixed_thresholds] +
             R"(","attention_bias":")" + schema::kAttentionBias[static_cast<int>(a_.attention_bias)] + "\"";
         if (version_ > 1) {
-            std::string channels;
+            std::string channels, formats;
             for (size_t i = 0; i + 1 < a_.channels.size(); ++i) {
                 channels += (i == 0 ? "" : ",") + std::to_string(a_.channels[i]);
+                formats += std::string(i == 0 ? "" : ",") + R"({"bits":)" + std::to_string(a_.level_bits[i]) +
+                           R"(,"signed":false})";
             }
             text += std::string(R"(,"global_pool":")") + schema::kGlobalPool[static_cast<int>(a_.global_pool)] +
                     R"(","pool_norm":")" + schema::kPoolNorm[a_.norm_before_pool] + R"(","tokenizer_channels":[)" +
                     channels + "]";
+            const bool all_bytes = std::count(a_.level_bits.begin(), a_.level_bits.end(), 1) == 0;
+            if (!all_bytes || random_.below(2)) text += R"(,"tokenizer_formats":[)" + formats + "]";
         }
         text += R"(},"class_names":[)";
         for (int i = 0; i < a_.num_classes; ++i) text += (i == 0 ? "\"" : ",\"") + std::to_string(i) + "\"";

@@ -27,6 +27,7 @@ model.embed_dim = 32
 data.shots = 8
 threads = 1
 teacher.source = "timm:test_efficientnet"
+teacher.img_size = 24
 teacher.epochs = 1
 teacher.cache_views = 1
 twin.epochs = 2
@@ -37,6 +38,9 @@ stage2.epochs = 0
 title = "a convolutional network"
 model.architecture = "test_resnet"
 model.shown_size = 32
+[variants.teacher]
+title = "the teacher"
+twin.epochs = 0
 [variants.one_bit]
 title = "one bit"
 twin.epochs = 1
@@ -141,5 +145,8 @@ def test_a_study_makes_its_rivals_int8_and_times_them_in_turns(file: Path, tmp_p
     with pytest.raises(SystemExit) as stop:
         main(["study", str(file), "--out", str(out), "--jobs", "0", "--latency"])
     assert stop.value.code == 0
-    (kept,) = (one for one in json.loads((conv / "size.json").read_text())["int8"] if one["form"] == "all")
-    assert "latency_ms" in kept and (kept["latency_ms"] is not None or kept["latency_problem"])
+    (teacher,) = (path for path in conv.parent.iterdir() if path.name.startswith("teacher-"))
+    assert load_model(teacher).preprocessing.size == (24, 24) != trained.preprocessing.size
+    for folder in (conv, teacher):
+        (kept,) = (one for one in json.loads((folder / "size.json").read_text())["int8"] if one["form"] == "all")
+        assert "latency_ms" in kept and (kept["latency_ms"] is not None or "spread" in kept["latency_problem"])

@@ -252,24 +252,25 @@ class _Results:
     def time_in_turns(self, console: Console) -> None:
         """Time each variant's first finished run, packed or in each form of int8, all in turns on one thread."""
         engines: dict[tuple[Path, str], Engine] = {}
-        shapes: set[tuple[int, int]] = set()
+        pictures: list[Path] = []  # of each engine: random ones of the size that its model reads
         with tempfile.TemporaryDirectory(prefix="gsb-vit-study-") as temporary:
             for folder in self._first_runs():
                 size = read_json(folder / SIZE_FILE, {"packed_bytes": (int, type(None))}, _MEASURED)
+                trained = load_model(folder)
+                height, width = trained.preprocessing.size
+                shown = Path(temporary) / f"pictures-{height}x{width}.npy"
+                if not shown.exists():
+                    np.save(shown, smooth_pictures(CHECK_PICTURES, (height, width)))
                 if size["packed_bytes"]:
-                    trained, packed = load_model(folder), Path(temporary) / folder.name
+                    packed = Path(temporary) / folder.name
                     packed.mkdir()
                     engines[folder, "packed"] = Engine("gsb-vit", "1-bit", _pack(trained, packed))
                 for one in size.get("int8") or []:
                     path = int8_file(folder, one["form"])
                     engines[folder, one["form"]] = Engine("onnxruntime", f"int8 {one['form']}", path)
-                shapes.add(load_model(folder).preprocessing.size)
+                pictures += [shown] * (len(engines) - len(pictures))
             if not engines:
                 return
-            if len(shapes) > 1:
-                raise InputError(f"study {self.study.name}: models of pictures {sorted(shapes)} cannot take turns")
-            pictures = Path(temporary) / "pictures.npy"
-            np.save(pictures, smooth_pictures(CHECK_PICTURES, shapes.pop()))
             console.print(f"timing {len(engines)} models in turns", highlight=False)
             measured = measure(list(engines.values()), Setting(1, 1, None), pictures, tries=TRIES)
         for (folder, form), row in zip(engines, measured, strict=True):

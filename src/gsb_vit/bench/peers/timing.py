@@ -64,7 +64,7 @@ class Measurement:
 def measure(
     engines: Sequence[Engine],
     setting: Setting,
-    pictures: Path,
+    pictures: Path | Sequence[Path],
     *,
     expected: Path | None = None,
     rounds: int = ROUNDS,
@@ -77,7 +77,8 @@ def measure(
     logits are off, whose threads keep a core busy while others run, or whose calls scatter, gets a ``problem``.
 
     Args:
-        pictures: uint8 pictures (n, H, W, 3) as .npy; a call takes the next ``batch`` of them, over and over.
+        pictures: uint8 pictures (n, H, W, 3) as .npy, for all engines or for each its own; a call takes the next
+            ``batch`` of them, over and over.
         expected: the float twin's logits of all pictures (n, K) as .npy.
         tries: where some engine's calls were noise, all rounds are done again, of all engines, up to so many times.
 
@@ -86,12 +87,13 @@ def measure(
     """
     if rounds < 2 or tries < 1 or not engines:
         raise InputError(f"rounds {rounds} must be at least 2, tries {tries} at least 1, engines at least one")
+    each = [pictures] * len(engines) if isinstance(pictures, Path) else pictures
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gsb-vit-bench-")))
         turns = []
-        for engine in engines:
+        for engine, own in zip(engines, each, strict=True):
             turn = _Turns(engine, setting)
-            turn.start(stack, pictures, expected, folder)
+            turn.start(stack, own, expected, folder)
             turns.append(turn)
         for _ in range(tries):
             for turn in turns:

@@ -60,7 +60,7 @@ BOARDS = {
         _pi("pi2", "Raspberry Pi 2 (BCM2836)", "Cortex-A7", "armv7", 900e6, _IN_ORDER, 1024 * _MB),
         _pi("pi3", "Raspberry Pi 3 B+", "Cortex-A53", "aarch64", 1400e6, _IN_ORDER, 1024 * _MB),
         _pi("pi4", "Raspberry Pi 4 (1 GB)", "Cortex-A72", "aarch64", 1500e6, _OUT_OF_ORDER, 1024 * _MB),
-        _pi("pi5", "Raspberry Pi 5 (2 GB)", "Cortex-A76", "aarch64", 2400e6, _OUT_OF_ORDER, 2048 * _MB),
+        _pi("pi5", "Raspberry Pi 5 (2 GB)", "Cortex-A76", "aarch64-dot", 2400e6, _OUT_OF_ORDER, 2048 * _MB),
         _pi("zero2", "Raspberry Pi Zero 2 W", "Cortex-A53", "aarch64", 1000e6, _IN_ORDER, 512 * _MB),
         Board("visionfive2", "VisionFive 2 (2 GB)", "RISC-V U74", "riscv64", 1500e6, _IN_ORDER, 2048 * _MB, None,
               "VisionFive 2 quick start guide"),

@@ -2,13 +2,15 @@
 
     python benchmarks/board_instructions.py --write src/gsb_vit/bench/counted.json [--only aarch64] [--json]
 
-Needs build/classify-NAME/gsb-vit-classify for each processor (docs/devices.md tells how to build them), qemu-user with
-plugins, a C compiler, and scipy. Random models of many shapes name three pictures, and two; the difference is what one
-costs. 1 % of their numbers are in upper groups. What a unit of each kind of work costs is fitted by least squares of
-relative errors, none below zero. Others are not fitted: they tell how far estimates are off.
+Needs build/classify-NAME/gsb-vit-classify for each processor (docs/devices.md tells how to build them; aarch64-dot runs
+that of aarch64), qemu-user with plugins, a C compiler, and scipy. Random models of many shapes name three pictures, and
+two; the difference is what one costs. 1 % of their numbers are in upper groups. What a unit of each kind of work costs
+is fitted by least squares of relative errors, none below zero. Others are not fitted: they tell how far estimates are
+off. One part of the models has one-bit convolutions.
 
 c99-NAME are microcontrollers, for which gsb_vit's C file is counted as benchmarks/microcontroller.py does, on small
-models that fit 512 kB of flash and 256 kB of RAM. That needs arm-none-eabi-gcc with newlib, and qemu-system-arm.
+models that fit 512 kB of flash and 256 kB of RAM. That needs arm-none-eabi-gcc with newlib, and qemu-system-arm. The
+ESP32-S3 is counted by benchmarks/xtensa_instructions.py, which says what that needs.
 """
 
 import argparse
@@ -31,25 +33,32 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "helpers"), str(ROOT / "benchmarks")]
 
 import microcontroller  # noqa: E402
+import xtensa_instructions  # noqa: E402
 from cost import quantiles  # noqa: E402
 from random_packed import random_pictures, write_random_packed  # noqa: E402
 
-EMULATORS = {  # AArch64 without dot products, as on a Raspberry Pi 3 or 4
+EMULATORS = {  # AArch64 without dot products, as on a Raspberry Pi 3 or 4, and with them, as on a Raspberry Pi 5
     "aarch64": ("qemu-aarch64", "-cpu", "cortex-a53"),
+    "aarch64-dot": ("qemu-aarch64", "-cpu", "cortex-a76"),
     "armv7": ("qemu-arm",),
     "riscv64": ("qemu-riscv64",),
 }
-MICROS = {f"c99-{board.lower()}": board for board in microcontroller.BOARDS}
+MICROS = {f"c99-{board.lower()}": board for board in (*microcontroller.BOARDS, "ESP32-S3")}
 KERNELS = {
     "aarch64": "the NEON kernels",
+    "aarch64-dot": "the NEON kernels with dot products",
     "armv7": "the portable kernels",
     "riscv64": "the portable kernels",
     **dict.fromkeys(MICROS, "the C file"),
+    "c99-esp32-s3": "the C file, compiled for an LX106 and with one instruction for each function on floats",
 }
 
 
-def shapes(count, seed):
-    """Return the arguments of so many random models: heads of all widths, sizes, groups, patches and convolutions."""
+def shapes(count, seed, one_bit=False):
+    """Return the arguments of so many random models: heads of all widths, sizes, groups, patches and convolutions.
+
+    ``one_bit``: all with a tokenizer whose levels are bits, or some of them.
+    """
     rng = np.random.default_rng(seed)
     found = []
     while len(found) < count:
@@ -62,11 +71,11 @@ def shapes(count, seed):
             continue
         given = dict(image_size=side, patch_size=patch, embed_dim=width, depth=depth, num_heads=heads)
         given.update(mlp_hidden=hidden, num_classes=int(rng.choice([10, 20, 100, 1000])))
-        found.append(completed(rng, given, 0.4, [16, 24, 32, 48, 64]))
+        found.append(completed(rng, given, 0.4, [16, 24, 32, 48, 64], one_bit))
     return found
 
 
-def small_shapes(count, seed):
+def small_shapes(count, seed, one_bit=False):
     """The same for microcontrollers: at most 24 kB of tokens, 300 kB of weights, 24 million instructions or so."""
     rng = np.random.default_rng(seed)
     found = []
@@ -82,15 +91,19 @@ def small_shapes(count, seed):
             continue
         given = dict(image_size=side, patch_size=patch, embed_dim=width, depth=depth, num_heads=heads)
         given.update(mlp_hidden=hidden, num_classes=int(rng.choice([5, 10, 20, 100])))
-        found.append(completed(rng, given, 0.3, [8, 12, 16, 24]))
+        found.append(completed(rng, given, 0.3, [8, 12, 16, 24] if not one_bit else [8, 16, 24, 32, 48, 64], one_bit))
     return found
 
 
-def completed(rng, given, share, channels):
+def completed(rng, given, share, channels, one_bit):
     """A shape with what does not depend on its size; a ``share`` of them has a tokenizer of these channels."""
-    if rng.random() < share:
+    if one_bit or rng.random() < share:
         drawn = rng.choice(channels, int(np.log2(given["patch_size"])) - 1)
         given["tokenizer_channels"] = tuple(sorted(int(one) for one in drawn))
+    if one_bit:  # half of the models as `tokenizer_bits = 1` makes them, the others with bits in at least one place
+        levels = [1] * len(drawn) if rng.random() < 0.5 else [int(bits) for bits in rng.choice([1, 8], len(drawn))]
+        levels[int(rng.integers(len(levels)))] = 1
+        given["level_bits"] = tuple(levels)
     if rng.random() < 0.5:
         given.update(global_pool="avg", prefix_tokens=0)
     thresholds = [(), (0.7, 0.9), (0.7, 0.9)][int(rng.integers(3))]
@@ -102,14 +115,20 @@ BIASES = ("relative", "relative", "full", "none")
 MOST_PRODUCTS = 6e8
 FITTED, HELD_OUT = (60, 1), (20, 3)  # how many models, and their seed
 FITTED_SMALL, HELD_OUT_SMALL = (40, 1), (12, 3)
+FITTED_ONE_BIT, HELD_OUT_ONE_BIT = (20, 5), (10, 7)  # of which convolutions read bits, in addition to those above
 DENSITY = 0.01  # of what may be in an upper group: numbers of the attention matrix and of the Value
+
+
+def program_of(name):
+    """Return the path of the program that runs on this processor."""
+    return ROOT / "build" / f"classify-{name.removesuffix('-dot')}" / "gsb-vit-classify"
 
 
 class Counter:
     """Counts the instructions of a picture, for one processor."""
 
     def __init__(self, name, folder):
-        self.program = ROOT / "build" / f"classify-{name}" / "gsb-vit-classify"
+        self.program = program_of(name)
         self._emulator, self._folder = EMULATORS[name], Path(folder)
         self._plugin = self._folder / "count.so"
         source = ROOT / "tests" / "helpers" / "count_instructions.c"
@@ -142,7 +161,10 @@ class MicroCounter:
         write_c(model, self._folder)
         pixels = np.frombuffer(picture.read_bytes(), np.uint8)[-3 * a.image_size[0] * a.image_size[1] :]
         microcontroller.write_picture(pixels.reshape(*a.image_size, 3), self._folder)
-        counts = microcontroller.count(self._folder, self._board, "-O3")
+        if self._board in microcontroller.BOARDS:
+            counts = microcontroller.count(self._folder, self._board, "-O3")
+        else:
+            counts = xtensa_instructions.count(self._folder)
         if not counts["is_exact"]:
             raise SystemExit(f"{self._board}: other logits than gsb-vit for {a}")
         self._largest = max(self._largest, counts["code"])
@@ -176,10 +198,14 @@ def pack(folder, shape):
     return packed.architecture, model, ppm
 
 
-def pack_all(folder, count, seed, make=shapes):
-    """Pack so many models, each in a folder of its own; what is there already is kept."""
-    folder = folder / make.__name__
-    return [pack(folder / f"{seed}-{index}", shape) for index, shape in enumerate(make(count, seed))]
+def pack_all(folder, make, numbers, one_bit):
+    """Pack so many models and so many with one-bit levels, each in a folder of its own; what is there is kept."""
+    drawn = [(*numbers, False), (*one_bit, True)]
+    return [
+        pack(folder / f"{make.__name__}-{seed}-{index}", shape)
+        for count, seed, bits in drawn
+        for index, shape in enumerate(make(count, seed, bits))
+    ]
 
 
 def fit(rows, build):
@@ -202,13 +228,13 @@ def measure(name, folder):
     """Return what counted.json holds of one processor, and all errors. The models are kept in the folder."""
     with tempfile.TemporaryDirectory() as temporary:
         if name in MICROS:
-            counter, sets = (
-                MicroCounter(name, temporary),
-                [(*FITTED_SMALL, small_shapes), (*HELD_OUT_SMALL, small_shapes)],
-            )
+            counter, make, sets = MicroCounter(name, temporary), small_shapes, (FITTED_SMALL, HELD_OUT_SMALL)
         else:
-            counter, sets = Counter(name, temporary), [FITTED, HELD_OUT]
-        fitted, held_out = ([counter.count(one) for one in pack_all(folder, *those)] for those in sets)
+            counter, make, sets = Counter(name, temporary), shapes, (FITTED, HELD_OUT)
+        fitted, held_out = (
+            [counter.count(one) for one in pack_all(folder, make, *those)]
+            for those in zip(sets, (FITTED_ONE_BIT, HELD_OUT_ONE_BIT), strict=True)
+        )
         costs = fit(fitted, name)
         off = errors(held_out, costs, name)
         worst = max(map(abs, off))
@@ -220,9 +246,11 @@ def measure(name, folder):
             "models": len(fitted),
             "program": counter.size(),
         }
+        one_bit = HELD_OUT_ONE_BIT[0]
         return row, {
             "fitted": errors(fitted, costs, name),
-            "held_out": off,
+            "held_out": off[:-one_bit],
+            "held_out, one-bit convolutions": off[-one_bit:],
             "counts": [c for _, c in fitted + held_out],
         }
 

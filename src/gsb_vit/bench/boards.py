@@ -17,7 +17,7 @@ from .memory import memory_of
 
 # Instructions per cycle, as assumed: a core that runs them in order, one that does not, and small ones. Counted
 # instructions take 1.22 cycles each by the timings of the Cortex-M4's manual, memory without wait states, and 1.28 on a
-# Cortex-M55 if vectors take two and all else one.
+# Cortex-M55 if vectors take two and all else one. The same is assumed of the LX7.
 _IN_ORDER, _OUT_OF_ORDER, _SMALL = 1.0, 2.0, 0.8
 
 
@@ -60,7 +60,7 @@ BOARDS = {
         _pi("pi2", "Raspberry Pi 2 (BCM2836)", "Cortex-A7", "armv7", 900e6, _IN_ORDER, 1024 * _MB),
         _pi("pi3", "Raspberry Pi 3 B+", "Cortex-A53", "aarch64", 1400e6, _IN_ORDER, 1024 * _MB),
         _pi("pi4", "Raspberry Pi 4 (1 GB)", "Cortex-A72", "aarch64", 1500e6, _OUT_OF_ORDER, 1024 * _MB),
-        _pi("pi5", "Raspberry Pi 5 (2 GB)", "Cortex-A76", "aarch64", 2400e6, _OUT_OF_ORDER, 2048 * _MB),
+        _pi("pi5", "Raspberry Pi 5 (2 GB)", "Cortex-A76", "aarch64-dot", 2400e6, _OUT_OF_ORDER, 2048 * _MB),
         _pi("zero2", "Raspberry Pi Zero 2 W", "Cortex-A53", "aarch64", 1000e6, _IN_ORDER, 512 * _MB),
         Board("visionfive2", "VisionFive 2 (2 GB)", "RISC-V U74", "riscv64", 1500e6, _IN_ORDER, 2048 * _MB, None,
               "VisionFive 2 quick start guide"),
@@ -70,7 +70,7 @@ BOARDS = {
                "STM32H743 data sheet (DS12110)"),
         _micro("cortex-m55", "STM32N6", "Cortex-M55", 800e6, _SMALL, 4224 * _KB, None,
                "STM32N6 data sheet and reference manual (RM0486)"),
-        _micro("esp32-s3", "ESP32-S3-DevKitC-1-N8", "Xtensa LX7", 240e6, _IN_ORDER, _ESP32_S3_DATA, 8 * _MB,
+        _micro("esp32-s3", "ESP32-S3-DevKitC-1-N8", "Xtensa LX7", 240e6, _SMALL, _ESP32_S3_DATA, 8 * _MB,
                "ESP32-S3 data sheet; ESP-IDF's linker script"),
     )
 }  # fmt: skip
@@ -123,10 +123,8 @@ def estimate(a: Architecture, board: Board, file_bytes: int | None = None) -> Es
     else:
         ram, ram_is = memory.total, "what the engine takes on one thread"
     found = counted(board.build)
-    one_bit = any(bits == 1 for bits in a.level_bits)
-    if found is None or (board.is_micro and one_bit):
-        what = "one-bit convolutions were not" if found else "nothing was"
-        said = f"not estimated: {what} counted for {board.build}"
+    if found is None:
+        said = f"not estimated: nothing was counted for {board.build}"
         return Estimate(board, ram, ram_is, memory.file, None, None, said)
     instructions = found.instructions(a)
     ms = 1e3 * instructions / (board.clock * board.per_cycle)

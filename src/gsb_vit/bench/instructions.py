@@ -6,7 +6,7 @@ holds the result and how far models that were not fitted are off.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
@@ -67,20 +67,20 @@ def c_work(a: Architecture, helium: bool = False) -> dict[str, float]:
     every, read = depth * tokens, (depth - 1) * tokens + end - first
     fixed = groups == 1 or a.threshold_scope == "fixed"
     rows = heads * (read + (0 if fixed else every))  # of attention matrices: once for their largest number
-    products = [  # how many, and of how many bits
-        (every * 3 * width + read * (width + hidden), width),
-        (read * width, hidden),
-        (rows * tokens, width // heads),
-        (read * width * groups, tokens),
+    tokenizer = _c_tokenizer_work(a)
+    products = [  # how many, and of how many words
+        (every * 3 * width + read * (width + hidden), -(-width // 32)),
+        (read * width, -(-hidden // 32)),
+        (rows * tokens, -(-width // heads // 32)),
+        (read * width * groups, -(-tokens // 32)),
+        *tokenizer.rows,
     ]
-    quads = threes = ones = 0
-    for count, bits in products:
-        words = -(-bits // 32)
+    quads, threes, ones = 0, 0, tokenizer.window_words
+    for count, words in products:
         whole = words // 4 if helium else 0
         quads += count * whole
         threes += count * ((words - 4 * whole) // 3)
         ones += count * ((words - 4 * whole) % 3)
-    patches, convolved, outputs = _c_tokenizer_work(a)
     return {
         "quads": quads,
         "threes": threes,
@@ -95,25 +95,45 @@ def c_work(a: Architecture, helium: bool = False) -> dict[str, float]:
         "dense_outputs": read * width * groups,
         "upper_words": read * width * groups * (planes - 1) * -(-tokens // 32),
         "norm_numbers": (every + read) * width,
-        "patch_products": patches,
+        "patch_products": 0 if a.channels else 3 * a.image_size[0] * a.image_size[1] * width,
         "patch_outputs": 0 if a.channels else a.num_patches * width,
-        "convolved_products": convolved,
-        "convolved_outputs": outputs,
+        "convolved_products": tokenizer.products,
+        "convolved_outputs": tokenizer.outputs,
+        "bit_convolved_outputs": tokenizer.bit_outputs,
         "class_products": len(a.heads) * a.num_classes * width,
         "pictures": 1,
     }
 
 
-def _c_tokenizer_work(a: Architecture) -> tuple[int, int, int]:
-    """8-bit multiply-adds of patches, those of convolutions, and the convolutions' outputs."""
-    places, convolved, outputs = a.image_size[0] * a.image_size[1], 0, 0
-    if not a.channels:
-        return 3 * places * a.embed_dim, 0, 0
-    for inputs, channels in pairwise((3, *a.channels)):
-        places //= 4
-        convolved += 9 * inputs * places * channels
-        outputs += places * channels
-    return 0, convolved, outputs
+@dataclass
+class _CTokenizerWork:
+    """8-bit multiply-adds of convolutions and their outputs; those of one-bit levels, and rows of their windows.
+
+    ``rows``: how many products of bits, and of how many words. ``window_words``: words whose ones are counted alone.
+    """
+
+    products: int = 0
+    outputs: int = 0
+    bit_outputs: int = 0
+    window_words: int = 0
+    rows: list[tuple[int, int]] = field(default_factory=list)
+
+
+def _c_tokenizer_work(a: Architecture) -> _CTokenizerWork:
+    """A window has no row above the picture and no column before it; one-bit levels skip them, 8-bit ones hardly do."""
+    found = _CTokenizerWork()
+    height, width = a.image_size
+    for (inputs, outputs), bits in zip(pairwise((3, *a.channels)), (8, *a.level_bits), strict=False):
+        height, width = height // 2, width // 2
+        if bits == 8:
+            found.products += 9 * inputs * height * width * outputs
+            found.outputs += height * width * outputs
+            continue
+        words, lines = -(-inputs // 32), 3 * height - 1
+        found.bit_outputs += height * width * outputs
+        found.window_words += lines * (3 * width - 1) * words
+        found.rows += [(lines * (width - 1) * outputs, 3 * words), (lines * outputs, 2 * words)]
+    return found
 
 
 def work_of(build: str, a: Architecture) -> dict[str, float]:

@@ -314,3 +314,9 @@ def test_strangers_are_told_by_every_score():
     scores = [name for name in found if name.endswith("_auroc")]
     assert len(scores) == 14 and "euclidean_auroc" in scores
     assert all(0 <= found[name] <= 1 for name in scores)
+
+
+def test_pictures_put_aside_are_of_every_class_and_no_other_figure():
+    aside, kept = imported("add_class").put_aside(labels := np.repeat([2, 0, 1], [5, 9, 3]), 3)
+    assert sorted([*aside, *kept]) == list(range(17)) and list(np.bincount(labels[aside])) == [3, 3, 3]
+    assert len(imported("add_class").put_aside(labels, 0)[0]) == 0

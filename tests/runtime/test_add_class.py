@@ -12,9 +12,10 @@ from random_packed import random_packed
 import gsb_vit
 from gsb_vit.cli import main
 from gsb_vit.data.digests import digest, pack_seen, unpack_seen
-from gsb_vit.decision import Decision, Unknown
+from gsb_vit.decision import Decision, Unknown, calibrate
 from gsb_vit.errors import InputError
-from gsb_vit.runtime.add_class import with_class
+from gsb_vit.metrics import softmax
+from gsb_vit.runtime.add_class import HeldOut, refit, with_class
 from gsb_vit.runtime.hub_card import model_card
 from gsb_vit.runtime.packed_file import read, write
 
@@ -117,6 +118,77 @@ def test_row_and_bias_are_those_of_the_formula(kind):
     assert [made[f"heads.{j}.bias"][3] for j in range(heads)] == pytest.approx([wanted] * heads, rel=1e-5)
 
 
+def draws(seed, sizes=(60, 60, 60, 8), classes=3):
+    """Logits of old classes, those of a new one, and labels: each picture favours its class a little."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    logits = rng.normal(size=(len(labels), classes + 1)) * 2
+    logits[np.arange(len(labels)), labels] += 3
+    return logits[:, :classes], logits[:, classes] + 5, labels  # 5: too large a logit, which a bias takes back
+
+
+def test_the_bias_gives_the_new_class_its_share_and_few_pictures_of_the_old():
+    old, new, labels = draws(0)
+    bias, decision = refit(old, new, labels, Decision())
+    both = np.column_stack([old, new + bias])
+    share = [softmax(both / decision.temperature)[labels == k, 3].mean() for k in range(4)]
+    assert np.mean(share) == pytest.approx(1 / 4, abs=1e-3)
+    assert decision == calibrate(both, labels)
+    taken, taken_without = ((labels < 3) & (np.column_stack([old, new + b]).argmax(1) == 3) for b in (bias, 0.0))
+    assert taken.sum() < 0.2 * taken_without.sum() and (both[labels == 3].argmax(1) == 3).mean() > 0.5
+
+
+def test_the_bias_is_that_of_the_smallest_cross_entropy():
+    old, new, labels = draws(1)
+    bias, decision = refit(old, new, labels, Decision())
+    weight = 1 / np.bincount(labels)[labels]
+
+    def loss(b):
+        chosen = softmax(np.column_stack([old, new + b]) / decision.temperature)[np.arange(len(labels)), labels]
+        return -(weight * np.log(chosen)).sum()
+
+    assert loss(bias) < min(loss(bias - 0.05), loss(bias + 0.05))
+
+
+def test_the_score_of_the_threshold_stays():
+    assert refit(*draws(2), Decision(2.0, Unknown("energy", 0.0, 0.1)))[1].unknown.score == "energy"
+
+
+def test_without_an_old_class_nothing_is_refitted():
+    old, new, labels = draws(3)
+    with pytest.raises(InputError, match="none of the old classes; give some of each"):
+        refit(old[labels == 3], new[labels == 3], labels[labels == 3], Decision())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_decision_is_that_of_the_written_logits_and_of_pictures_left_out(kind):
+    """But for the rounding of weights."""
+    packed, rng = packed_of(**KINDS[kind]), np.random.default_rng(6)
+    count, width = len(packed.architecture.heads), 24
+    features, logits = rng.normal(size=(5, count * width)) + 0.5, rng.normal(size=(5, 3))
+    labels = np.arange(40) % 4
+    aside = HeldOut(rng.normal(size=(40, count * width)), rng.normal(size=(40, 3)) + 3 * np.eye(4)[labels, :3], labels)
+
+    def new_logits(model, read):
+        heads = []
+        for j, part in enumerate(np.split(read, count, axis=1)):
+            step = model[f"heads.{j}.scale"][3] / model[f"heads.{j}.input_scale"]
+            row = model[f"heads.{j}.weight"][3] * step
+            heads.append((part + model[f"heads.{j}.shift"]) @ row + model[f"heads.{j}.bias"][3])
+        return np.mean(heads, axis=0)
+
+    made = with_class(packed, "new", features, logits, held_out=aside)
+    bias, left_out = made["heads.0.bias"][3], []
+    for n in range(5):
+        rest = with_class(packed, "new", np.delete(features, n, 0), np.delete(logits, n, 0))
+        left_out.append(new_logits(rest, features[n : n + 1])[0] - rest["heads.0.bias"][3] + bias)
+    new = np.concatenate([new_logits(made, aside.features), left_out])
+    both = np.column_stack([np.concatenate([aside.logits, logits]), new])
+    wanted = calibrate(both, np.concatenate([labels, np.full(5, 3)]))
+    assert made.decision.temperature == pytest.approx(wanted.temperature, rel=0.02)
+    assert made.decision.unknown.threshold == pytest.approx(wanted.unknown.threshold, abs=0.05)
+
+
 def test_a_second_class_can_follow(model, tmp_path):
     one = gsb_vit.load(model).add_class("stripes", list(stripes(3)), tmp_path / "one")
     blank = [np.full((16, 16, 3), level, np.uint8) for level in (0, 1)]
@@ -146,6 +218,52 @@ def test_the_decision_stays_and_the_file_says_what_was_added(tmp_path):
     (added,) = found.provenance["added"]
     assert (added["class"], added["pictures"]) == ("stripes", 3) and found.provenance["source"] == "test"
     assert unpack_seen(found.provenance) == {"00" * 8, *(digest(one)[:16] for one in stripes(3))}
+
+
+def kept_of(count=4):
+    rng = np.random.default_rng(8)
+    return {f"class {k}": list(rng.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)) for k in range(3)}
+
+
+def test_held_out_pictures_refit_equally_on_every_engine(tmp_path):
+    packed = dataclasses.replace(packed_of(), provenance={"seen": pack_seen([])})
+    write(tmp_path / "old", packed)
+    kept = kept_of()
+    for engine in ("native", "reference"):
+        gsb_vit.load(tmp_path / "old", engine=engine).add_class(
+            "stripes", list(stripes(5)), tmp_path / engine, held_out=kept
+        )
+    assert same(tmp_path / "native", tmp_path / "reference")
+    found = read(tmp_path / "native")
+    (added,) = found.provenance["added"]
+    assert (added["held_out"], added["pictures"]) == (12, 5) and "held-out" in added["method"]
+    assert len(unpack_seen(found.provenance)) == 17
+    assert found.decision.unknown is not None and found.decision != packed.decision
+    pictures = np.stack([one for some in kept.values() for one in some])
+    before = gsb_vit.load(tmp_path / "old", engine="reference").logits(pictures)
+    wanted = gsb_vit.load(tmp_path / "native", engine="reference").logits(pictures)
+    assert np.array_equal(wanted[:, :3], before)
+    unknown = found.decision.is_unknown(wanted)
+    for options in engines():
+        loaded = gsb_vit.load(tmp_path / "native", **options)
+        assert np.array_equal(loaded.logits(pictures), wanted), options
+        assert [answer == [] for answer in loaded.predict(list(pictures), unknown=True)] == list(unknown), options
+
+
+@pytest.mark.parametrize(
+    "held_out, pattern",
+    [
+        ({}, "none of the old classes"),
+        ({"stripes": list(stripes(2, 9))}, "none of the old classes"),
+        ({"class 9": list(stripes(2, 9))}, "no class 'class 9'"),
+        ([1], "must map names"),
+        ({"class 0": list(stripes(2, 0))}, "copies of others"),
+    ],
+)
+def test_held_out_pictures_that_do_not_fit_are_refused(model, tmp_path, held_out, pattern):
+    with pytest.raises(InputError, match=pattern):
+        gsb_vit.load(model).add_class("stripes", list(stripes(3)), tmp_path / "new", held_out=held_out)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_model_that_does_not_say_what_it_saw_still_does_not(model, tmp_path):
@@ -230,9 +348,24 @@ def test_the_command_prints_json_and_says_what_the_decision_is(folders, tmp_path
     status, output, _ = call(capsys, "add-class", tmp_path / "old", "x", folder, "-o", tmp_path / "new", "--json")
     assert status == 0 and json.loads(output)["pictures"] == 6 and json.loads(output)["classes"][-1] == "x"
     _, output, _ = call(capsys, "add-class", tmp_path / "old", "x", folder, "-o", tmp_path / "new")
-    assert "temperature and threshold are still those of the old classes" in output
+    assert "temperature and threshold are still those of the old classes" in " ".join(output.split())
+    assert "not refitted, for lack of --held-out pictures" in " ".join(output.split())
     status, output, errors = call(capsys, "add-class", tmp_path / "old", "class 0", folder, "-o", "y", "--json")
     assert status == 2 and "already" in json.loads(output)["error"] and len(errors.splitlines()) == 1
+
+
+def test_the_command_refits_on_folders_of_old_classes(folders, model, tmp_path, capsys):
+    (folders / "class 1a").rename(tmp_path / "own")
+    call_it = ("add-class", model, "x", tmp_path / "own", "-o", tmp_path / "new", "--held-out")
+    status, output, _ = call(capsys, *call_it, folders)
+    said = " ".join(output.split())
+    assert status == 0 and "refitted on 12 held-out pictures" in said and "not refitted" not in said
+    status, output, _ = call(capsys, *call_it, folders, "--json")
+    found = json.loads(output)
+    assert found["held_out"] == 12 and found["decision"] == read(tmp_path / "new").decision.to_json()
+    assert found["decision"]["unknown"]["score"] == "max_logit"
+    status, output, errors = call(capsys, *call_it, tmp_path / "nowhere")
+    assert status == 2 and "is no folder" in errors and len(errors.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", [" class 0", "rose ", "\nrose", "a\0b", "\udcff", "x" * 1001])

@@ -20,6 +20,8 @@ from PIL import Image
 from processes import HANG_SECONDS
 from random_packed import write_random_packed
 
+from gsb_vit.decision import area_under_roc
+
 pytest.importorskip("gsb_vit._native", reason="the native extension is not built")
 linux = needs("memory", "/proc", Path("/proc/self/maps").exists())
 
@@ -260,3 +262,61 @@ def test_a_peer_that_is_not_installed_is_one_line(tmp_path):
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and not done.stdout
     assert " is not installed in " in done.stderr and "pip install" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def clusters(seed, centres, count=40, width=0.3):
+    """Features around centres, and logits that grow toward each: features (n, D), logits (n, K), labels (n)."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(centres)), count)
+    features = centres[labels] + width * rng.normal(size=(len(labels), centres.shape[1]))
+    return features, features @ CENTRES.T / 4, labels
+
+
+CENTRES = np.random.default_rng(11).normal(size=(4, 80)) * 2
+
+
+def test_every_score_ranks_known_pictures_above_strangers():
+    scores = imported("unknown_scores").fitted(*clusters(0, CENTRES), 1.0)
+    known = clusters(1, CENTRES)[:2]
+    strangers = clusters(2, np.random.default_rng(12).normal(size=(4, 80)))[:2]
+    for name, score in scores.items():
+        assert area_under_roc(score(*known), score(*strangers)) > 0.9, name
+    assert len(scores) == 14
+
+
+def test_distances_are_those_of_their_formulas():
+    module = imported("unknown_scores")
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 40)
+    features = CENTRES[labels, :6] + rng.normal(size=(160, 6))
+    logits = features @ CENTRES[:, :6].T
+    scores = module.fitted(features, logits, labels, 1.0)
+    means = np.stack([features[labels == k].mean(0) for k in range(4)])
+    within = features - means[labels]
+    covariance = within.T @ within / len(within)
+    shrunk = covariance / 2 + np.eye(6) * np.trace(covariance) / 12
+    one = np.arange(6.0)
+    gaps = one - means
+    wanted = {
+        "euclidean": -(gaps**2).sum(1).min(),
+        "diagonal": -(gaps**2 / np.diag(covariance)).sum(1).min(),
+        "mahalanobis": -min(gap @ np.linalg.solve(shrunk, gap) for gap in gaps),
+        "cosine": max(one @ mean / np.linalg.norm(one) / np.linalg.norm(mean) for mean in means),
+    }
+    for name, value in wanted.items():
+        assert scores[name](one[None], logits[:1])[0] == pytest.approx(value, rel=1e-6), name
+
+
+def test_strangers_are_told_by_every_score():
+    pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
+    found = script("strangers.py", "digits", "--data", "digits", "--strangers", "digits", "--classes", "most-test:2")
+    assert found["seen"] > 100 and found["known"] > 100
+    scores = [name for name in found if name.endswith("_auroc")]
+    assert len(scores) == 14 and "euclidean_auroc" in scores
+    assert all(0 <= found[name] <= 1 for name in scores)
+
+
+def test_pictures_put_aside_are_of_every_class_and_no_other_figure():
+    aside, kept = imported("add_class").put_aside(labels := np.repeat([2, 0, 1], [5, 9, 3]), 3)
+    assert sorted([*aside, *kept]) == list(range(17)) and list(np.bincount(labels[aside])) == [3, 3, 3]
+    assert len(imported("add_class").put_aside(labels, 0)[0]) == 0

@@ -177,6 +177,15 @@ def add_class(
         list[Path], typer.Argument(metavar="PICTURE...", help="Its pictures, two or more, and folders of them.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="NEW.safetensors", help="The new packed file.")],
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            "--held-out",
+            metavar="DIR",
+            help="A folder of pictures for each old class, not trained on: they set the new class's bias, and refit "
+            "temperature and threshold.",
+        ),
+    ] = None,
     to_json: Json = False,
     engine: Engine = "native",
     threads: Threads = 0,
@@ -190,19 +199,36 @@ def add_class(
         raise InputError(f"{output} is the model itself; name another file with -o")
     loaded = gsb_vit.load(model, threads=threads, engine=engine)
     found = find_pictures(pictures, tell)
-    made = loaded.add_class(name, found, output)
+    kept = None if held_out is None else _class_folders(held_out)
+    made = loaded.add_class(name, found, output, held_out=kept)
+    aside = 0 if kept is None else sum(len(one) for one in kept.values())
     if to_json:
         values = {"model": str(output), "bytes": output.stat().st_size, "class": made.class_names[-1]}
-        values |= {"pictures": len(found)}
+        values |= {"pictures": len(found), "held_out": aside, "decision": made.decision.to_json()}
         print_json({**values, "classes": list(made.class_names)})
         return
     classes, added = len(made.class_names), printable(made.class_names[-1])
     print(f"{printable(str(output))}: {classes} classes, {added} from {len(found)} pictures")
-    if made.decision.unknown is not None:
+    if kept is not None:
         print_prose(
-            "temperature and threshold are still those of the old classes: the new one's probabilities are not "
-            "calibrated, and how often --unknown rejects it is not known; evaluate on pictures of all classes"
+            f"refitted on {aside} held-out pictures and the new ones: the new class's bias, the temperature and the "
+            "threshold"
         )
+    else:
+        print_prose(
+            "not refitted, for lack of --held-out pictures: temperature and threshold are still those of the old "
+            "classes, and the new class may take pictures from them"
+        )
+
+
+def _class_folders(root: Path) -> dict[str, list[Any]]:
+    """The pictures of each folder in ``root``, under its name."""
+    from gsb_vit.data.held_out import find_pictures
+
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder; give one with a folder of pictures for each old class")
+    folders = sorted(one for one in root.iterdir() if one.is_dir() and not one.name.startswith("."))
+    return {folder.name: find_pictures([folder], tell) for folder in folders}
 
 
 @app.command(rich_help_panel=PANEL)

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from gsb_vit.data.class_names import class_name, class_names
 from gsb_vit.data.pictures import Picture
 from gsb_vit.data.preprocess import Preprocessing
 from gsb_vit.decision import Decision
@@ -222,7 +223,13 @@ class Classifier:
             yield from run(batch)
 
     def add_class(
-        self, name: str, pictures: Iterable[Picture], path: str | os.PathLike[str], *, max_pixels: int | None = None
+        self,
+        name: str,
+        pictures: Iterable[Picture],
+        path: str | os.PathLike[str],
+        *,
+        held_out: Mapping[str, Iterable[Picture]] | None = None,
+        max_pixels: int | None = None,
     ) -> "Classifier":
         """Add a class from a few of its pictures, without training: write a packed file, and return its classifier.
 
@@ -230,45 +237,68 @@ class Classifier:
         row, made of the mean of :meth:`embed`, and a bias that makes its logits comparable (``runtime.add_class``).
         This classifier, and the logits of its classes in the new one, stay as they are, bit for bit.
 
-        Temperature and threshold of :attr:`decision` stay those of the old classes: a few pictures are too few to fit
-        them again. The promise about false alarms still holds for the old classes, because a further logit can only
-        raise the score. For the new class there is none, and its probabilities are not calibrated.
+        ``held_out`` names old classes and some pictures of each that the model was not trained on; it may name the new
+        class, too. With them the bias is set so that the new class takes few pictures of the old ones, and temperature
+        and threshold of :attr:`decision` are fitted again, for all classes. Of the new class's own pictures each is
+        judged for that by a row of the others.
 
-        ``path`` is written whole or not at all. Its provenance names the class, and counts the pictures as seen, so
-        that ``evaluate`` leaves them out.
+        Without them, temperature and threshold stay those of the old classes: a few pictures are too few to fit them
+        again. The promise about false alarms still holds for the old classes, because a further logit can only raise
+        the score. For the new class there is none, and its probabilities are not calibrated.
+
+        ``path`` is written whole or not at all. Its provenance names the class, and counts all these pictures as seen,
+        so that ``evaluate`` leaves them out.
 
         Raises:
             InputError: a picture that cannot be read or is there twice, fewer than two, a name that the model has, a
-                ``path`` that cannot be written; then nothing is.
+                class of ``held_out`` that it has not, a ``path`` that cannot be written; then nothing is.
         """
-        from .add_class import require_name, with_class
+        from .add_class import HeldOut, require_name, with_class
 
         target = as_path(path, "a packed file to write")
         refuse_other_model(target)
         name = require_name(self.class_names, name)
+        labels, kept = self._held_out(name, held_out or {})
         given: list[Any] = list(pictures) if is_many(pictures) else [pictures]
-        stored = [picture_digest(one) for one in given]  # before file objects are read to their end
+        stored = [picture_digest(one) for one in (*given, *kept)]  # before file objects are read to their end
         if twice := [place for place, one in enumerate(stored) if one and one in stored[:place]]:
+            whose = f"of {name!r}" if held_out is None else "given"
             raise InputError(
-                f"{len(twice)} of {len(given)} pictures of {name!r} are copies of others, as number {twice[0] + 1}; "
+                f"{len(twice)} of {len(stored)} pictures {whose} are copies of others, as number {twice[0] + 1}; "
                 "give each picture once"
             )
-        prepared = list(batches(given, partial(self.prepare, max_pixels=max_pixels)))
-        features = [self._features(batch) for batch in prepared]
-        logits = [self.logits(batch) for batch in prepared]
-        width, classes = len(self.architecture.heads) * self.architecture.embed_dim, len(self.class_names)
-        model = with_class(
-            self._packed(),
-            name,
-            np.concatenate([np.empty((0, width), np.float32), *features]),
-            np.concatenate([np.empty((0, classes), np.float32), *logits]),
-            stored,
-        )
+        features, logits = self._read(given, max_pixels)
+        aside = None if held_out is None else HeldOut(*self._read(kept, max_pixels), np.array(labels, dtype=np.int64))
+        model = with_class(self._packed(), name, features, logits, stored, aside)
         write(target, model)
         if self.backend == "reference":
             return load(target, engine="reference", max_memory=self._engine.max_memory)
         limit = self._engine.__getstate__()[3]
         return load(target, threads=self.threads, backend=self.backend, max_memory=limit)
+
+    def _held_out(self, name: str, held_out: Mapping[str, Iterable[Picture]]) -> tuple[list[int], list[Any]]:
+        """Labels and pictures of a further class's ``held_out``."""
+        if not isinstance(held_out, Mapping):
+            raise InputError(f"held_out {shown(held_out)} must map names of classes to pictures")
+        known = class_names((*self.class_names, name))
+        labels: list[int] = []
+        kept: list[Any] = []
+        for one, pictures in held_out.items():
+            if not isinstance(one, str) or class_name(one) not in known:
+                raise InputError(f"the model has no class {shown(one)}, of which there are held-out pictures")
+            mine = list(pictures) if is_many(pictures) else [pictures]
+            labels += [known.index(class_name(one))] * len(mine)
+            kept += mine
+        return labels, kept
+
+    def _read(self, pictures: Sequence[Any], max_pixels: int | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Features (n, heads · C) and logits (n, K) of pictures."""
+        width, classes = len(self.architecture.heads) * self.architecture.embed_dim, len(self.class_names)
+        features, logits = [np.empty((0, width), np.float32)], [np.empty((0, classes), np.float32)]
+        for batch in batches(pictures, partial(self.prepare, max_pixels=max_pixels)):
+            features.append(self._features(batch))
+            logits.append(self.logits(batch))
+        return np.concatenate(features), np.concatenate(logits)
 
     def _packed(self) -> PackedModel:
         """The packed model that runs."""

@@ -71,6 +71,7 @@ def test_a_chain_trains_its_stages_in_order(run: RunSummary, console: Console) -
     taught = [line for line in lines(run.out) if line["stage"] != "teacher"]
     assert all(0 <= line["teacher_wait"] <= 1 for line in taught) and len(taught) == 7
     text = console.file.getvalue()
+    assert "twin: random weights, as teacher is another network" in text
     assert "tensors from twin" in text and "stage2 epoch 3/3, 0:00:" in text
     assert [line["stage"] for line in lines(run.out)] == ["teacher"] * 3 + ["twin"] * 4 + ["stage2"] * 3
 

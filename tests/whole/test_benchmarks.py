@@ -21,6 +21,7 @@ from processes import HANG_SECONDS
 from random_packed import write_random_packed
 
 from gsb_vit.decision import area_under_roc
+from gsb_vit.metrics import wilson_interval
 
 pytest.importorskip("gsb_vit._native", reason="the native extension is not built")
 linux = needs("memory", "/proc", Path("/proc/self/maps").exists())
@@ -250,7 +251,18 @@ def test_a_peer_is_judged_on_the_held_out_pictures(peers_data):
     roses = np.eye(6)[names.index("rose")]
     made = peers.Made(names, lambda paths: np.tile(roses, (len(paths), 1)), [])
     found = peers.judge(made, peers_data / "flowers" / "test", peers_data / "strangers")
+    assert found.pop("interval") == pytest.approx(wilson_interval(8, 48))
     assert found == {"judged": 48, "top1": 8 / 48, "strangers": 5, "strangers_above_0.9": 1.0}
+    for hits, total in ((0, 0), (0, 7), (7, 7), (800, 966)):
+        assert peers.interval(hits, total) == pytest.approx(wilson_interval(hits, total), abs=1e-12)
+
+
+def test_the_processor_time_of_a_peer_includes_what_it_started():
+    peers = imported("peers")
+    before = peers.cpu_minutes()
+    busy = "import time\nwhile time.process_time() < 0.3: pass"
+    subprocess.run([sys.executable, "-c", busy], check=True, timeout=HANG_SECONDS)
+    assert peers.cpu_minutes() - before > 0.2 / 60
 
 
 def test_a_peer_that_is_not_installed_is_one_line(tmp_path):

@@ -211,7 +211,8 @@ class _Run:
         if source in models:
             carried, fresh = start_from(model, models[source])
             first = f", as {fresh[0]}" if fresh else ""
-            self.log.say_prose(f"{name}: {len(carried)} tensors from {source}; {len(fresh)} start fresh{first}")
+            begins = f"{len(carried)} tensors from {source}; {len(fresh)} start fresh{first}"
+            self.log.say_prose(f"{name}: {begins if carried else f'random weights, as {source} is another network'}")
         return self._train(name, model, teacher, info)
 
     def _train(self, name: str, model: nn.Module, teacher: Teacher | None, info: ModelInfo) -> nn.Module:

@@ -9,6 +9,7 @@ import pytest
 from bad_packed import base_files, sealed, table
 from damaged_packed import damaged
 from random_packed import random_pictures
+from safetensors.numpy import save_file
 
 from gsb_vit.errors import InputError
 from gsb_vit.runtime.classifier import load
@@ -96,3 +97,12 @@ def test_only_regular_files_are_read(tmp_path, engine):
             load(path, engine=engine)
         assert str(caught.value).startswith(f"{path}: cannot be read (")
     assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float64", "int32", "uint8", "bool", "float32"])
+def test_a_trained_model_is_refused_for_what_it_is(tmp_path, dtype):
+    """It may hold tensors of types that no packed file has, such as the counts of a BatchNorm."""
+    path = tmp_path / "trained.safetensors"
+    save_file({"norm.num_batches_tracked": np.zeros(3, dtype=dtype)}, path, metadata={"architecture": "{}"})
+    for message in outcomes(path):
+        assert message == f"{path}: not a packed model; make one with `gsb-vit export RUN -o MODEL.safetensors`"

@@ -346,7 +346,7 @@ HOSTILE_TENSORS = {
     "half scale": (put("blocks.0.attn.attention_half_scale", 0, -1), "half_scale is not above 0"),
     "missing": (lambda t: t.pop("norm.bias"), "norm.bias is missing"),
     "extra": (lambda t: t.update(extra=np.zeros(1, np.float32)), "does not belong"),
-    "type": (lambda t: t.update({"norm.bias": np.zeros(32, np.float64)}), "norm.bias has the unknown type F64"),
+    "type": (lambda t: t.update({"norm.bias": np.zeros(32, np.float64)}), "norm.bias is F64"),
     "shape": (lambda t: t.update({"norm.bias": np.zeros((32, 1), np.float32)}), "norm.bias is F32"),
 }
 

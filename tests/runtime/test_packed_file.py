@@ -146,7 +146,7 @@ def test_bad_metadata_is_refused_in_one_line(tmp_path, model, changes, message):
 BAD_TENSORS = [
     ("norm.weight", None, "norm.weight is missing"),
     ("norm.extra", np.zeros(2, dtype=np.float32), "norm.extra' does not belong"),
-    ("norm.weight", np.zeros(36, dtype=np.float64), "norm.weight'? (is float64|has the unknown type)"),
+    ("norm.weight", np.zeros(36, dtype=np.float64), "norm.weight'? is float64"),
     ("norm.weight", np.zeros((36, 1), dtype=np.float32), r"norm.weight is float32 \(36, 1\), not float32 \(36,\)"),
     ("blocks.1.attn.v_scale", np.full(36, np.nan, dtype=np.float32), "blocks.1.attn.v_scale holds numbers"),
     ("blocks.0.attn.qkv.threshold", np.full(108, 37, dtype=np.int16), "values outside -1 … 36"),

@@ -34,9 +34,9 @@ class Parameter(NamedTuple):
 
 def parameters_of(callback):
     """Read a command's parameters off its signature."""
-    hints = typing.get_type_hints(callback, include_extras=True)
-    for name, parameter in inspect.signature(callback).parameters.items():
-        plain, info = typing.get_args(hints[name])[:2]
+    # get_type_hints would wrap what has None for a default in Optional, on Python 3.10.
+    for name, parameter in inspect.signature(callback, eval_str=True).parameters.items():
+        plain, info = typing.get_args(parameter.annotation)[:2]
         kinds = [one for one in (typing.get_args(plain) or (plain,)) if one is not type(None)]
         # In Annotated, what Typer calls the default is the first of the option's names.
         names = [one for one in (info.default, *(info.param_decls or ())) if str(one).startswith("--")]

@@ -92,6 +92,12 @@ inline constexpr Type kTypes[] = {
     {"I16", 2},
     {"F16", 2},
     {"F32", 4},
+    {"F64", 8},
+    {"I64", 8},
+    {"I32", 4},
+    {"U8", 1},
+    {"BOOL", 1},
+    {"BF16", 2},
 };
 inline constexpr Version kVersions[] = {
     {"1", kMetadataKeys1, 3},

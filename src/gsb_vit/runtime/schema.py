@@ -38,7 +38,7 @@ MAX_NESTING = 64
 MAX_WHOLE = 1 << 53
 MAX_TOKENS = 1 << 20
 
-# The types of a packed file's tensors, and those of other files: these are to be refused for what they are, not for a type.
+# The types of a packed file's tensors; then those of other files, which are refused for what they are, not for a type.
 TYPES = {"U64": "uint64", "I8": "int8", "I16": "int16", "F16": "float16", "F32": "float32"}
 TYPES |= {"F64": "float64", "I64": "int64", "I32": "int32", "U8": "uint8", "BOOL": "bool", "BF16": "uint16"}
 

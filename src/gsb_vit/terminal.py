@@ -134,7 +134,8 @@ class Table:
         """Give the lines and whether each is bold, of at most ``width`` cells (None: as wide as the texts).
 
         A table that is too wide has its first column shortened in the middle; where that is not enough, every row
-        becomes a record with a line for each of its cells. Records fold: nothing of them is left out.
+        becomes a record with a line for each of its cells. Records fold: nothing of them is left out. The caption is
+        prose of at most 80 cells.
         """
         if self.title:
             yield from ((line, True) for line in folded(printable(self.title), width))
@@ -151,7 +152,8 @@ class Table:
             for cells, bold in ((tuple(self.columns), True), *self.rows):
                 yield self._row(cells, widths), bold
         for line in self.caption.split("\n") if self.caption else ():
-            yield from ((one, False) for one in folded(printable(line), width))
+            for part in filled(printable(line), min(width or COLUMNS, COLUMNS)):
+                yield from ((one, False) for one in folded(part, width))
 
     def _row(self, cells: Sequence[str], widths: Sequence[int]) -> str:
         texts = []
@@ -181,13 +183,16 @@ def folded(text: str, width: int | None) -> list[str]:
     return lines
 
 
-def filled(text: str) -> list[str]:
-    """Return prose in lines of at most 80 cells, broken at spaces; the second and the next are indented."""
+def filled(text: str, width: int = COLUMNS) -> list[str]:
+    """Return prose in lines of at most ``width`` cells, broken at spaces; the second and the next are indented.
+
+    A word that is longer has a line of its own.
+    """
     indent = text[: len(text) - len(text.lstrip(" "))]
     first, *words = text.lstrip(" ").split(" ")
     lines, line = [], indent + first
     for word in words:
-        if cell_len(line) + 1 + cell_len(word) > COLUMNS:
+        if cell_len(line) + 1 + cell_len(word) > width:
             lines.append(line)
             line = f"{indent}{_GAP}{word}"
         else:

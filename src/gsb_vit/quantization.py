@@ -34,7 +34,7 @@ class Quantization:
     weights: Literal["all", "mlp", "none"] = "all"
     activations: Literal["binary", "full"] = "binary"
     weight_bits: Literal[1, 2, 8] = 1
-    activation_bits: Literal[1, 8] = 1
+    activation_bits: Literal[1, 2, 4, 8] = 1
     weight_scale: Literal["row", "layer", "learned_row"] = "row"
     edge_bits: Literal[8, 32] = 8
     tokenizer_bits: Literal[1, 8] = 8
@@ -63,14 +63,15 @@ class Quantization:
         self._check_groups()
 
     def _check_groups(self) -> None:
-        if self.activation_bits == 8 and self.scheme != "gsb":
+        if self.activation_bits > 1 and self.scheme != "gsb":
             raise InputError(
                 f"quantization scheme = {self.scheme!r} is about one-bit activations; leave it at 'gsb' with "
-                "activation_bits = 8"
+                f"activation_bits = {self.activation_bits}"
             )
         if self.scheme == "gsb" and self.activation_bits == 1:
             return
-        switch = "activation_bits = 8" if self.activation_bits == 8 else f"scheme = {self.scheme!r}"
+        bits = self.activation_bits
+        switch = f"activation_bits = {bits}" if bits > 1 else f"scheme = {self.scheme!r}"
         for name in ("attention_thresholds", "value_thresholds"):
             if getattr(self, name) not in (DEFAULT_THRESHOLDS, ()):
                 raise InputError(f"quantization {switch} has one group only; leave {name} out or give []")

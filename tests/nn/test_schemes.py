@@ -33,6 +33,8 @@ SCHEMES = {
     "bibert": {"scheme": "bibert"},
 }
 LADDER = {
+    "w1a2": {"activation_bits": 2},
+    "w1a4": {"activation_bits": 4},
     "w1a8": {"activation_bits": 8},
     "w2a1": {"weight_bits": 2},
     "w2a8": {"weight_bits": 2, "activation_bits": 8},
@@ -68,6 +70,8 @@ REFUSED = {
     "xnor": "scheme = 'xnor'; the runtime runs",
     "reactnet": "scheme = 'reactnet'; the runtime runs",
     "bibert": "scheme = 'bibert'; the runtime runs",
+    "w1a2": "activation_bits = 2; .*train stage 2 with activation_bits = 1",
+    "w1a4": "activation_bits = 4; .*train stage 2 with activation_bits = 1",
     "w1a8": "activation_bits = 8; .*train stage 2 with activation_bits = 1",
     "w2a1": "weight_bits = 2; .*train with weight_bits = 1",
     "w2a8": "weight_bits = 2",
@@ -95,13 +99,13 @@ def lively(switches) -> nn.Module:
             if "shift" in name or name.endswith("bias"):
                 parameter.add_(0.1 * torch.randn_like(parameter))
     initialize_scales(model, images())
+    bits = model.quantization.activation_bits
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if (
-                name.endswith(("query_quantizer.scale", "key_quantizer.scale"))
-                and model.quantization.activation_bits == 1
-            ):
+            if bits == 1 and name.endswith(("query_quantizer.scale", "key_quantizer.scale")):
                 parameter.fill_(1.5)
+            elif bits == 2 and name.endswith("attention_quantizer.scale"):
+                parameter.mul_(0.5)
     return model
 
 
@@ -349,6 +353,7 @@ def test_bit_is_gsb_with_one_group_each():
         ({"scheme": "bit", "value_thresholds": [0.5]}, "scheme = 'bit' has one group only; leave value_thresholds out"),
         ({"activation_bits": 8, "attention_thresholds": [0.5]}, "activation_bits = 8 has one group only"),
         ({"scheme": "xnor", "activation_bits": 8}, "scheme = 'xnor' is about one-bit activations"),
+        ({"activation_bits": 3}, "activation_bits is 3; it must be one of 1, 2, 4, 8"),
     ],
 )
 def test_switches_that_do_not_go_together_are_named(switches, message):
@@ -364,8 +369,9 @@ def test_boolean_attention_refuses_dropout_and_leaves_the_model_alone():
     assert [type(module) for module in vit.modules()] == before
 
 
-def test_eight_bits_replace_the_scheme_of_one():
-    made = scheme_of(Quantization(activation_bits=8))
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_more_bits_replace_the_scheme_of_one(bits):
+    made = scheme_of(Quantization(activation_bits=bits))
     parts = [made.linear(), made.hidden(), made.query_key(), made.attention(), made.value()]
-    assert all(isinstance(part, ElasticInteger) and part.bits == 8 and not part.offset for part in parts)
+    assert all(isinstance(part, ElasticInteger) and part.bits == bits and not part.offset for part in parts)
     assert [part.signed for part in parts] == [True, True, True, False, True]

@@ -110,17 +110,18 @@ def _bibert(q: Quantization) -> Scheme:
 
 
 def _integer(q: Quantization) -> Scheme:
-    """Eight-bit activations for the ladder of precisions: LSQ (https://arxiv.org/abs/1902.08153), a scale per layer.
+    """Activations of 2, 4 or 8 bits for the ladder of precisions: LSQ (https://arxiv.org/abs/1902.08153).
 
-    Signed everywhere but in the attention matrix, which is unsigned and, as with one bit, 0 where it is negative. (The
+    A layer has one scale. Signed everywhere but in the attention matrix, which is unsigned and, as with one bit, 0 where it is negative. (The
     released code shifts unsigned inputs by the smallest number of the batch; an answer would depend on its neighbours.)
     """
-    signed = partial(ElasticInteger, 8)
+    bits = q.activation_bits
+    signed = partial(ElasticInteger, bits)
     return Scheme(
         linear=signed,
         hidden=signed,
         query_key=signed,
-        attention=partial(ElasticInteger, 8, signed=False, offset=False),
+        attention=partial(ElasticInteger, bits, signed=False, offset=False),
         value=signed,
     )
 
@@ -130,4 +131,4 @@ _ROWS = {"gsb": _gsb, "bit": _gsb, "xnor": _xnor, "reactnet": _reactnet, "bibert
 
 def scheme_of(quantization: Quantization) -> Scheme:
     """Return the scheme that the switches ask for."""
-    return _integer(quantization) if quantization.activation_bits == 8 else _ROWS[quantization.scheme](quantization)
+    return _integer(quantization) if quantization.activation_bits > 1 else _ROWS[quantization.scheme](quantization)

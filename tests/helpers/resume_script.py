@@ -27,6 +27,7 @@ SETTINGS = [
     "data.validation_fraction=0.25",
     "threads=1",
     "distillation.feature_weight=0.5",
+    "stage1.optimizer=muon",
     "stage2.ema_decay=0.7",
     "stage2.mixup=0.4",
     "stage2.cutmix=1.0",

@@ -34,6 +34,20 @@ def test_every_parameter_is_in_one_group_and_vectors_do_not_decay(model: torch.n
         assert decay[id(parameter)] == (0.0 if exempt else 0.05), name
 
 
+def test_muon_is_for_the_weights_of_layers_alone(model: torch.nn.Module) -> None:
+    """Positions and the bias of attention have two dimensions, too, and are no maps from vectors to vectors."""
+    recipe = dataclasses.replace(RECIPE, optimizer="muon")
+    optimizer, schedule = make_optimizer(model, recipe, scale_factors(model, recipe), steps=5)
+    schedule.step_update(5)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    by_muon = {name for name, p in model.named_parameters() if optimizer.state[p]["use_muon"]}
+    matrices = {name for name, p in model.named_parameters() if name.endswith("weight") and p.ndim > 1}
+    assert by_muon == matrices - {"head.weight", "head_dist.weight"}  # three rows here, too few for timm
+    assert any("qkv" in name for name in by_muon)
+
+
 def test_one_step_moves_a_scale_by_a_share_of_itself(model: torch.nn.Module) -> None:
     optimizer, schedule = make_optimizer(model, RECIPE, scale_factors(model, RECIPE), steps=5)
     schedule.step_update(5)

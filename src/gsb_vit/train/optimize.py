@@ -40,20 +40,25 @@ def quantizer_scales(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield name, parameter
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, factors: Mapping[str, float]) -> list[dict]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, factors: Mapping[str, float], hybrid: bool = False
+) -> list[dict]:
     """Groups by weight decay and factor. No decay for 0/1-dimensional parameters and what the model exempts.
 
+    A ``hybrid`` optimiser treats matrices as such: of timm's kind it is told to leave parameters of two or more
+    dimensions that are no weights of a layer, such as positions and the bias of attention, to its fallback, AdamW.
     The order is that of the first parameter of each group, so equal arguments give equal groups.
     """
     exempt: set[str] = set(ask()) if callable(ask := getattr(model, "no_weight_decay", None)) else set()
-    groups: dict[tuple[float, float], dict] = {}
+    groups: dict[tuple[float, float, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decay = 0.0 if parameter.ndim <= 1 or name in exempt else weight_decay
         factor = factors.get(name, 1.0)
-        group = groups.setdefault((decay, factor), {"params": [], "weight_decay": decay, "lr_scale": factor})
-        group["params"].append(parameter)
+        plain = hybrid and parameter.ndim > 1 and not name.endswith("weight")
+        settings = {"weight_decay": decay, "lr_scale": factor} | ({"use_fallback": True} if plain else {})
+        groups.setdefault((decay, factor, plain), {"params": [], **settings})["params"].append(parameter)
     return list(groups.values())
 
 
@@ -61,7 +66,7 @@ def make_optimizer(
     model: nn.Module, recipe: StageRecipe, factors: Mapping[str, float], steps: int
 ) -> tuple[torch.optim.Optimizer, Scheduler]:
     """The optimiser and its schedule over ``steps`` updates an epoch; timm's schedule multiplies by ``lr_scale``."""
-    groups = parameter_groups(model, recipe.weight_decay, factors)
+    groups = parameter_groups(model, recipe.weight_decay, factors, hybrid="muon" in recipe.optimizer)
     on_gpu = all(p.is_cuda for group in groups for p in group["params"])
     fused: dict[str, Any] = {"fused": True} if on_gpu and recipe.optimizer in ("adam", "adamw") else {}
     optimizer = create_optimizer_v2(groups, opt=recipe.optimizer, lr=recipe.peak_learning_rate(), **fused)

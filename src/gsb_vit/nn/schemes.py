@@ -112,8 +112,9 @@ def _bibert(q: Quantization) -> Scheme:
 def _integer(q: Quantization) -> Scheme:
     """Activations of 2, 4 or 8 bits for the ladder of precisions: LSQ (https://arxiv.org/abs/1902.08153).
 
-    A layer has one scale. Signed everywhere but in the attention matrix, which is unsigned and, as with one bit, 0 where it is negative. (The
-    released code shifts unsigned inputs by the smallest number of the batch; an answer would depend on its neighbours.)
+    A layer has one scale. Signed everywhere but in the attention matrix, which is unsigned and, as with one bit, 0
+    where it is negative. (The released code shifts unsigned inputs by the smallest number of the batch; an answer would
+    depend on its neighbours.)
     """
     bits = q.activation_bits
     signed = partial(ElasticInteger, bits)

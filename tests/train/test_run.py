@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import math
-import platform
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from gsb_vit.train.evaluate import evaluate_run, model_logits
 from gsb_vit.train.folder import sensible_threads
 from gsb_vit.train.guards import TrainingError, check_loss
 from gsb_vit.train.loop import StageRun
+from gsb_vit.train.precision import bfloat16_cost
 from gsb_vit.train.recipe import Recipe
 from gsb_vit.train.recipe_io import load_recipe
 from gsb_vit.train.run import RunSummary, train
@@ -80,14 +80,19 @@ def test_metrics_lines_and_console(run: RunSummary, console: Console) -> None:
     assert run.packable
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="about x86-64 processors")
-@pytest.mark.parametrize(("capability", "said"), [("AVX2", True), ("AVX512", False)])
-def test_slow_bfloat16_is_said(tmp_path: Path, monkeypatch, capability: str, said: bool) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+@pytest.mark.parametrize(("cost", "said"), [(9.8, True), (1.7, True), (1.05, False), (0.5, False)])
+def test_slow_bfloat16_is_said(tmp_path: Path, monkeypatch, cost: float, said: bool) -> None:
+    monkeypatch.setattr("gsb_vit.train.run.bfloat16_cost", lambda device: cost)
     console = Console(file=io.StringIO(), width=200)
     recipe = quick("mixed_precision=bf16", "teacher.epochs=1", "stage1.epochs=1", "stage2.epochs=0")
     train(recipe, "digits", tmp_path / "run", console=console)
     assert ("--set mixed_precision=no" in console.file.getvalue()) == said
+    assert (f"bfloat16 take {cost} times as long" in " ".join(console.file.getvalue().split())) == said
+
+
+def test_the_cost_of_bfloat16_is_measured_on_a_cpu_alone() -> None:
+    assert bfloat16_cost(torch.device("cpu")) > 0
+    assert bfloat16_cost(torch.device("cuda")) == bfloat16_cost(torch.device("meta")) == 0
 
 
 def test_the_chosen_epoch_is_the_best_on_validation(run: RunSummary) -> None:

@@ -39,7 +39,7 @@ from .folder import RUN_FILE, read_run, require_threads, run_threads
 from .log import RunLog, RunTime, summary_table
 from .loop import StageRun, StageSetting
 from .memory import kept_memory
-from .precision import emulates_bfloat16
+from .precision import bfloat16_cost
 from .prepare import Choose, Request, prepare, preprocessing_of
 from .recipe import SEED_NUMBERS, STAGES, Recipe, StageRecipe
 from .results import calibration_of, show_results
@@ -47,6 +47,7 @@ from .seeds import seed_everything
 from .teacher import Teacher, build_teacher, load_teacher
 from .track import Tracker, Tracking, check_trackers
 
+SLOW_BFLOAT16 = 1.2  # times as long as float32, from where on a run says so; below it may be noise
 _BEFORE_FIRST_EPOCH = 2**31 - 1
 # What a full, vanished or write-protected disk answers; EIO and ESTALE come from disks and servers that fail.
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
@@ -135,10 +136,10 @@ def _train(request: Request, console: Console, stack: contextlib.ExitStack, trac
         f"{len(data.class_names)} classes; pictures: {len(data.train):,} for training, {len(data.validation):,} for "
         f"validation, {len(data.test):,} for the final test"
     )
-    if recipe.mixed_precision == "bf16" and emulates_bfloat16(accelerator.device):
+    if recipe.mixed_precision == "bf16" and (cost := bfloat16_cost(accelerator.device)) > SLOW_BFLOAT16:
         slow = (
-            'mixed_precision = "bf16": this processor has no instructions for bfloat16, which then takes about ten '
-            "times as long as float32; stop and train with"
+            f'mixed_precision = "bf16": on this processor products in bfloat16 take {cost:.1f} times as long as in '
+            "float32; stop and train with"
         )
         for line in told(slow, "--set mixed_precision=no"):
             log.say(line)

@@ -75,7 +75,39 @@ def test_a_tracker_that_fails_stops_being_told_and_the_run_ends_well(data, tmp_p
 
     train_small(data, out, track=[told], stream=Console())
     assert len(told.lines) == 2 and (out / "summary.json").is_file()
-    assert "tracking stopped: ConnectionError: the server is gone; the run goes on" in " ".join("".join(lines).split())
+    said = " ".join("".join(lines).split())
+    assert "tracker remembering stopped: ConnectionError: the server is gone; the run goes on" in said
+
+
+@pytest.mark.parametrize("fails_at", [0, "start"])
+def test_a_tracker_that_fails_takes_no_other_with_it(data, tmp_path, capsys, fails_at):
+    broken, sound = [Remembering(fails_at=fails_at) for _ in range(2)]
+    sound.fails_at = None
+    if fails_at == "start":
+        broken.store_init_configuration = lambda values: 1 / 0
+    for order in ([broken, sound], [sound, broken]):
+        sound.lines.clear()
+        out = tmp_path / f"run{order.index(sound)}"
+        train_small(data, out, track=order)
+        assert len(sound.lines) == len(rows(out)) and not broken.lines
+    assert sound.ended == 2 and broken.ended == 0
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_public_trackers_take_what_a_run_tells(data, tmp_path, monkeypatch, capsys, name):
+    pytest.importorskip(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    gsb_vit.fit(data, out=tmp_path / "run", recipe="quickstart", settings=tiny(), track=name)
+    assert "stopped" not in capsys.readouterr().out
+    if name == "mlflow":
+        import mlflow
+
+        (row,) = mlflow.search_runs(experiment_names=[track.PROJECT], output_format="list")
+        assert row.info.run_name == "run" and row.data.params["stage2.epochs"] == "1"
+        assert row.data.metrics["stage2/train_loss"] == rows(tmp_path / "run")[-1]["train_loss"]
+    else:
+        assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
 def test_tensorboard_is_written_into_the_run(data, tmp_path, capsys):

@@ -39,41 +39,47 @@ class Tracking:
     """What a run tells its trackers: the recipe once, and every line of metrics.jsonl.
 
     Keys are ``STAGE/NAME``. The step is the number of the line in metrics.jsonl. It grows over all stages and goes on
-    where a run is resumed. A tracker that fails stops being told, not the run.
+    where a run is resumed. A tracker that fails stops being told; the run goes on, and so do the others.
     """
 
     def __init__(self, accelerator: Accelerator, say: Callable[[str], None]) -> None:
         self.accelerator = accelerator
         self.say = say
-        self.works = True
+        self.told: list[GeneralTracker] = []
 
     def start(self, recipe: Recipe, folder: Path, spec: str) -> None:
         """Begin the run of that folder's name with its trackers."""
         config = {"data": spec, "run": str(folder), **_flat(asdict(recipe))}
         names = {"wandb": {"name": folder.name}, "mlflow": {"run_name": folder.name}}
-        self._try(lambda: self.accelerator.init_trackers(PROJECT, config=config, init_kwargs=names))
+        for one in list(self.accelerator.log_with):
+            self.accelerator.log_with, self.accelerator.trackers = [one], []  # so that one's failure is its own
+            if self._tell(one, lambda: self.accelerator.init_trackers(PROJECT, config=config, init_kwargs=names)):
+                self.told += self.accelerator.trackers
 
     def line(self, values: Mapping[str, Any], step: int) -> None:
         """Tell a line of metrics.jsonl, its numbers."""
         kept = {f"{values['stage']}/{key}": value for key, value in values.items() if isinstance(value, float)}
-        self._try(lambda: self.accelerator.log({**kept, f"{values['stage']}/epoch": values["epoch"]}, step=step))
+        kept[f"{values['stage']}/epoch"] = values["epoch"]
+        self.told = [one for one in self.told if self._tell(one, lambda: one.log(kept, step=step))]  # noqa: B023
 
     def end(self) -> None:
         """Let the trackers write what they hold."""
-        self._try(lambda: [one.finish() for one in self.accelerator.trackers])
+        for one in self.told:
+            self._tell(one, one.finish)
 
-    def _try(self, tell: Callable[[], Any]) -> None:
-        if not self.works:
-            return
+    def _tell(self, tracker: Tracker, tell: Callable[[], Any]) -> bool:
+        """Whether the tracker took it."""
         try:
             tell()
         except Exception as error:
-            self.works = False
             with contextlib.suppress(Exception):
+                name = tracker.name if isinstance(tracker, GeneralTracker) else tracker
                 self.say(
-                    f"tracking stopped: {type(error).__name__}: {' '.join(str(error).split())[:200]}; the run goes on, "
-                    "and metrics.jsonl holds everything"
+                    f"tracker {name} stopped: {type(error).__name__}: {' '.join(str(error).split())[:200]}; the run "
+                    "goes on, and metrics.jsonl holds everything"
                 )
+            return False
+        return True
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,6 +8,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Every worker has a core: PyTorch, NumPy and the processes that tests start take one thread unless told otherwise.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# No test asks the hub for a teacher's weights; those of the hub have one of their own.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 from hypothesis import HealthCheck, settings
 from needs import left_out
 

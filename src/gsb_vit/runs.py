@@ -247,8 +247,9 @@ def fit(
         from gsb_vit.train.recipe_io import build_recipe, flatten, overlay, read_values
         from gsb_vit.train.run import train
 
-        def load(one: str | None) -> Recipe:
+        def load(one: str | None, under: Mapping[str, Any] | None = None) -> Recipe:
             values = read_values(one)
+            overlay(values, under or {})
             overlay(values, settings or {})
             return build_recipe(values)
 
@@ -259,8 +260,8 @@ def fit(
             raise InputError("preset and time are for a new run; resume goes on with the run's own plan")
         if resume and name is None and (folder / RECIPE_FILE).is_file():
             name = str(folder / RECIPE_FILE)
-        keys = flatten(settings or {})
-        chosen, planner = plan_for(load, keys, own=is_own(spec), recipe=name, preset=preset, seconds=seconds)
+        fixed = flatten(settings or {})
+        chosen, planner = plan_for(load, fixed, own=is_own(spec), recipe=name, preset=preset, seconds=seconds)
         choose = planner if name is None or seconds is not None else None  # a recipe is taken as it is
         ways: dict[str, Any] = {"resume": resume, "skip_bad": skip_bad, "allow_missing": allow_missing}
         ways["track"] = (track,) if isinstance(track, str) else track

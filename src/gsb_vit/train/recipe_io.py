@@ -27,14 +27,17 @@ else:
     import tomli as tomllib
 
 
-def load_recipe(source: str | Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe and apply overrides.
+def load_recipe(
+    source: str | Path | None = None, overrides: Iterable[str] = (), *, under: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Read a recipe, lay the dotted keys of ``under`` over it, and apply overrides.
 
     ``source`` is a TOML file or the name of a recipe that comes with the package (``default``, ``authors``,
     ``quickstart``; None is ``default``); each override reads ``key.subkey=value``, the value as TOML, or a bare word.
     Raises InputError for a missing or malformed file, an unknown key (with the nearest one) and a wrong type.
     """
     values = read_values(source)
+    overlay(values, under or {})
     for override in overrides:
         _apply_override(values, override)
     return build_recipe(values)
@@ -107,11 +110,10 @@ def check_recipe(recipe: Recipe) -> None:
     require(recipe.threads is None or 0 < recipe.threads <= 1024, "threads", recipe.threads, "from 1 to 1024")
     for name in ("img_size", "patch_size"):
         require(getattr(recipe.model, name) > 0, f"model.{name}", getattr(recipe.model, name), "at least 1")
-    if recipe.model.img_size % recipe.model.patch_size:
-        raise InputError(
-            f"model.img_size = {recipe.model.img_size} is not a multiple of model.patch_size = "
-            f"{recipe.model.patch_size}; choose sizes that divide"
-        )
+    side, patch = recipe.model.img_size, recipe.model.patch_size
+    if side % patch:
+        near = " or ".join(str(one) for one in (side // patch * patch, -(-side // patch) * patch) if one)
+        raise InputError(f"model.img_size = {side} is not a multiple of model.patch_size = {patch}; choose {near}")
     for name in STAGES:
         stage = getattr(recipe, name)
         require(stage.epochs >= 0, f"{name}.epochs", stage.epochs, "at least 0")

@@ -146,7 +146,7 @@ class HeadFirst:
     def __init__(self, model: nn.Module, recipe: StageRecipe) -> None:
         own = recipe if isinstance(recipe, TeacherRecipe) else None
         self.model = model
-        self.epochs = own.head_epochs if own else 0
+        self.epochs = min(own.head_epochs, own.epochs) if own else 0
         self.epochs_of_all = max(1, recipe.epochs - self.epochs)
         self.frozen = own.batch_norm_frozen if own else False
         self._rates = (own.head_learning_rate, own.min_learning_rate) if own else (0.0, 0.0)

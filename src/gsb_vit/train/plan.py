@@ -42,6 +42,8 @@ _TOKENS = ((96, 16), (48, 8), (0, 4))  # the least side of pictures, and the sid
 _CHANNELS = (16, 32, 64)  # of a preset's convolutions where tokens are of 16 × 16 pixels, all but the last
 _MANY = 2000  # training pictures from which fewer epochs do
 _MOST, _LEAST = 2.0, 3  # --time at most doubles a preset's epochs, and leaves every stage so many
+_TEACHER_SHARE = 0.25  # of --time, that a pretrained teacher takes at most
+_TEACHER_STEPS = 120  # that it needs in any case
 _POOR = 0.3  # of a preset's epochs: with less time than that, a faster preset is taken
 _MATCHED = 2.0  # temperature of a student that learns from the teacher alone
 _MARGIN = 0.95  # of the time that is planned with
@@ -106,6 +108,7 @@ class Planner:
         stages = self._measure(recipe, drawn, accelerator)
         costs = reckon(recipe, drawn.data, stages, decode)
         if self.seconds is not None:
+            recipe = self._teacher_fitted(recipe, costs, len(drawn.data.train))
             factor = self._factor(recipe, costs)
             if self.may_switch and factor < _POOR:
                 faster = replace(self, preset="fast", may_switch=False)
@@ -151,7 +154,8 @@ class Planner:
         changes |= self._batches(recipe, drawn.data.train)
         if (many := len(drawn.data.train)) > _MANY and self.seconds is None:
             factor = (_MANY / many) ** 0.5
-            changes |= _epochs(recipe, self._movable(recipe), factor, self.fixed)
+            names = [n for n in STAGES if getattr(recipe, n).epochs and f"{n}.epochs" not in self.fixed]
+            changes |= _epochs(recipe, names, factor, self.fixed)
             why["epochs"] = f"× {factor:.2g}: many pictures"
         return _changed(recipe, changes), why
 
@@ -168,7 +172,19 @@ class Planner:
         return found
 
     def _movable(self, recipe: Recipe) -> list[str]:
-        return [n for n in STAGES if getattr(recipe, n).epochs and f"{n}.epochs" not in self.fixed]
+        """The stages that --time makes shorter or longer; a pretrained teacher has its own share of it."""
+        own = [n for n in STAGES if n != "teacher" or recipe.teacher.weights is None]
+        return [n for n in own if getattr(recipe, n).epochs and f"{n}.epochs" not in self.fixed]
+
+    def _teacher_fitted(self, recipe: Recipe, costs: Costs, pictures: int) -> Recipe:
+        """A pretrained teacher in its share of the time, with steps enough to learn its classes."""
+        assert self.seconds is not None
+        teacher, seconds = recipe.teacher, costs.epoch.get("teacher", 0.0)
+        if teacher.weights is None or "teacher.epochs" in self.fixed or not seconds:
+            return recipe
+        least = -(-_TEACHER_STEPS // max(1, pictures // teacher.batch_size))
+        epochs = min(teacher.epochs, max(least, int(_TEACHER_SHARE * self.seconds / seconds)))
+        return _changed(recipe, _epochs_of(recipe, "teacher", epochs, self.fixed))
 
     def _factor(self, recipe: Recipe, costs: Costs) -> float:
         """How many times its epochs the recipe may train in the time that is left."""
@@ -246,14 +262,19 @@ def _epochs(recipe: Recipe, names: Iterable[str], factor: float, fixed: Mapping[
     """Recipe keys of stages that are trained ``factor`` times as long."""
     changes: dict[str, Any] = {}
     for name in names:
-        stage = getattr(recipe, name)
-        epochs = max(min(stage.epochs, _LEAST), int(stage.epochs * factor))
-        changes[f"{name}.epochs"] = epochs
-        if f"{name}.warmup_epochs" not in fixed:
-            changes[f"{name}.warmup_epochs"] = min(stage.warmup_epochs, epochs // 5)
-    if recipe.teacher.head_epochs and "teacher.epochs" in changes and "teacher.head_epochs" not in fixed:
+        epochs = getattr(recipe, name).epochs
+        changes |= _epochs_of(recipe, name, max(min(epochs, _LEAST), int(epochs * factor)), fixed)
+    return changes
+
+
+def _epochs_of(recipe: Recipe, name: str, epochs: int, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Recipe keys of one stage of so many epochs; warm-up and a teacher's head epochs keep their share."""
+    changes: dict[str, Any] = {f"{name}.epochs": epochs}
+    if f"{name}.warmup_epochs" not in fixed:
+        changes[f"{name}.warmup_epochs"] = min(getattr(recipe, name).warmup_epochs, epochs // 5)
+    if name == "teacher" and recipe.teacher.head_epochs and "teacher.head_epochs" not in fixed:
         share = recipe.teacher.head_epochs / recipe.teacher.epochs
-        changes["teacher.head_epochs"] = min(changes["teacher.epochs"], round(share * changes["teacher.epochs"]))
+        changes["teacher.head_epochs"] = min(epochs, round(share * epochs))
     return changes
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/tokenizer.py [--size 64] [--backend avx512] [--json]
 
-Random packed models of the shape of recipes/flowers20_64_lite0.toml, which differ in the tokenizer alone; 1 % of their numbers are in
-upper groups. One thread, held to the last core. Needs gsb-vit[bench].
+Random packed models of the shape of recipes/flowers20_64_lite0.toml, which differ in the tokenizer alone; 1 % of their
+numbers are in upper groups. One thread, held to the last core. Needs gsb-vit[bench].
 """
 
 import argparse

@@ -197,7 +197,7 @@ def test_a_chain_that_is_killed_again_and_again_ends_with_the_same_weights(run: 
         (["teacher.weights=a.pth"], 'teacher.source = "timm:NAME"'),
         (["teacher.source=timm:resnet18", "teacher.weights=a.pth", "teacher.epochs=0"], "above 0"),
         (["teacher.source=timm:resnet18", "teacher.weights=a.pth", "teacher.pretrained=true"], "drop one"),
-        (["teacher.head_epochs=300"], "teacher.head_epochs"),
+        (["teacher.head_epochs=-1"], "teacher.head_epochs"),
         (["teacher.cache_views=2", "augment.policy=timm"], "augment.policy"),
         (["teacher.cache_views=0", "teacher.views=kept"], "cache_views above 0"),
         (["teacher.cache_views=2", "distillation.feature_weight=1"], "feature_weight"),

@@ -218,9 +218,9 @@ def plan_for(
 ) -> tuple[Recipe, Planner]:
     """The recipe that is asked for, and what chooses the rest of it.
 
-    ``load`` and ``fixed``: as those of Planner. ``own``: the pictures
-    are the user's. Such data without ``recipe`` and ``preset`` takes the preset ``good``; a published set takes the
-    recipe ``default`` as it is.
+    ``load`` and ``fixed``: as those of Planner. ``own``: the pictures are the user's. Such data without ``recipe`` and
+    ``preset`` takes the preset ``good``; a published set takes the recipe ``default`` as it is. A preset has a
+    pretrained teacher where it can be had.
 
     Raises:
         InputError: an unknown preset, a preset beside a recipe, and as ``load``.

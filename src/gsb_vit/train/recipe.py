@@ -153,7 +153,7 @@ class TeacherRecipe(StageRecipe):
     ``weights`` of a timm model: a .safetensors or .pth file, or a name on the Hugging Face hub. ``weights_order`` says
     how their tensors find the model's: by ``name``, or one after the other (``position``). The classifier is always
     new. ``img_size``, ``mean`` and ``std`` are the teacher's own; left out they are those its weights were trained
-    with, without ``weights`` the student's. The first ``head_epochs`` of the ``epochs`` train the classifier alone, at
+    with, without ``weights`` the student's. The first ``head_epochs`` of the ``epochs`` (all, if they are fewer) train the classifier alone, at
     ``head_learning_rate``. ``freeze_batch_norm`` keeps BatchNorm's statistics; left out it holds where there are
     ``weights``.
 

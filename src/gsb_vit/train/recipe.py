@@ -153,9 +153,9 @@ class TeacherRecipe(StageRecipe):
     ``weights`` of a timm model: a .safetensors or .pth file, or a name on the Hugging Face hub. ``weights_order`` says
     how their tensors find the model's: by ``name``, or one after the other (``position``). The classifier is always
     new. ``img_size``, ``mean`` and ``std`` are the teacher's own; left out they are those its weights were trained
-    with, without ``weights`` the student's. The first ``head_epochs`` of the ``epochs`` (all, if they are fewer) train the classifier alone, at
-    ``head_learning_rate``. ``freeze_batch_norm`` keeps BatchNorm's statistics; left out it holds where there are
-    ``weights``.
+    with, without ``weights`` the student's. The first ``head_epochs`` of the ``epochs``, or all if they are fewer,
+    train the classifier alone, at ``head_learning_rate``. ``freeze_batch_norm`` keeps BatchNorm's statistics; left out
+    it holds where there are ``weights``.
 
     ``precision = "fast"``: the teaching model computes in bfloat16 where the machine has instructions for it, pictures
     channels-last. ``cache_views = N`` draws N views of every picture once and keeps what the teacher says of each in

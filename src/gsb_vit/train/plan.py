@@ -32,7 +32,7 @@ PRESETS = {  # and the recipe of each, with a pretrained teacher and with a teac
     "good": ("good", "default"),
     "best": ("best", "best_own"),
 }
-_WITHOUT_VIEWS = (  # settings that do not go with what a pretrained teacher says of kept views
+_WITHOUT_PRETRAINED = (  # settings that do not go with a preset's pretrained teacher and the views kept of it
     "augment.policy",
     "distillation.feature_weight",
     "teacher.pretrained",
@@ -154,8 +154,7 @@ class Planner:
         changes |= self._batches(recipe, drawn.data.train)
         if (many := len(drawn.data.train)) > _MANY and self.seconds is None:
             factor = (_MANY / many) ** 0.5
-            names = [n for n in STAGES if getattr(recipe, n).epochs and f"{n}.epochs" not in self.fixed]
-            changes |= _epochs(recipe, names, factor, self.fixed)
+            changes |= _epochs(recipe, self._free(recipe), factor, self.fixed)
             why["epochs"] = f"× {factor:.2g}: many pictures"
         return _changed(recipe, changes), why
 
@@ -171,10 +170,13 @@ class Planner:
                 found[key] = max(1, min(stage.batch_size, len(train) // 2))
         return found
 
+    def _free(self, recipe: Recipe) -> list[str]:
+        """The stages whose epochs the user left to the plan."""
+        return [n for n in STAGES if getattr(recipe, n).epochs and f"{n}.epochs" not in self.fixed]
+
     def _movable(self, recipe: Recipe) -> list[str]:
-        """The stages that --time makes shorter or longer; a pretrained teacher has its own share of it."""
-        own = [n for n in STAGES if n != "teacher" or recipe.teacher.weights is None]
-        return [n for n in own if getattr(recipe, n).epochs and f"{n}.epochs" not in self.fixed]
+        """Those of them that --time makes shorter or longer; a pretrained teacher has its own share of it."""
+        return [n for n in self._free(recipe) if n != "teacher" or recipe.teacher.weights is None]
 
     def _teacher_fitted(self, recipe: Recipe, costs: Costs, pictures: int) -> Recipe:
         """A pretrained teacher in its share of the time, with steps enough to learn its classes."""
@@ -242,7 +244,7 @@ def _pretrained(load: Load, preset: str, fixed: Mapping[str, Any]) -> tuple[dict
     """Recipe keys of a preset's pretrained teacher, None where it cannot be had; and lines for the user."""
     if "teacher.source" in fixed:
         return None, ()
-    if clash := next((key for key in _WITHOUT_VIEWS if key in fixed), None):
+    if clash := next((key for key in _WITHOUT_PRETRAINED if key in fixed), None):
         return None, (f"{clash} is set: no pretrained teacher, but the network's own",)
     weights = load(PRESETS[preset][0], _own_tokens(fixed)).teacher.weights
     if weights is None or "teacher.weights" in fixed:

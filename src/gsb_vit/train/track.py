@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -60,7 +61,7 @@ class Tracking:
         """Tell a line of metrics.jsonl, its numbers."""
         kept = {f"{values['stage']}/{key}": value for key, value in values.items() if isinstance(value, float)}
         kept[f"{values['stage']}/epoch"] = values["epoch"]
-        self.told = [one for one in self.told if self._tell(one, lambda: one.log(kept, step=step))]  # noqa: B023
+        self.told = [one for one in self.told if self._tell(one, partial(one.log, kept, step=step))]
 
     def end(self) -> None:
         """Let the trackers write what they hold."""

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <random>
 #include <string>
 #include <vector>
@@ -39,6 +40,7 @@ template <class T>
 class Guarded {
   public:
     explicit Guarded(size_t size, T value = T()) : size_(size), memory_(size * sizeof(T) + 2 * kGuard) {
+        if (memory_.data() == nullptr) throw std::bad_alloc();
         std::memset(memory_.data(), 0xAA, memory_.size());
         for (size_t i = 0; i < size; ++i) data()[i] = value;
     }

@@ -20,6 +20,7 @@ from PIL import Image
 from processes import HANG_SECONDS
 from random_packed import write_random_packed
 
+from gsb_vit.data.folder import can_open
 from gsb_vit.decision import area_under_roc
 from gsb_vit.metrics import wilson_interval
 
@@ -207,6 +208,8 @@ def test_the_error_of_a_superposition():
 @pytest.fixture(scope="module")
 def peers_data(tmp_path_factory):
     """The folder of docs/peers.md, made of smooth random pictures."""
+    if not can_open(".avif"):
+        skip_without("the folder of the peers", "a Pillow with AVIF")
     folder = imported("peers_folder")
     root, out = tmp_path_factory.mktemp("flowers"), tmp_path_factory.mktemp("peers") / "data"
     labels = np.array([*np.repeat(list(folder.CLASSES), 24), *[1] * 5])

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "app": {"runtime"},
     "study": {"train", "export", "models", "bench", "data", "metrics"},
 }
-GROUND_FOR_ALL = {"errors", "files", "limits", "terminal"}
+GROUND_FOR_ALL = {"bars", "errors", "files", "limits", "terminal"}
 GROUND = {*GROUND_FOR_ALL, "quantization", "metrics", "decision"}  # single modules below all rooms
 DOORS = {"__main__", "cli", "quickstart", "runs", "sklearn"}  # they open every room
 # They import no PyTorch when they are imported.

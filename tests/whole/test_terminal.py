@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from gsb_vit.bars import Bars
 from gsb_vit.bench.peers.timing import Measurement
 from gsb_vit.report.tables import AnswerLines, bench_table, metrics_table
 from gsb_vit.runtime.classifier import Prediction
@@ -210,3 +211,11 @@ def test_names_are_never_cut(names):
 def test_numbers_and_their_nouns():
     assert [counted(n, "picture") for n in (0, 1, 1000)] == ["0 pictures", "1 picture", "1,000 pictures"]
     assert counted(2, "copy", "copies") == "2 copies"
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_bars_write_nothing_where_there_is_no_terminal(active) -> None:
+    stream = io.StringIO()
+    with Bars(console=plain_console(stream), active=active) as bars:
+        bars.advance(bars.add_task("work", total=2))
+    assert stream.getvalue() == ""

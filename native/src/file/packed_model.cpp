@@ -77,13 +77,13 @@ std::string fault(const TensorView& view, schema::Rule rule, int low, size_t hig
     throw Error("a rule that is none");
 }
 
-const schema::Version& known_version(const std::string& name) {
+const schema::Version& known_version(std::string_view name) {
     std::string known;
     for (const schema::Version& version : schema::kVersions) {
         if (name == version.name) return version;
         known += (known.empty() ? "" : ", ") + std::string(version.name);
     }
-    throw Error("version '" + quoted(name) + "' is unknown to this gsb-vit (it reads " + known + "); update it");
+    throw Error("version '" + quoted(std::string(name)) + "' is unknown to this gsb-vit (it reads " + known + "); update it");
 }
 
 // `decision` may be left out, and is unknown to version 1.

@@ -72,8 +72,8 @@ const std::string& available_names() {
     return names;
 }
 
-const Kernels& choose_kernels(const std::string& name) {
-    std::string wanted = name, source = "backend";
+const Kernels& choose_kernels(std::string_view name) {
+    std::string wanted(name), source = "backend";
     if (const char* forced = wanted.empty() ? std::getenv("GSB_VIT_BACKEND") : nullptr) {
         wanted = forced;
         source = "GSB_VIT_BACKEND";

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/contract.h"
@@ -43,6 +44,6 @@ const std::string& available_names();
 
 // The backend of that name, or, for an empty name, the one that the environment variable GSB_VIT_BACKEND names, or else
 // the best. Throws Error listing what there is.
-const Kernels& choose_kernels(const std::string& name);
+const Kernels& choose_kernels(std::string_view name);
 
 }  // namespace gsb

@@ -99,6 +99,8 @@ def _outcome(words: list[str]) -> tuple[int, str]:
     """Run a command: → exit status, and the line to say where it was refused."""
     if "" in words:  # as a path it would be the folder that this is run in
         return 2, f"argument {words.index('') + 1} is empty; give it a value, or leave it out with its option"
+    if nul := [word for word in words if "\0" in word]:  # some versions of click ask the system about such a path
+        return 2, f"argument {words.index(nul[0]) + 1} holds a NUL; no file and no name has one"
     try:
         status = app(args=words, prog_name="gsb-vit", standalone_mode=False)
         sys.stdout.flush()

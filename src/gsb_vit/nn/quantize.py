@@ -29,7 +29,8 @@ def sign(x: Tensor) -> Tensor:
 
 def as_number(mask: Tensor, like: Tensor) -> Tensor:
     """Return a boolean mask as 0 and 1 in the dtype of ``like`` (bytes convert faster than booleans on a CPU)."""
-    if mask.is_cuda or torch.compiler.is_compiling():  # Inductor of PyTorch 2.11 cannot view booleans as bytes
+    # Inductor of PyTorch 2.11 cannot view booleans as bytes. Dynamo of 2.6 cannot see is_cuda in a Function's backward.
+    if torch.compiler.is_compiling() or mask.is_cuda:
         return mask.to(like.dtype)
     return mask.view(torch.uint8).to(like.dtype)
 

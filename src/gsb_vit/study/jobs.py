@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from gsb_vit.bars import Bars
 from gsb_vit.errors import InputError
 from gsb_vit.files import write_atomically
 from gsb_vit.train.recipe_io import dump_recipe
@@ -158,13 +159,12 @@ def run_jobs(
     todo = [job for job in jobs if not is_finished(job, out)]
     errors: dict[str, str] = {}
     running: dict[str, tuple[Job, Handle, int, TaskID]] = {}
-    with Progress(
+    with Bars(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
         TimeElapsedColumn(),
         console=console,
-        disable=not console.is_terminal,
     ) as bars:
         whole = bars.add_task("study", total=len(jobs), completed=len(jobs) - len(todo), unit="runs")
         try:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
 from rich.table import Column
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from gsb_vit.bars import Bars
 from gsb_vit.metrics import METRIC_NAMES
 from gsb_vit.terminal import Table, filled
 
@@ -154,7 +155,7 @@ class StageBar:
         self._numbers = self._validation = ""
         self._shown = 0.0
         self._started: tuple[float, int] = (time.perf_counter(), 0)
-        self._bar = Progress(
+        self._bar = Bars(
             # In a narrow terminal the numbers are cut first.
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, min_width=7)),
             BarColumn(bar_width=8),
@@ -163,7 +164,7 @@ class StageBar:
             TextColumn("{task.fields[left]}", markup=False, table_column=Column(no_wrap=True, min_width=7)),
             TextColumn("{task.fields[numbers]}", markup=False),
             console=console,
-            disable=not active or not console.is_terminal,
+            active=active,
         )
         self._epoch_done = done
         self._task = self._bar.add_task(

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from torch import nn
 
+from gsb_vit.bars import Bars
 from gsb_vit.data.datasets import RawData
 from gsb_vit.data.digests import pack_seen, unpack_seen
 from gsb_vit.data.folder import is_read
@@ -198,7 +199,7 @@ def _draw(request: Request, raw: RawData, console: Console) -> tuple[Drawn, floa
     """The split, drawn now, and the seconds a picture took; a bar tells how many pictures have been decoded."""
     columns = (TextColumn("pictures verified"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
     looked_at, started = 0, time.perf_counter()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Bars(*columns, console=console, transient=True) as bar:
 
         def watch(count: int) -> Callable[[], None]:
             nonlocal looked_at

@@ -83,7 +83,8 @@ const schema::Version& known_version(std::string_view name) {
         if (name == version.name) return version;
         known += (known.empty() ? "" : ", ") + std::string(version.name);
     }
-    throw Error("version '" + quoted(std::string(name)) + "' is unknown to this gsb-vit (it reads " + known + "); update it");
+    throw Error("version '" + quoted(std::string(name)) + "' is unknown to this gsb-vit (it reads " + known +
+                "); update it");
 }
 
 // `decision` may be left out, and is unknown to version 1.

@@ -40,7 +40,7 @@ template <class T>
 class Guarded {
   public:
     explicit Guarded(size_t size, T value = T()) : size_(size), memory_(size * sizeof(T) + 2 * kGuard) {
-        if (memory_.data() == nullptr) throw std::bad_alloc();
+        if (memory_.data() == nullptr) throw std::bad_alloc();  // GCC 14 warns of a Buffer that only counts
         std::memset(memory_.data(), 0xAA, memory_.size());
         for (size_t i = 0; i < size; ++i) data()[i] = value;
     }

@@ -15,6 +15,6 @@ class Bars(Progress):
         super().__init__(*columns, console=console, transient=transient, disable=not (active and console.is_terminal))
 
     def stop(self) -> None:
-        """Take the bars away. Rich before 14 writes an empty line here, even where it never showed any."""
+        """Take the bars away. Rich before 14.3 writes an empty line here, even where it never showed any."""
         if not self.disable:
             super().stop()

@@ -85,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     limit = os.environ.get(MAX_MEMORY_VARIABLE)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
+        warnings.simplefilter("ignore", DeprecationWarning)  # one library's words to another, not to a user
         status, message = _outcome(words)
         if message and not write_refusal(message, _wants_json(words)):
             status = 2
@@ -97,10 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _outcome(words: list[str]) -> tuple[int, str]:
     """Run a command: → exit status, and the line to say where it was refused."""
-    if "" in words:  # as a path it would be the folder that this is run in
-        return 2, f"argument {words.index('') + 1} is empty; give it a value, or leave it out with its option"
-    if nul := [word for word in words if "\0" in word]:  # some versions of click ask the system about such a path
-        return 2, f"argument {words.index(nul[0]) + 1} holds a NUL; no file and no name has one"
+    for position, word in enumerate(words, 1):
+        if word == "":  # as a path it would be the folder that this is run in
+            return 2, f"argument {position} is empty; give it a value, or leave it out with its option"
+        if "\0" in word:  # some versions of click ask the system about it as a path
+            return 2, f"argument {position} holds a NUL, which no file and no name has; leave it out"
     try:
         status = app(args=words, prog_name="gsb-vit", standalone_mode=False)
         sys.stdout.flush()
